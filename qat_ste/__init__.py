@@ -1,0 +1,47 @@
+"""Does the choice of gradient estimator matter? Custom estimators against the STE, in lockstep."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qat_ste import estimators
+    from qat_ste.cohort import L2Penalty
+    from qat_ste.comparison import Comparison, compare
+    from qat_ste.equivalence import SteEquivalent
+    from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
+    from qat_ste.quantizer import UniformQuantizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Comparison": "comparison",
+    "L2Penalty": "cohort",
+    "SteEquivalent": "equivalence",
+    "UniformQuantizer": "quantizer",
+    "compare": "comparison",
+    "estimators": "estimators",
+    "quantize_weights": "fake_quantize",
+    "quantized_tensors": "fake_quantize",
+    "remove_quantizers": "fake_quantize",
+}
+__all__ = [
+    "Comparison",
+    "L2Penalty",
+    "SteEquivalent",
+    "UniformQuantizer",
+    "compare",
+    "estimators",
+    "quantize_weights",
+    "quantized_tensors",
+    "remove_quantizers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: the command shows its help without importing torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOME[name]}")
+    return module if name == "estimators" else getattr(module, name)

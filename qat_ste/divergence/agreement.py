@@ -1,0 +1,20 @@
+"""Quantized weight agreement: do the two runs have the same quantized weights now?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat_ste.divergence.metric import Metric
+
+
+class QuantizedWeightAgreement(Metric):
+    """Share of weights with Q(w_ref) = Q(w) (paper, metric 7)."""
+
+    name = "quantized_weight_agreement"
+    over_time = True
+    also_over_moved = True
+
+    def terms(self) -> tuple[Tensor, Tensor]:
+        same = self.pair.reference.level == self.pair.counterpart.level
+        return same, torch.ones_like(same)

@@ -1,0 +1,106 @@
+"""Change-point sequences of single weights, and their compression where a weight oscillates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of many weights, one after the other: entries ``offset[i]`` to ``offset[i + 1]`` are weight i's.
+
+    Each starts with (initial level, step 0); ``oscillations`` counts what compression folded into an entry.
+    """
+
+    offset: np.ndarray
+    level: np.ndarray
+    time: np.ndarray
+    oscillations: np.ndarray
+
+    @cached_property
+    def length(self) -> np.ndarray:
+        return np.diff(self.offset)
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """Weight that each entry belongs to."""
+        return np.repeat(np.arange(len(self.length)), self.length)
+
+
+class ChangeSequences:
+    """Collects change events of some weights; compressed now and then, so that oscillation costs no memory.
+
+    Args:
+        level: initial levels of all weights.
+        kept: positions of the weights whose events are given to ``append``; None for all.
+    """
+
+    LIMIT = 4_000_000  # events held before they are compressed, some 40 MB
+
+    def __init__(self, level: Tensor, kept: Tensor | None = None) -> None:
+        self.kept = np.arange(len(level)) if kept is None else kept.cpu().numpy()
+        initial = level.cpu().numpy()[self.kept].astype(np.int32)
+        zeros = np.zeros_like(initial)
+        self._sequences = Sequences(np.arange(len(initial) + 1), initial, zeros, zeros.copy())
+        self._events: list[tuple[np.ndarray, int, np.ndarray]] = []
+        self._held = 0
+
+    def append(self, weights: Tensor, step: int, levels: Tensor) -> None:
+        """``weights``: positions that changed at this step, ascending; ``levels``: their new levels."""
+        self._events.append((weights.int().cpu().numpy(), step, levels.int().cpu().numpy()))
+        self._held += len(weights)
+        if self._held > self.LIMIT:
+            self.compressed()
+
+    def compressed(self) -> Sequences:
+        """All sequences so far, compressed (arXiv 2405.05171, appendix on metrics). More events may follow."""
+        if self._events:
+            old = self._sequences
+            place = np.searchsorted(self.kept, np.concatenate([weights for weights, _, _ in self._events]))
+            times = np.repeat([step for _, step, _ in self._events], [len(weights) for weights, _, _ in self._events])
+            weight = np.concatenate([old.weight, place])
+            order = np.argsort(weight, kind="stable")
+            level = np.concatenate([old.level, *(levels for _, _, levels in self._events)])[order]
+            time = np.concatenate([old.time, times.astype(np.int32)])[order]
+            oscillations = np.concatenate([old.oscillations, np.zeros(len(place), np.int32)])[order]
+            offset = np.concatenate([[0], np.bincount(weight, minlength=len(self.kept)).cumsum()])
+            self._sequences = compress(Sequences(offset, level, time, oscillations))
+            self._events, self._held = [], 0
+        return self._sequences
+
+
+def compress(sequences: Sequences) -> Sequences:
+    """Folds oscillations: read left to right onto a stack; while its top four levels are x, y, x, y, the two in
+    the middle go, and the oscillation count of the x that stays grows by one.
+
+    All weights are read at once, entry by entry. One look after each push is enough: what lies below the folded
+    pair was looked at when it was on top. Compressing a compressed sequence changes nothing.
+    """
+    longest_first = np.argsort(-sequences.length, kind="stable")
+    lengths, starts = sequences.length[longest_first], sequences.offset[:-1][longest_first]
+    level, time, oscillations = sequences.level.copy(), sequences.time.copy(), sequences.oscillations.copy()
+    size = np.zeros_like(lengths)  # of each weight's stack, which lives where its sequence is read from
+    rounds = int(lengths[0]) if len(lengths) else 0
+    active = np.searchsorted(-lengths, -np.arange(rounds), side="left")
+    for entry in range(rounds):
+        some = slice(0, active[entry])
+        source, top = starts[some] + entry, starts[some] + size[some]
+        level[top], time[top], oscillations[top] = level[source], time[source], oscillations[source]
+        size[some] += 1
+        tall = np.flatnonzero(size[some] >= 4)
+        top = top[tall]
+        folds = (level[top] == level[top - 2]) & (level[top - 1] == level[top - 3])
+        top, folding = top[folds], tall[folds]
+        level[top - 2], time[top - 2], oscillations[top - 2] = level[top], time[top], oscillations[top]
+        oscillations[top - 3] += 1
+        size[folding] -= 2
+    kept = np.empty_like(size)
+    kept[longest_first] = size
+    weight = sequences.weight
+    inside = np.arange(len(level)) - sequences.offset[weight] < kept[weight]
+    offset = np.concatenate([[0], kept.cumsum()])
+    return Sequences(offset, level[inside], time[inside], oscillations[inside])

@@ -1,0 +1,42 @@
+"""What every gradient estimator has: a derivative g, and where known the integral of 1/g."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Estimator(ABC):
+    """Surrogate derivative g of the quantizer: the backward pass multiplies the incoming gradient by g(w).
+
+    A subclass gives ``shape``; that is enough for training, for the equivalence (integrated numerically) and
+    for every figure. ``integral`` is optional and makes the weight map faster and exact.
+    """
+
+    @abstractmethod
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        """g over one interval between two levels, as a function of the offset u in [-1/2, 1/2].
+
+        u is the signed distance from the nearest threshold in steps; the result has its shape and dtype.
+        """
+
+    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
+        """∫ ds/g(s) from 0 to u in closed form, u in float64; None where there is none."""
+        return None
+
+    def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""
+        return self.shape(quantizer.offset(w), quantizer) * quantizer.alive(w)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))

@@ -1,0 +1,19 @@
+"""The clipped straight-through estimator."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from qat_ste.estimators.ste import Ste
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Pwl(Ste):
+    """g = 1 inside the range and 0 outside it (piecewise linear; Hubara et al. 2016, arXiv 1602.02830).
+
+    The clipping belongs to the estimator: it holds whatever the quantizer's ``saturation`` says, and under
+    ``saturation="range"`` this is the STE itself.
+    """
+
+    def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return (~quantizer.saturated(w)).to(w.dtype)

@@ -1,0 +1,22 @@
+"""The straight-through estimator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat_ste.estimators.base import Estimator
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Ste(Estimator):
+    """g = 1 (Bengio et al. 2013, arXiv 1308.3432)."""
+
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return torch.ones_like(u)
+
+    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return u
+
+    def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return quantizer.alive(w).to(w.dtype)

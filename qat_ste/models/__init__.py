@@ -1,0 +1,7 @@
+"""Networks of the experiments; each a function that returns a plain ``nn.Module``."""
+
+from qat_ste.models.flax_cnn import flax_cnn
+from qat_ste.models.keras_cnn import keras_cnn
+from qat_ste.models.small_cnn import small_cnn
+
+__all__ = ["flax_cnn", "keras_cnn", "small_cnn"]

@@ -1,0 +1,133 @@
+"""Uniform weight quantizer: a grid of levels with thresholds midway between them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+SATURATIONS = ("range", "bin", "none")
+
+
+class UniformQuantizer:
+    """2^bits equally spaced levels from -max to max, deterministic rounding to the nearest.
+
+    With n = 2^bits and Δ = 2·max/(n - 1), thresholds are the whole multiples of Δ from -(n/2 - 1)·Δ to
+    (n/2 - 1)·Δ, and levels lie half a step beside them (arXiv 2405.05171, section 2). Each is one correctly
+    rounded product, so that a threshold is the same floating-point number wherever it is compared: in the
+    forward pass, in the metrics, in the weight map. A weight on a threshold goes to the upper level.
+
+    Args:
+        bits: 1 to 16.
+        max: end of the range, > 0; a float, or a tensor that broadcasts against the weights (per channel).
+        saturation: where the backward pass is alive. ``range``: |w| <= max (the paper); ``bin``: half a step
+            beyond, the whole outer bins; ``none``: everywhere.
+
+    Raises:
+        ValueError: an argument is out of its bounds.
+    """
+
+    def __init__(self, bits: int, max: float | Tensor, saturation: str = "range") -> None:
+        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
+            raise ValueError(f"bits must be a whole number from 1 to 16, got {bits!r}")
+        if saturation not in SATURATIONS:
+            raise ValueError(f"saturation must be one of {', '.join(SATURATIONS)}, got {saturation!r}")
+        if isinstance(max, Tensor):
+            if not bool(((max > 0) & torch.isfinite(max)).all()):
+                raise ValueError("max must be positive and finite for every channel")
+        elif not isinstance(max, Real) or not (max > 0 and math.isfinite(max)):
+            raise ValueError(f"max must be a positive finite number, got {max!r}")
+        self.bits = bits
+        self.max = max
+        self.saturation = saturation
+        self._steps: dict[tuple[torch.dtype, torch.device], Tensor | float] = {}
+
+    def __repr__(self) -> str:
+        max_ = f"tensor{tuple(self.max.shape)}" if isinstance(self.max, Tensor) else f"{self.max:.6g}"
+        return f"UniformQuantizer(bits={self.bits}, max={max_}, saturation={self.saturation!r})"
+
+    @property
+    def num_levels(self) -> int:
+        return 2**self.bits
+
+    @property
+    def step(self) -> float | Tensor:
+        """Δ, the distance of neighbouring levels; shape of ``max``."""
+        return 2 * self.max / (self.num_levels - 1)
+
+    @property
+    def levels(self) -> Tensor:
+        """All levels, ascending; shape (2^bits, *max.shape), as ``self(w)`` gives them for default-dtype w."""
+        return self._grid([j + 0.5 - self.num_levels / 2 for j in range(self.num_levels)])
+
+    @property
+    def thresholds(self) -> Tensor:
+        """All thresholds, ascending; shape (2^bits - 1, *max.shape)."""
+        return self._grid([i + 1 - self.num_levels / 2 for i in range(self.num_levels - 1)])
+
+    def step_in(self, dtype: torch.dtype, device: torch.device) -> float | Tensor:
+        """Δ rounded to ``dtype``: the number whose multiples are the thresholds of weights of that dtype."""
+        key = (dtype, device)
+        if key not in self._steps:
+            if dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
+            per_channel = isinstance(self.max, Tensor)
+            max_ = self.max.double() if per_channel else torch.tensor(float(self.max), dtype=torch.float64)
+            step = (2 * max_ / (self.num_levels - 1)).to(device=device, dtype=dtype)
+            self._steps[key] = step if per_channel else step.item()
+        return self._steps[key]
+
+    def index(self, w: Tensor) -> Tensor:
+        """Number of the level of each weight, 0 … 2^bits - 1, in the dtype and shape of ``w``."""
+        half, step = self.num_levels // 2, self.step_in(w.dtype, w.device)
+        # A guess that is right or one too low (the quarter outweighs any rounding), then one exact comparison.
+        guess = (w / step).add_(half - 0.25).floor_().clamp_(0, 2 * half - 2)
+        return guess + (w >= (guess + (1 - half)) * step)
+
+    def level(self, index: Tensor) -> Tensor:
+        """Values of the levels with these numbers, in the dtype and shape of ``index``."""
+        return (index + (0.5 - self.num_levels // 2)) * self.step_in(index.dtype, index.device)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Nearest level of each weight, in the dtype and shape of ``w``."""
+        return self.level(self.index(w))
+
+    def offset(self, w: Tensor) -> Tensor:
+        """u: signed distance from the nearest threshold in steps, in [-1/2, 1/2].
+
+        Beyond the range the row of thresholds is continued, so that u is periodic on the whole line.
+        """
+        position = w / self.step_in(w.dtype, w.device)
+        return position - position.round()
+
+    def alive(self, w: Tensor) -> Tensor:
+        """Whether the backward pass reaches each weight, by ``saturation``; boolean, shape of ``w``."""
+        if self.saturation == "none":
+            return torch.ones_like(w, dtype=torch.bool)
+        if self.saturation == "bin":
+            return w.abs() <= self.num_levels / 2 * self.step_in(w.dtype, w.device)
+        return ~self.saturated(w)
+
+    def saturated(self, w: Tensor) -> Tensor:
+        """Whether each weight lies beyond the range, whatever ``saturation`` makes of it; boolean."""
+        outermost = (self.num_levels - 1) / 2 * self.step_in(w.dtype, w.device)
+        if isinstance(outermost, Tensor):  # rounding must leave neither max nor the outermost level outside
+            return w.abs() > torch.maximum(outermost, torch.as_tensor(self.max).to(outermost))
+        return w.abs() > max(outermost, float(self.max))
+
+    def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest number (in the dtype of ``w``) on the level of each weight."""
+        n, index, step = self.num_levels, self.index(w), self.step_in(w.dtype, w.device)
+        inf = torch.full_like(w, math.inf)
+        lowest = torch.where(index > 0, (index - n // 2) * step, -inf)
+        highest = torch.where(index < n - 1, torch.nextafter((index + (1 - n // 2)) * step, -inf), inf)
+        return lowest, highest
+
+    def _grid(self, multiples: list[float]) -> Tensor:
+        if isinstance(self.max, Tensor):
+            step = self.step_in(self.max.dtype, self.max.device)
+        else:
+            step = torch.tensor(self.step_in(torch.get_default_dtype(), torch.device("cpu")))
+        return torch.tensor(multiples).to(step).reshape(-1, *[1] * step.ndim) * step
