@@ -73,10 +73,11 @@ class UniformQuantizer:
         if key not in self._steps:
             if dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
-            per_channel = isinstance(self.max, Tensor)
-            max_ = self.max.double() if per_channel else torch.tensor(float(self.max), dtype=torch.float64)
-            step = (2 * max_ / (self.num_levels - 1)).to(device=device, dtype=dtype)
-            self._steps[key] = step if per_channel else step.item()
+            if isinstance(self.max, Tensor):
+                self._steps[key] = (2 * self.max.double() / (self.num_levels - 1)).to(device=device, dtype=dtype)
+            else:
+                step = torch.tensor(2 * float(self.max) / (self.num_levels - 1), dtype=torch.float64, device="cpu")
+                self._steps[key] = step.to(dtype).item()
         return self._steps[key]
 
     def index(self, w: Tensor) -> Tensor:

@@ -1,0 +1,144 @@
+"""What the runner owns of a configuration: its schema, and one place that finds everything wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a configuration, told in one line."""
+
+    key: str
+    value: Any
+    allowed: str
+    example: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={_shown(self.value)}: {self.allowed}; for example {self.key}={self.example}"
+
+
+class ConfigError(Exception):
+    """All the problems of a configuration; each is a line of the message."""
+
+    def __init__(self, problems: list[Any]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_shown(item) for item in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _checked(test: Callable[[Any], bool], allowed: str, example: str) -> Any:
+    return field(default=MISSING, metadata={"test": test, "allowed": allowed, "example": example})
+
+
+def _one_of(*names: str) -> Any:
+    return _checked(lambda value: value in names, f"must be one of {', '.join(names)}", names[0])
+
+
+def _optional(minimum: int, example: str) -> Any:
+    return _checked(lambda v: v is None or v >= minimum, f"must be null or a whole number of at least {minimum}", example)
+
+
+def _at_least(minimum: int, example: str) -> Any:
+    return _checked(lambda value: value >= minimum, f"must be a whole number of at least {minimum}", example)
+
+
+class _Section:
+    """Checks its fields by their metadata."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            Problem(field.name, getattr(self, field.name), field.metadata["allowed"], field.metadata["example"])
+            for field in fields(self)  # type: ignore[arg-type]
+            if field.metadata and not field.metadata["test"](getattr(self, field.name))
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass
+class QuantizerConfig(_Section):
+    bits: int = _checked(lambda value: 1 <= value <= 16, "must be a whole number from 1 to 16", "2")
+    saturation: str = _one_of("range", "bin", "none")
+    include: list[str] = MISSING
+    exclude: list[str] = MISSING
+    biases: bool = MISSING
+
+
+@dataclass
+class TrainConfig(_Section):
+    steps: int = _at_least(1, "1500")
+    epochs: int | None = _optional(1, "10")
+    steps_per_epoch: int | None = _optional(1, "100")
+    batch_size: int = _at_least(1, "64")
+    shuffle: bool = MISSING
+    schedule: str = _one_of("cosine", "constant", "step")
+    warmup: float = _checked(lambda value: 0 <= value < 1, "must be a share of the steps, from 0 to below 1", "0.02")
+    l2: float = _checked(lambda value: 0 <= value < math.inf, "must be a finite number of at least 0", "1e-4")
+    l2_include: list[str] = MISSING
+    seed: int = _checked(lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 4294967295", "42")
+
+
+@dataclass
+class MetricsConfig(_Section):
+    every: int | None = _optional(1, "10")
+    sequence_weights: int = _at_least(1, "1000000")
+
+
+@dataclass
+class RuntimeConfig(_Section):
+    device: str = MISSING
+    threads: int | None = _optional(1, "2")
+    line_seconds: float = _checked(lambda value: 0 < value < math.inf, "must be a positive number of seconds", "5")
+
+
+@dataclass
+class PathsConfig:
+    data: str = MISSING
+    output: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    """The whole configuration. The last five are open sets: any ``_target_`` with its arguments."""
+
+    quantizer: QuantizerConfig = MISSING
+    train: TrainConfig = MISSING
+    metrics: MetricsConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+    paths: PathsConfig = MISSING
+    counterparts: list[str] = MISSING
+    dataset: Any = MISSING
+    model: Any = MISSING
+    estimator: Any = MISSING
+    optimizer: Any = MISSING
+    logger: Any = MISSING
+
+
+SECTIONS = ("quantizer", "train", "metrics", "runtime")
+
+
+def section_problems(cfg: DictConfig) -> list[Problem]:
+    """Every fault in the sections that the runner owns."""
+    problems = []
+    for name in SECTIONS:
+        try:
+            OmegaConf.to_object(cfg[name])
+        except ConfigError as error:
+            problems += [Problem(f"{name}.{p.key}", p.value, p.allowed, p.example) for p in error.problems]
+    lr = cfg.optimizer.get("lr")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        problems.append(Problem("optimizer.lr", lr, "must be a positive finite number", "0.003"))
+    return problems

@@ -1,0 +1,182 @@
+"""From a configuration to the parts of a comparison, with every fault found before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qat_ste.cohort import COUNTERPARTS, MakeOptimizer, unknown_counterparts
+from qat_ste.config import ConfigError, Problem, section_problems
+from qat_ste.data.in_memory import Dataset, InMemoryBatches
+from qat_ste.equivalence import SteEquivalent
+from qat_ste.estimators import Estimator
+from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What ``compare`` is called with, instantiated."""
+
+    estimator: Estimator
+    optimizer: MakeOptimizer
+    dataset: Dataset
+    build_model: Callable[[], nn.Module]
+    batches: InMemoryBatches
+    steps: int
+    steps_per_epoch: int
+    device: torch.device
+
+
+class Preparation:
+    """Builds the parts and collects what is wrong with them.
+
+    Args:
+        default: the packaged value of a key ("estimator.k"), for the example in a message.
+    """
+
+    def __init__(self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None) -> None:
+        self.cfg, self._default = cfg, default
+        self.problems: list[Any] = [*section_problems(cfg)]
+
+    def parts(self) -> Parts:
+        """Everything, checked.
+
+        Raises:
+            ConfigError: with all problems found.
+        """
+        cfg = self.cfg
+        unknown = unknown_counterparts(cfg.counterparts)
+        if unknown or not cfg.counterparts:
+            allowed = f"allowed are {', '.join(COUNTERPARTS)} and jitter_<percent>, at least one"
+            self._add("counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]")
+        estimator = self._build("estimator")
+        optimizer = self._optimizer()
+        device = self._device()
+        dataset = self._build("dataset")
+        build_model = batches = None
+        if dataset is not None:
+            build_model = self._model_builder(dataset)
+            batches = self._batches(dataset)
+            if estimator is not None and build_model is not None:
+                self._check_model(build_model, dataset, estimator)
+        if self.problems:
+            raise ConfigError(self.problems)
+        assert estimator is not None and optimizer is not None and device is not None
+        assert dataset is not None and build_model is not None and batches is not None
+        steps_per_epoch = cfg.train.steps_per_epoch or batches.steps_per_epoch
+        steps = cfg.train.epochs * steps_per_epoch if cfg.train.epochs else cfg.train.steps
+        return Parts(estimator, optimizer, dataset, build_model, batches, steps, steps_per_epoch, device)
+
+    def _add(self, key: str, allowed: str, example: Any = None) -> None:
+        """A problem with a key; its example is the packaged default unless given."""
+        if not any(getattr(problem, "key", None) == key for problem in self.problems):
+            example = self._default(key) if example is None else example
+            self.problems.append(Problem(key, OmegaConf.select(self.cfg, key), allowed, str(example)))
+
+    def _refused(self, group: str, error: Exception) -> None:
+        """What a constructor said: our own start with the argument's name, of which the key is made."""
+        text = " ".join(str(error.__cause__ or error).split())
+        argument = text.split(" ")[0]
+        if argument in self.cfg[group]:
+            self._add(f"{group}.{argument}", text.removeprefix(argument).split(", got ")[0].strip())
+        elif group == "dataset" and "root" in self.cfg.dataset:
+            self._add("paths.data", text, "DIR_WITH_THE_FILES")
+        else:
+            self.problems.append(f"{group}: {text}")
+
+    def _build(self, group: str) -> Any:
+        try:
+            return instantiate(self.cfg[group])
+        except Exception as error:  # a foreign target may raise anything
+            self._refused(group, error)
+            return None
+
+    def _optimizer(self) -> MakeOptimizer | None:
+        node = self.cfg.optimizer.copy()
+        OmegaConf.set_struct(node, False)
+        lr = node.pop("lr", None)
+        try:
+            make: MakeOptimizer = instantiate(node, _convert_="all")
+            if not any(getattr(problem, "key", None) == "optimizer.lr" for problem in self.problems):
+                make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
+        except Exception as error:
+            self._refused("optimizer", error)
+            return None
+        return make
+
+    def _device(self) -> torch.device | None:
+        name = self.cfg.runtime.device
+        try:
+            device = torch.device(name)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            self._add("runtime.device", f"cannot be used ({str(error).splitlines()[0]})", "cpu")
+            return None
+        return device
+
+    def _batches(self, dataset: Dataset) -> InMemoryBatches | None:
+        train = self.cfg.train
+        try:
+            return InMemoryBatches(dataset.train, train.batch_size, train.shuffle, train.seed)
+        except ValueError as error:
+            self._add("train.batch_size", str(error).removeprefix("batch_size ").split(", got ")[0])
+            return None
+
+    def _model_builder(self, dataset: Dataset) -> Callable[[], nn.Module] | None:
+        """The model's function with whatever it wants to know of the data set."""
+        make = self._build("model")
+        if make is None:
+            return None
+        _, channels, _, width = dataset.train.images.shape
+        facts = {"in_channels": channels, "image_size": width, "num_classes": dataset.num_classes}
+        wanted = inspect.signature(make).parameters
+        return partial(make, **{name: value for name, value in facts.items() if name in wanted})
+
+    def _check_model(self, build_model: Callable[[], nn.Module], dataset: Dataset, estimator: Estimator) -> None:
+        """Builds, quantizes and runs the model without memory or arithmetic (on the meta device)."""
+        quantizer, cfg = self.cfg.quantizer, self.cfg
+        try:
+            with torch.device("meta"):
+                model = build_model()
+                model(torch.empty((1, *dataset.train.images.shape[1:])))
+        except Exception as error:
+            self._refused("model", error)
+            return
+        try:
+            quantize_weights(model, 1, estimator, list(quantizer.include), list(quantizer.exclude), biases=quantizer.biases)
+        except ValueError as error:
+            self._add("quantizer.include", str(error), "[Conv2d]")
+            return
+        if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
+            return
+        if "ste" in cfg.counterparts:
+            range_ = next(quantized_tensors(model))[2].quantizer.max
+            kind = type(next(quantized_tensors(model))[2].quantizer)
+            try:
+                SteEquivalent(estimator, kind(quantizer.bits, range_, quantizer.saturation))
+            except ValueError as error:
+                self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
+
+
+def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
+    """Looks a key up in the packaged configuration, under the choices of this run."""
+
+    def default(key: str) -> Any:
+        group, _, name = key.partition(".")
+        for path in (Path(config_dir) / group / f"{choices.get(group)}.yaml", Path(config_dir) / "config.yaml"):
+            if path.is_file():
+                found = OmegaConf.select(OmegaConf.load(path), name if path.parent.name == group else key)
+                if found is not None:
+                    return found
+        return "null"
+
+    return default

@@ -1,0 +1,151 @@
+"""The paper's figures from the rows and weights of one run. Colours after Okabe and Ito, safe for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from qat_ste.report.run_files import RunFiles
+
+COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
+MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")
+DASHES = {"reference": "-", "ste": "-", "naive": "--", "jitter": "-.", "replica": ":"}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+}
+
+
+def draw_all(run: RunFiles, folder: Path) -> dict[str, str]:
+    """Draws every figure into ``folder``; returns what went wrong by figure, for the log."""
+    folder.mkdir(exist_ok=True)
+    failures = {}
+    for name, draw in FIGURES.items():
+        try:
+            with mpl.rc_context(STYLE):
+                draw(run).savefig(folder / f"{name}.png")
+        except Exception as error:  # one figure must cost neither the others nor the numbers
+            failures[name] = f"{type(error).__name__}: {error}"
+    return failures
+
+
+def curves(run: RunFiles) -> Figure:
+    """Loss and accuracy of all models, and their difference from the reference."""
+    accuracy = run.series("reference/validation_accuracy")
+    rows: list[tuple[str, str, str]] = [("train_loss", "training loss", "log")]
+    if len(accuracy):
+        rows.append(("validation_accuracy", "test accuracy", "linear"))
+    figure = Figure(figsize=(6.8, 2.3 * len(rows)))
+    axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
+    for (key, title, scale), (left, right) in zip(rows, axes, strict=True):
+        reference = run.series(f"reference/{key}")
+        left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.2, alpha=0.45)
+        for number, name in enumerate(run.counterparts):
+            series = run.series(f"{name}/{key}")
+            left.plot(*series.T, label=name, **_line(name, number), alpha=0.9)
+            right.plot(series[:, 0], series[:, 1] - reference[:, 1], label=name, **_line(name, number), alpha=0.9)
+        left.set(yscale=scale, ylabel=title)
+        if scale == "linear":  # the first epochs would flatten the rest
+            left.set_ylim(max(0.0, float(np.quantile(reference[:, 1], 0.05)) - 0.05), 1.0)
+            limit = float(np.abs([run.series(f"{n}/{key}")[len(reference) // 10 :, 1] - reference[len(reference) // 10 :, 1]
+                                  for n in run.counterparts]).max())
+            right.set_ylim(-1.2 * limit - 1e-3, 1.2 * limit + 1e-3)
+        right.axhline(0, color="#888888", lw=0.8)
+        right.set_ylabel("difference from reference")
+    axes[0, 0].set_title("both models")
+    axes[0, 1].set_title("counterpart minus reference")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    axes[0, 0].legend(ncols=2)
+    return figure
+
+
+def alignment_error(run: RunFiles) -> Figure:
+    """Weight alignment error over time, all counterparts on one axis."""
+    figure = Figure(figsize=(4.6, 3.1))
+    axis = figure.subplots()
+    for number, name in enumerate(run.counterparts):
+        series = run.series(f"{name}/weight_alignment_error")
+        if not len(series) or not (series[:, 1] > 0).any():
+            axis.plot([], [], label=f"{name} (exactly 0)", **_line(name, number))
+            continue
+        axis.plot(*series.T, label=name, **_line(name, number))
+        unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
+        if not np.array_equal(unmapped, series):
+            axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=_line(name, number)["color"], ls=":")
+    axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
+    axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return figure
+
+
+def alignment_scatter(run: RunFiles) -> Figure:
+    """Final weights of the reference, raw and re-mapped, against those of the STE counterpart."""
+    name = run.main_counterpart
+    own, raw, mapped = (run.weights[key] for key in (f"{name}/final", "reference/final", f"{name}/mapped_reference"))
+    panels = [("reference, raw", raw)]
+    if not np.array_equal(raw, mapped):
+        panels.append(("reference, re-mapped by M", mapped))
+    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 3.1))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, reference) in zip(axes, panels, strict=True):
+        image = _density(axis, own, reference)
+        axis.set(title=title, xlabel=f"{name} weight / max")
+    axes[0].set_ylabel("reference weight / max")
+    figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
+    return figure
+
+
+def movement_scatter(run: RunFiles) -> Figure:
+    """Initial against final weights of the reference and of the STE counterpart."""
+    name = run.main_counterpart
+    figure = Figure(figsize=(7.2, 3.1))
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, member in zip(axes, ("reference", name), strict=True):
+        image = _density(axis, run.weights[f"{member}/initial"], run.weights[f"{member}/final"])
+        axis.set(title=member, xlabel="initial weight / max")
+    axes[0].set_ylabel("final weight / max")
+    figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
+    return figure
+
+
+def _density(axis: Axes, x: np.ndarray, y: np.ndarray, limit: float = 1.3) -> Any:
+    edges = np.linspace(-limit, limit, 131)
+    counts, _, _ = np.histogram2d(x.clip(-limit, limit), y.clip(-limit, limit), bins=(edges, edges))
+    shown = np.ma.masked_equal(counts.T, 0)
+    image = axis.pcolormesh(edges, edges, shown, norm=LogNorm(1, max(2.0, counts.max())), cmap="viridis", rasterized=True)
+    axis.plot([-limit, limit], [-limit, limit], color="#D55E00", lw=0.7, ls="--")
+    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    return image
+
+
+def _line(name: str, number: int) -> dict[str, Any]:
+    kind = name.split("_")[0]
+    if name in COLORS:
+        return {"color": COLORS[name], "ls": DASHES[name]}
+    return {"color": MORE_COLORS[number % len(MORE_COLORS)], "ls": DASHES.get(kind, "-")}
+
+
+FIGURES: dict[str, Callable[[RunFiles], Figure]] = {
+    "alignment_error": alignment_error,
+    "alignment_scatter": alignment_scatter,
+    "movement_scatter": movement_scatter,
+    "curves": curves,
+}

@@ -1,0 +1,53 @@
+"""One self-contained page of a run: verdict, table, figures, configuration and the command that made it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from qat_ste.report.figures import draw_all
+from qat_ste.report.run_files import RunFiles
+from qat_ste.report.tables import TABLE_ROWS, shown
+
+CAPTIONS = {
+    "alignment_error": "Weight alignment error over time: how far each counterpart is from the reference, in units of "
+    "the way that its weights went. Below or beside jitter: no more than a 1 % change of learning rate.",
+    "alignment_scatter": "Final weights of the reference against those of its STE counterpart. On the dashed line the "
+    "two runs agree; where the theory asks for the weight map M, only the re-mapped weights should lie there.",
+    "movement_scatter": "Initial against final weights, in units of the quantizer's range.",
+    "curves": "Loss and accuracy of all models, and what each counterpart differs from the reference.",
+}
+
+
+def write_report(folder: Path) -> dict[str, str]:
+    """Draws the figures and writes ``report.html``; returns what went wrong by figure."""
+    run = RunFiles(folder)
+    failures = draw_all(run, folder / "figures")
+    (folder / "report.html").write_text(render(run), encoding="utf-8")
+    return failures
+
+
+def render(run: RunFiles) -> str:
+    results = run.results
+    members = {"reference": results["reference"], **results["counterparts"]}
+    table = [(title, [shown(numbers.get(key)) for numbers in members.values()]) for key, title in TABLE_ROWS]
+    layers = results["counterparts"][run.main_counterpart].get("layers", {})
+    figures = []
+    for name, caption in CAPTIONS.items():
+        path = run.folder / "figures" / f"{name}.png"
+        if path.is_file():
+            figures.append((name, caption, base64.b64encode(path.read_bytes()).decode()))
+    environment = Environment(loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True)
+    return environment.get_template("page.html").render(
+        results=results,
+        members=list(members),
+        table=table,
+        layers=layers,
+        main=run.main_counterpart,
+        figures=figures,
+        shown=shown,
+        config=json.dumps(results["config"], indent=1),
+    )
