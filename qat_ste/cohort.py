@@ -34,6 +34,7 @@ def jitter_percent(name: str) -> float | None:
 
 
 def unknown_counterparts(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are no counterpart."""
     return [name for name in names if name not in COUNTERPARTS and jitter_percent(name) is None]
 
 
@@ -131,6 +132,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """A model's outputs on all validation inputs, what they should be, and the mean loss."""
+
     outputs: Tensor
     targets: Tensor
     loss: float
@@ -155,14 +158,14 @@ class L2Penalty:
 
     @torch.no_grad()
     def add_gradient(self, model: nn.Module) -> None:
-        parameters = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if parameter.grad is not None and self._wanted(name)
-        ]
-        if parameters:
-            gradients = [parameter.grad for parameter in parameters]
-            torch._foreach_add_(gradients, parameters, alpha=2 * self.strength)
+        gradients: list[Tensor] = []
+        weights: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and self._wanted(name):
+                gradients.append(parameter.grad)
+                weights.append(parameter)
+        if weights:
+            torch._foreach_add_(gradients, weights, alpha=2 * self.strength)
 
     def _wanted(self, name: str) -> bool:
         name = name.replace("parametrizations.", "").removesuffix(".original")

@@ -15,7 +15,7 @@ from qat_ste.cohort import Cohort, L2Penalty, Loss, MakeOptimizer, Member
 from qat_ste.divergence.metric import ratio
 from qat_ste.divergence.outputs import correlation, inference_metrics
 from qat_ste.estimators import Estimator
-from qat_ste.fake_quantize import Pattern, _ConvNd, quantize_weights
+from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
 from qat_ste.schedules import Schedule, by_name
 from qat_ste.training import Batches, DivergenceMonitor, Lockstep, Record, Row, train
 from qat_ste.verdict import Verdict, decide
@@ -56,7 +56,7 @@ def compare(
     steps_per_epoch: int | None = None,
     schedule: Schedule | None = None,
     counterparts: Sequence[str] = ("ste", "naive", "jitter"),
-    include: Sequence[Pattern] = (_ConvNd, nn.Linear),
+    include: Sequence[Pattern] = WEIGHTED,
     exclude: Sequence[Pattern] = (),
     biases: bool = False,
     saturation: str = "range",
@@ -165,16 +165,14 @@ def _counterpart(cohort: Cohort, monitor: DivergenceMonitor, record: Record, mem
     return SimpleNamespace(**numbers, layers=layers)
 
 
-def _weights_to_draw(cohort: Cohort, monitor: DivergenceMonitor, limit: int = 50_000) -> dict[str, Tensor | np.ndarray]:
+def _weights_to_draw(cohort: Cohort, monitor: DivergenceMonitor, limit: int = 50_000) -> dict[str, np.ndarray]:
     """Initial and final latent weights in units of max, of at most ``limit`` weights, and R(w_ref) by counterpart."""
     size = len(cohort.reference.weights.buffer)
-    drawn = slice(None)
-    if size > limit:
-        drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values
     max_ = cohort.reference.weights.quantizer.max
 
     def relative(weights: Tensor) -> np.ndarray:
-        return (weights.double() / max_)[drawn].float().cpu().numpy()
+        return (weights.double() / max_).cpu()[drawn].float().numpy()
 
     found = {}
     for name, member in {"reference": cohort.reference, **cohort.counterparts}.items():

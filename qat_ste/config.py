@@ -48,7 +48,9 @@ def _one_of(*names: str) -> Any:
 
 
 def _optional(minimum: int, example: str) -> Any:
-    return _checked(lambda v: v is None or v >= minimum, f"must be null or a whole number of at least {minimum}", example)
+    return _checked(
+        lambda v: v is None or v >= minimum, f"must be null or a whole number of at least {minimum}", example
+    )
 
 
 def _at_least(minimum: int, example: str) -> Any:
@@ -70,6 +72,8 @@ class _Section:
 
 @dataclass
 class QuantizerConfig(_Section):
+    """Which weights are quantized and how."""
+
     bits: int = _checked(lambda value: 1 <= value <= 16, "must be a whole number from 1 to 16", "2")
     saturation: str = _one_of("range", "bin", "none")
     include: list[str] = MISSING
@@ -79,6 +83,8 @@ class QuantizerConfig(_Section):
 
 @dataclass
 class TrainConfig(_Section):
+    """Length, order and schedule of training."""
+
     steps: int = _at_least(1, "1500")
     epochs: int | None = _optional(1, "10")
     steps_per_epoch: int | None = _optional(1, "100")
@@ -93,12 +99,16 @@ class TrainConfig(_Section):
 
 @dataclass
 class MetricsConfig(_Section):
+    """How often and on how many weights is measured."""
+
     every: int | None = _optional(1, "10")
     sequence_weights: int = _at_least(1, "1000000")
 
 
 @dataclass
 class RuntimeConfig(_Section):
+    """Where it runs."""
+
     device: str = MISSING
     threads: int | None = _optional(1, "2")
     line_seconds: float = _checked(lambda value: 0 < value < math.inf, "must be a positive number of seconds", "5")
@@ -106,6 +116,8 @@ class RuntimeConfig(_Section):
 
 @dataclass
 class PathsConfig:
+    """Folders."""
+
     data: str = MISSING
     output: str = MISSING
 

@@ -136,7 +136,8 @@ def _check_assumptions(estimator: Estimator, quantizer: UniformQuantizer) -> Ass
             f"{estimator} has no single α: its shape depends on the width of the range "
             f"(g = {g[at]:.4g} and {other[at]:.4g} at u = {offsets[at]:.4f} for the smallest and largest max)"
         )
-    slopes = [(g[stride:] - g[:-stride]).abs().max().item() / (stride * (offsets[1] - offsets[0]).item()) for stride in (1, 2)]
+    width = (offsets[1] - offsets[0]).item()
+    slopes = [(g[far:] - g[:-far]).abs().max().item() / (far * width) for far in (1, 2)]
     jumps = slopes[0] > 1e-6 and slopes[0] > 1.8 * slopes[1]
     even = torch.allclose(g, g.flip(0), rtol=1e-6, atol=0)
     if not even and quantizer.saturation == "range":

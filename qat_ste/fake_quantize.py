@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from qat_ste.estimators import Estimator
 from qat_ste.quantizer import UniformQuantizer
 
 Pattern = str | type[nn.Module]
+WEIGHTED: tuple[Pattern, ...] = (_ConvNd, nn.Linear)  # what is quantized unless told otherwise
 
 
 class _FakeQuantizeFunction(torch.autograd.Function):
@@ -71,7 +72,7 @@ def quantize_weights(
     model: nn.Module,
     bits: int,
     estimator: Estimator,
-    include: Sequence[Pattern] = (_ConvNd, nn.Linear),
+    include: Sequence[Pattern] = WEIGHTED,
     exclude: Sequence[Pattern] = (),
     *,
     biases: bool = False,
@@ -118,7 +119,7 @@ def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Fak
     for module_name, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for tensor_name, parametrizations in module.parametrizations.items():
+        for tensor_name, parametrizations in _parametrizations(module):
             for parametrization in parametrizations:
                 if isinstance(parametrization, FakeQuantize):
                     yield f"{module_name}.{tensor_name}".lstrip("."), parametrizations.original, parametrization
@@ -128,10 +129,14 @@ def remove_quantizers(model: nn.Module) -> nn.Module:
     """Back to a plain module in place: every quantized tensor becomes a parameter that holds its level values."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for tensor_name, parametrizations in list(module.parametrizations.items()):
+            for tensor_name, parametrizations in list(_parametrizations(module)):
                 if any(isinstance(parametrization, FakeQuantize) for parametrization in parametrizations):
                     parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=True)
     return model
+
+
+def _parametrizations(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    return iter(cast(nn.ModuleDict, module.parametrizations).items())
 
 
 def _matches(name: str, module: nn.Module, pattern: Pattern) -> bool:

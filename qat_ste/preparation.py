@@ -57,7 +57,9 @@ class Preparation:
         unknown = unknown_counterparts(cfg.counterparts)
         if unknown or not cfg.counterparts:
             allowed = f"allowed are {', '.join(COUNTERPARTS)} and jitter_<percent>, at least one"
-            self._add("counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]")
+            self._add(
+                "counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]"
+            )
         estimator = self._build("estimator")
         optimizer = self._optimizer()
         device = self._device()
@@ -152,7 +154,9 @@ class Preparation:
             self._refused("model", error)
             return
         try:
-            quantize_weights(model, 1, estimator, list(quantizer.include), list(quantizer.exclude), biases=quantizer.biases)
+            quantize_weights(
+                model, 1, estimator, list(quantizer.include), list(quantizer.exclude), biases=quantizer.biases
+            )
         except ValueError as error:
             self._add("quantizer.include", str(error), "[Conv2d]")
             return

@@ -127,8 +127,8 @@ class UniformQuantizer:
         return lowest, highest
 
     def _grid(self, multiples: list[float]) -> Tensor:
+        dtype, device = torch.get_default_dtype(), torch.device("cpu")
         if isinstance(self.max, Tensor):
-            step = self.step_in(self.max.dtype, self.max.device)
-        else:
-            step = torch.tensor(self.step_in(torch.get_default_dtype(), torch.device("cpu")))
+            dtype, device = self.max.dtype, self.max.device
+        step = torch.as_tensor(self.step_in(dtype, device), dtype=dtype)
         return torch.tensor(multiples).to(step).reshape(-1, *[1] * step.ndim) * step

@@ -28,7 +28,17 @@ from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
 
 log = logging.getLogger(__name__)
-PACKAGES = ("qat-ste", "torch", "torchvision", "hydra-core", "omegaconf", "wandb", "numpy", "scikit-learn", "matplotlib")
+PACKAGES = (
+    "qat-ste",
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "numpy",
+    "scikit-learn",
+    "matplotlib",
+)
 
 
 class StopRequest:

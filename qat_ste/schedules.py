@@ -9,6 +9,7 @@ Schedule = Callable[[int], float]
 
 
 def constant() -> Schedule:
+    """1 at every step."""
     return lambda step: 1.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,8 @@ class DivergenceMonitor:
         self.parts = weights.parts
         self.sampled = sample_positions(self.parts, sequence_weights, seed)
         self.trajectories = {
-            member: Trajectory(member.weights.buffer, member.weights.quantizer, self.sampled) for member in cohort.members
+            member: Trajectory(member.weights.buffer, member.weights.quantizer, self.sampled)
+            for member in cohort.members
         }
         self.pairs = {
             member: Pair(self.trajectories[cohort.reference], self.trajectories[member], cohort.weight_map(member))
@@ -109,7 +110,7 @@ def train(
     cohort, members = lockstep.cohort, lockstep.members
     device = cohort.reference.weights.buffer.device
     log_every = log_every or max(1, steps // 200)
-    steps_per_epoch = steps_per_epoch or (len(batches) if hasattr(batches, "__len__") else steps)
+    steps_per_epoch = steps_per_epoch or (len(batches) if isinstance(batches, Sized) else steps)
     record = Record(torch.zeros(len(members), steps, device=device), _initial(monitor))
     record.validation = {member: [] for member in members}
 
@@ -135,9 +136,8 @@ def train(
                 if member in monitor.divergences:
                     row |= {f"{name}/{key}": value for key, value in monitor.divergences[member].now().items()}
             emit(row)
-        if done % steps_per_epoch == 0 or done == steps:
-            if validation is not None:
-                emit(_validate(lockstep, validation, done, done / steps_per_epoch, record, device))
+        if validation is not None and (done % steps_per_epoch == 0 or done == steps):
+            emit(_validate(lockstep, validation, done, done / steps_per_epoch, record, device))
         if stop() and done < steps:
             raise Stopped(done)
     return record

@@ -94,7 +94,9 @@ def _statement(
                 f"The claim does not hold here: {adjusted} ended {like}, hardly closer than the STE swapped in as it "
                 f"is ({_percent(naive_percent)}). A smaller learning rate may be within the theory's reach."
             )
-        against_naive = f" Swapped in without adjustment it ends {naive / ste:.2g} times as far ({_percent(naive_percent)})."
+        against_naive = (
+            f" Swapped in without adjustment it ends {naive / ste:.2g} times as far ({_percent(naive_percent)})."
+        )
     if percent <= NEGLIGIBLE_PERCENT:
         head = "The estimator did not matter"
     elif percent <= SMALL_PERCENT:

@@ -27,6 +27,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
+    """Training and test images with the number of their classes."""
+
     train: Split
     test: Split
     num_classes: int

@@ -49,7 +49,8 @@ def mnist(root: str | Path, download: bool = True) -> Dataset:
     for part in ("train", "t10k"):
         images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"]).float().div_(255).unsqueeze(1)
         splits.append(Split(images, torch.from_numpy(arrays[f"{part}-labels-idx1-ubyte"]).long()))
-    return Dataset(*splits, num_classes=10)
+    train, test = splits
+    return Dataset(train, test, num_classes=10)
 
 
 def _find(name: str, folders: list[Path]) -> Path | None:

@@ -63,5 +63,3 @@ def sample_positions(parts: dict[str, slice], size: int, seed: int) -> Tensor | 
         wanted = max(1, count * size // total)
         drawn.append(part.start + torch.randperm(count, generator=generator)[:wanted].sort().values)
     return torch.cat(drawn)
-
-

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric, Pair
+from qat_ste.divergence.metric import Metric
 from qat_ste.divergence.sequences import Sequences
 
 

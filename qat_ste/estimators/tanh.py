@@ -27,7 +27,7 @@ class Tanh(Estimator):
     def __init__(self, k: float = 5.5) -> None:
         if isinstance(k, bool) or not isinstance(k, Real) or not 0 < k < math.inf:
             raise ValueError(f"k must be a positive finite number, got {k!r}")
-        self.k = float(k)
+        self.k: float = float(k)
 
     def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
         e = self.k / (quantizer.num_levels - 1)

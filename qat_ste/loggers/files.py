@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes to a temporary name first, so that a reader never finds half a file."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

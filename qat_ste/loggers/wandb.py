@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from qat_ste.loggers import Row
@@ -65,7 +65,9 @@ class WandbLogger:
         """Waits for uploads only for so long."""
         if self._run is None:
             return
-        finish = threading.Thread(target=self._guard, args=(lambda: self._run.finish(exit_code=exit_code),), daemon=True)
+        finish = threading.Thread(
+            target=self._guard, args=(lambda: self._run.finish(exit_code=exit_code),), daemon=True
+        )
         finish.start()
         finish.join(FINISH_SECONDS)
         if finish.is_alive():
@@ -84,7 +86,7 @@ class WandbLogger:
             x_disable_stats=True,
             x_disable_meta=True,
         )
-        self._run = wandb.init(mode=mode, settings=settings, reinit="create_new", **arguments)
+        self._run = wandb.init(mode=cast(Any, mode), settings=settings, reinit="create_new", **arguments)
         self._run.define_metric("*", step_metric="step")
 
     def _guard(self, action: Callable[[], Any]) -> None:

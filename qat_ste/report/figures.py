@@ -48,33 +48,35 @@ def draw_all(run: RunFiles, folder: Path) -> dict[str, str]:
 
 
 def curves(run: RunFiles) -> Figure:
-    """Loss and accuracy of all models, and their difference from the reference."""
-    accuracy = run.series("reference/validation_accuracy")
-    rows: list[tuple[str, str, str]] = [("train_loss", "training loss", "log")]
-    if len(accuracy):
-        rows.append(("validation_accuracy", "test accuracy", "linear"))
-    figure = Figure(figsize=(6.8, 2.3 * len(rows)))
-    axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
-    for (key, title, scale), (left, right) in zip(rows, axes, strict=True):
+    """Loss and accuracy of reference and main counterpart, and the difference of every counterpart."""
+    panels = [("train_loss", "training loss")]
+    if len(run.series("reference/validation_accuracy")):
+        panels.append(("validation_accuracy", "test accuracy"))
+    figure = Figure(figsize=(6.8, 2.3 * len(panels)))
+    axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True)
+    for (key, title), (left, right) in zip(panels, axes, strict=True):
         reference = run.series(f"reference/{key}")
-        left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.2, alpha=0.45)
-        for number, name in enumerate(run.counterparts):
-            series = run.series(f"{name}/{key}")
-            left.plot(*series.T, label=name, **_line(name, number), alpha=0.9)
-            right.plot(series[:, 0], series[:, 1] - reference[:, 1], label=name, **_line(name, number), alpha=0.9)
-        left.set(yscale=scale, ylabel=title)
-        if scale == "linear":  # the first epochs would flatten the rest
-            left.set_ylim(max(0.0, float(np.quantile(reference[:, 1], 0.05)) - 0.05), 1.0)
-            limit = float(np.abs([run.series(f"{n}/{key}")[len(reference) // 10 :, 1] - reference[len(reference) // 10 :, 1]
-                                  for n in run.counterparts]).max())
-            right.set_ylim(-1.2 * limit - 1e-3, 1.2 * limit + 1e-3)
+        main = run.series(f"{run.main_counterpart}/{key}")
+        left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.6, alpha=0.4)
+        left.plot(*main.T, label=run.main_counterpart, **_line(run.main_counterpart, 0))
+        settled = len(reference) // 10  # the first tenth would flatten the rest
+        differences = {name: run.series(f"{name}/{key}")[:, 1] - reference[:, 1] for name in run.counterparts}
+        for number, (name, difference) in enumerate(differences.items()):
+            right.plot(reference[:, 0], difference, label=name, **_line(name, number), alpha=0.9)
+        limit = 1.2 * max(float(np.abs(difference[settled:]).max()) for difference in differences.values()) or 1e-3
+        right.set_ylim(-limit, limit)
         right.axhline(0, color="#888888", lw=0.8)
-        right.set_ylabel("difference from reference")
-    axes[0, 0].set_title("both models")
+        left.set_ylabel(title)
+        right.set_ylabel("difference")
+    axes[0, 0].set_yscale("log")
+    if len(panels) > 1:
+        axes[1, 0].set_ylim(max(0.0, float(np.quantile(reference[:, 1], 0.05)) - 0.05), 1.0)
+    axes[0, 0].set_title(f"reference and {run.main_counterpart}")
     axes[0, 1].set_title("counterpart minus reference")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    axes[0, 0].legend(ncols=2)
+    axes[0, 0].legend()
+    axes[0, 1].legend(ncols=2)
     return figure
 
 
@@ -92,6 +94,7 @@ def alignment_error(run: RunFiles) -> Figure:
         if not np.array_equal(unmapped, series):
             axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=_line(name, number)["color"], ls=":")
     axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
+    axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at a distance over no path at all
     axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 
@@ -130,7 +133,9 @@ def _density(axis: Axes, x: np.ndarray, y: np.ndarray, limit: float = 1.3) -> An
     edges = np.linspace(-limit, limit, 131)
     counts, _, _ = np.histogram2d(x.clip(-limit, limit), y.clip(-limit, limit), bins=(edges, edges))
     shown = np.ma.masked_equal(counts.T, 0)
-    image = axis.pcolormesh(edges, edges, shown, norm=LogNorm(1, max(2.0, counts.max())), cmap="viridis", rasterized=True)
+    image = axis.pcolormesh(
+        edges, edges, shown, norm=LogNorm(1, max(2.0, counts.max())), cmap="viridis", rasterized=True
+    )
     axis.plot([-limit, limit], [-limit, limit], color="#D55E00", lw=0.7, ls="--")
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     return image

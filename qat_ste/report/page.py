@@ -12,13 +12,23 @@ from qat_ste.report.figures import draw_all
 from qat_ste.report.run_files import RunFiles
 from qat_ste.report.tables import TABLE_ROWS, shown
 
-CAPTIONS = {
-    "alignment_error": "Weight alignment error over time: how far each counterpart is from the reference, in units of "
-    "the way that its weights went. Below or beside jitter: no more than a 1 % change of learning rate.",
-    "alignment_scatter": "Final weights of the reference against those of its STE counterpart. On the dashed line the "
-    "two runs agree; where the theory asks for the weight map M, only the re-mapped weights should lie there.",
-    "movement_scatter": "Initial against final weights, in units of the quantizer's range.",
-    "curves": "Loss and accuracy of all models, and what each counterpart differs from the reference.",
+FIGURES = {  # in the page's order: caption and width
+    "alignment_error": (
+        "Weight alignment error over time: how far each counterpart is from the reference, in units of "
+        "the way that its weights went. Below or beside jitter: no more than a 1 % change of learning rate.",
+        "34rem",
+    ),
+    "alignment_scatter": (
+        "Final weights of the reference against those of its STE counterpart. On the dashed line the "
+        "two runs agree; where the theory asks for the weight map M, only the re-mapped weights should lie there.",
+        "52rem",
+    ),
+    "movement_scatter": ("Initial against final weights, in units of the quantizer's range.", "52rem"),
+    "curves": (
+        "Loss and accuracy of the reference and its main counterpart, and the difference of every counterpart "
+        "from the reference.",
+        "52rem",
+    ),
 }
 
 
@@ -31,15 +41,16 @@ def write_report(folder: Path) -> dict[str, str]:
 
 
 def render(run: RunFiles) -> str:
+    """The page as HTML; every value is escaped."""
     results = run.results
     members = {"reference": results["reference"], **results["counterparts"]}
     table = [(title, [shown(numbers.get(key)) for numbers in members.values()]) for key, title in TABLE_ROWS]
     layers = results["counterparts"][run.main_counterpart].get("layers", {})
     figures = []
-    for name, caption in CAPTIONS.items():
+    for name, (caption, width) in FIGURES.items():
         path = run.folder / "figures" / f"{name}.png"
         if path.is_file():
-            figures.append((name, caption, base64.b64encode(path.read_bytes()).decode()))
+            figures.append((name, caption, width, base64.b64encode(path.read_bytes()).decode()))
     environment = Environment(loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True)
     return environment.get_template("page.html").render(
         results=results,

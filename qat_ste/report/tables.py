@@ -24,9 +24,12 @@ TABLE_ROWS = (
 
 
 def shown(value: float | None) -> str:
-    """Up to four significant digits; "–" where there was nothing to count."""
+    """At least three significant digits, aligned for values of one size; "–" where there was nothing to count."""
     if value is None:
         return "–"
-    if value != 0 and abs(value) < 1e-3:
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-3:
         return f"{value:.2e}"
-    return f"{value:.4g}"
+    return f"{value:.4f}" if size < 10 else f"{value:.1f}"
