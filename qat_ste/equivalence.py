@@ -172,7 +172,7 @@ def _sweep(estimator: Estimator, quantizer: UniformQuantizer, points: int = 4096
     if not same.all():
         row, column = (~same).nonzero()[0].tolist()
         raise ValueError(
-            f"{estimator} is not cyclical: g = {g[row, column]:.4g} at w = {inside[row, column] / quantizer.max:.4g}·max "
-            f"but {one[column]:.4g} at the same offset u = {offsets[column]:.4f} in another interval"
+            f"{estimator} is not cyclical: g = {g[row, column]:.4g} at "
+            f"w = {inside[row, column] / quantizer.max:.4g}·max but {one[column]:.4g} at the same offset u = {offsets[column]:.4f} in another interval"
         )
     return offsets, one

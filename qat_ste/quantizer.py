@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 SATURATIONS = ("range", "bin", "none")
+LATENT_DTYPES = (torch.float32, torch.float64)
 
 
 class UniformQuantizer:
@@ -42,7 +44,11 @@ class UniformQuantizer:
         self.bits = bits
         self.max = max
         self.saturation = saturation
-        self._steps: dict[tuple[torch.dtype, torch.device], Tensor | float] = {}
+        # Δ as the dtypes of latent weights have it; of a float ahead of time, since a compiler cannot trace `item`.
+        self._steps: dict[torch.dtype | tuple[torch.dtype, torch.device], Any] = {}
+        if not isinstance(max, Tensor):
+            step = 2 * float(max) / (self.num_levels - 1)
+            self._steps = {dtype: torch.tensor(step, dtype=dtype, device="cpu").item() for dtype in LATENT_DTYPES}
 
     def __repr__(self) -> str:
         max_ = f"tensor{tuple(self.max.shape)}" if isinstance(self.max, Tensor) else f"{self.max:.6g}"
@@ -69,16 +75,14 @@ class UniformQuantizer:
 
     def step_in(self, dtype: torch.dtype, device: torch.device) -> float | Tensor:
         """Δ rounded to ``dtype``: the number whose multiples are the thresholds of weights of that dtype."""
-        key = (dtype, device)
-        if key not in self._steps:
-            if dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
-            if isinstance(self.max, Tensor):
-                self._steps[key] = (2 * self.max.double() / (self.num_levels - 1)).to(device=device, dtype=dtype)
-            else:
-                step = torch.tensor(2 * float(self.max) / (self.num_levels - 1), dtype=torch.float64, device="cpu")
-                self._steps[key] = step.to(dtype).item()
-        return self._steps[key]
+        if dtype not in LATENT_DTYPES:
+            raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
+        if not isinstance(self.max, Tensor):
+            return self._steps[dtype]
+        if (dtype, device) not in self._steps:
+            step = 2 * self.max.double() / (self.num_levels - 1)
+            self._steps[dtype, device] = step.to(device=device, dtype=dtype)
+        return self._steps[dtype, device]
 
     def index(self, w: Tensor) -> Tensor:
         """Number of the level of each weight, 0 … 2^bits - 1, in the dtype and shape of ``w``."""

@@ -103,9 +103,8 @@ def main() -> None:
 
     plain, bare, full = seconds.values()
     milliseconds = 1e3 * statistics.median(plain) / arguments.steps / arguments.members
-    print(
-        f"{arguments.model}, {arguments.members} members, batch {arguments.batch_size}, {torch.get_num_threads()} threads"
-    )
+    setting = f"{arguments.members} members, batch {arguments.batch_size}, {torch.get_num_threads()} threads"
+    print(f"{arguments.model}, {setting}")
     print(f"plain fp32 step of one network: {milliseconds:.2f} ms")
     for name, values in seconds.items():
         ratios = sorted(value / base for value, base in zip(values, plain, strict=True))

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from qat_ste import L2Penalty
+from qat_ste.cohort import Cohort, FlatWeights, jitter_percent, unknown_counterparts
+from qat_ste.estimators import Pwl, Ste, Tanh
+from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.training import Stopped
+
+from .tiny import ADAM, SGD, batches, network, run
+
+DISTANCES = ("weight_alignment_error", "weight_alignment_error_unmapped", "average_change_point_error",
+             "average_compressed_change_point_error", "average_oscillation_error", "logit_mse", "logit_mae")  # fmt: skip
+
+
+def assert_identical(numbers):
+    for name, value in vars(numbers).items():
+        if "agreement" in name:
+            assert value in (1, None), name
+        elif name in DISTANCES:
+            assert value in (0, None), name
+    assert numbers.quantized_weight_agreement == 1
+    assert numbers.weight_alignment_error == 0
+
+
+def test_members_are_what_the_design_says():
+    found = run(counterparts=["ste", "naive", "jitter", "replica"], lr=0.003)
+    assert found.equivalence == "remap"
+    assert found.lr_factor == pytest.approx(0.6095, abs=5e-4)
+    ste = found.counterparts["ste"]
+    assert (ste.initial_alignment_error, ste.initial_quantized_agreement) == (0.0, 1.0)
+    assert_identical(found.counterparts["replica"])
+    assert ste.weight_alignment_error < found.counterparts["naive"].weight_alignment_error / 2
+    assert found.counterparts["jitter"].weight_alignment_error > 0
+    assert set(ste.layers) == {"0.weight", "5.weight"}
+
+
+def test_ste_starts_from_the_map_of_the_same_draw_and_at_the_scaled_rate():
+    model = quantize_weights(network(), 2, Tanh(5.5))
+    cohort = Cohort(model, SGD, 0.1, ["ste", "naive", "jitter_5"])
+    reference, ste = cohort.reference, cohort.counterparts["ste"]
+    assert torch.equal(ste.weights.buffer, cohort.pair.weight_map(reference.weights.buffer))
+    assert not torch.equal(ste.weights.buffer, reference.weights.buffer)
+    assert reference.lrs == pytest.approx([0.1, 0.1])
+    assert ste.lrs == pytest.approx([0.1 * cohort.pair.lr_factor, 0.1]), "unquantized tensors keep η"
+    assert cohort.counterparts["naive"].lrs == pytest.approx([0.1, 0.1])
+    assert cohort.counterparts["jitter_5"].lrs == pytest.approx([0.105, 0.105])
+    assert torch.equal(cohort.counterparts["naive"].weights.buffer, reference.weights.buffer)
+    unquantized = [dict(member.model.named_parameters())["1.weight"] for member in cohort.members]
+    assert all(torch.equal(unquantized[0], other) for other in unquantized)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+def test_order_and_presence_of_members_change_no_number(optimizer):
+    alone = {name: run(counterparts=[name], optimizer=optimizer, lr=0.01) for name in ("ste", "jitter")}
+    together = run(counterparts=["jitter", "replica", "ste", "naive"], optimizer=optimizer, lr=0.01)
+    for name, comparison in alone.items():
+        assert vars(comparison.counterparts[name]) == vars(together.counterparts[name])
+        assert vars(comparison.reference) == vars(together.reference)
+
+
+def test_same_seed_same_numbers_and_another_seed_others():
+    first, again, other = run(), run(), run(seed=1)
+    assert first.rows == again.rows
+    assert first.rows != other.rows
+    assert vars(first.counterparts["ste"]) == vars(again.counterparts["ste"])
+
+
+def test_a_comparison_leaves_the_callers_generator_alone():
+    before = torch.get_rng_state()
+    run(steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("estimator", "saturation"), [(Ste(), "range"), (Ste(), "none"), (Pwl(), "range")])
+def test_ste_against_ste_is_exactly_zero(estimator, saturation):
+    found = run(estimator=estimator, saturation=saturation, counterparts=["ste"])
+    assert_identical(found.counterparts["ste"])
+    assert found.lr_factor == 1
+    assert found.verdict.statement.startswith("The estimator did not matter at all")
+
+
+def test_pwl_is_refused_where_the_gradient_passes_outside_the_range():
+    with pytest.raises(ValueError, match="not positive"):
+        run(estimator=Pwl(), saturation="none")
+    assert run(estimator=Pwl(), saturation="none", counterparts=["naive"], steps=2).lr_factor is None
+
+
+def test_naive_and_ste_are_one_run_under_keep():
+    model = quantize_weights(network(), 2, Tanh(5.5))
+    cohort = Cohort(model, ADAM, 0.01, ["ste", "naive", "jitter"])
+    assert cohort.counterparts["ste"] is cohort.counterparts["naive"]
+    assert len(cohort.members) == 3
+    found = run(optimizer=ADAM, lr=0.01)
+    assert found.equivalence == "keep"
+    assert vars(found.counterparts["ste"]) == vars(found.counterparts["naive"])
+
+
+def test_an_optimizer_without_a_known_adjustment_says_so():
+    found = run(optimizer=torch.optim.Adagrad, lr=0.01)
+    assert found.equivalence == "none"
+    assert "no adjustment is known" in found.verdict.statement
+
+
+def test_dropout_noise_is_shared_and_differs_from_step_to_step():
+    seen = {}
+
+    class Spy(nn.Dropout):
+        def forward(self, inputs):
+            out = super().forward(inputs)
+            seen.setdefault(id(self), []).append((out == 0) & (inputs != 0))
+            return out
+
+    def build():
+        model = network()
+        model[2], model[3] = nn.Softplus(), Spy(0.5)
+        return model
+
+    run(build_model=build, steps=3, validation=None, counterparts=["ste", "naive"])
+    masks = list(seen.values())
+    assert len(masks) == 3
+    for step in range(3):
+        assert torch.equal(masks[0][step], masks[1][step])
+        assert torch.equal(masks[0][step], masks[2][step])
+    assert not torch.equal(masks[0][0], masks[0][1])
+
+
+def test_l2_penalty_is_that_of_the_loss_on_the_chosen_tensors():
+    model = quantize_weights(network(0.0), 2, Ste())
+    inputs, targets = batches()[0]
+    loss = nn.functional.cross_entropy(model(inputs), targets)
+    loss.backward()
+    plain = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    L2Penalty(0.1, ["0.*", "5.bias"]).add_gradient(model)
+    for name, parameter in model.named_parameters():
+        chosen = name in ("0.parametrizations.weight.original", "0.bias", "5.bias")
+        expected = plain[name] + (0.2 * parameter.detach() if chosen else 0)
+        assert torch.allclose(parameter.grad, expected, atol=1e-7), name
+        assert chosen != torch.equal(parameter.grad, plain[name]), name
+
+
+def test_l2_penalty_shrinks_weights():
+    norms = [run(l2=l2).models["reference"][5].parametrizations.weight.original.norm() for l2 in (None, L2Penalty(0.1))]
+    assert norms[1] < norms[0]
+
+
+def test_latent_weights_are_views_of_one_buffer():
+    model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
+    before = {name: latent.detach().clone() for name, latent, _ in quantized_tensors(model)}
+    flat = FlatWeights(model)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for name, latent, fake_quantize in quantized_tensors(model):
+        part = flat.parts[name]
+        assert torch.equal(flat.buffer[part].view_as(latent), before[name])
+        assert torch.equal(flat.quantizer(flat.buffer)[part].view_as(latent), fake_quantize.quantizer(latent))
+    model(batches()[0][0]).sum().backward()
+    optimizer.step()
+    for name, latent, _ in quantized_tensors(model):
+        assert torch.equal(flat.buffer[flat.parts[name]].view_as(latent), latent)
+        assert not torch.equal(latent, before[name])
+
+
+def test_metrics_disturb_nothing():
+    """The trained reference is what a plain loop over the same batches gives, bit for bit."""
+    found = run(
+        steps=12, counterparts=["ste"], schedule=lambda step: 1.0, validation=None, build_model=lambda: network(0.0)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = quantize_weights(network(0.0), 2, Tanh(5.5))
+        optimizer = SGD(model.parameters(), lr=0.05)
+        data = batches()
+        for step in range(12):
+            inputs, targets = data[step % len(data)]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    for mine, theirs in zip(model.parameters(), found.models["reference"].parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_row_a_logged_step_and_a_row_an_epoch():
+    seen = []
+    found = run(steps=20, log_every=5, steps_per_epoch=8, on_row=seen.append)
+    assert seen == found.rows
+    assert [row["step"] for row in seen if "reference/train_loss" in row] == [5, 10, 15, 20]
+    assert [row["step"] for row in seen if "ste/validation_loss" in row] == [8, 16, 20]
+    assert {"ste/weight_alignment_error", "naive/train_loss", "jitter/quantized_weight_agreement", "lr"} <= set(seen[0])
+
+
+def test_without_validation_nothing_is_known_of_accuracies():
+    found = run(validation=None, steps=3)
+    assert found.reference.test_accuracy is None
+    assert found.counterparts["ste"].weight_alignment_error > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named():
+    data = batches()
+    data[3] = (data[3][0] * math.inf, data[3][1])
+    with pytest.raises(
+        FloatingPointError, match=r"the loss of reference is nan at step 4; first tensor that is not finite"
+    ):
+        run(batches=data, log_every=5)
+
+
+def test_stop_ends_at_the_next_step():
+    rows = []
+    with pytest.raises(Stopped, match="stopped after step 7") as stopped:
+        run(on_row=rows.append, stop=lambda: len(rows) >= 7, log_every=1, validation=None)
+    assert stopped.value.step == 7
+
+
+def test_batches_that_cannot_be_read_again():
+    with pytest.raises(ValueError, match="batches ended before the last step"):
+        run(batches=iter(batches()))
+    assert run(batches=iter(batches()), steps=5, validation=None).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"lr": -1.0}, "lr must be a positive finite number, got -1.0"),
+        ({"bits": 0}, "bits must be a whole number from 1 to 16, got 0"),
+        (
+            {"counterparts": ["ste", "nave"]},
+            "counterparts: 'nave' unknown, allowed are ste, naive, jitter, replica and",
+        ),
+        ({"include": ["Conv9d"]}, "no module of the model matches 'Conv9d'"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(**changes)
+
+
+def test_names_of_jitter_runs():
+    assert [jitter_percent(name) for name in ("jitter", "jitter_0.1", "jitter_10", "jitter_x", "jitter_-1", "ste")] == [
+        1.0, 0.1, 10.0, None, None, None]  # fmt: skip
+    assert unknown_counterparts(["ste", "jitter_2", "Jitter", "jitter_"]) == ["Jitter", "jitter_"]
+
+
+def test_saturated_and_moved_fractions_are_those_of_the_final_weights():
+    found = run(steps=60, lr=0.3, optimizer=partial(torch.optim.SGD), saturation="none")
+    latent = torch.cat([latent.detach().flatten() for _, latent, _ in quantized_tensors(found.models["reference"])])
+    ends = torch.cat([torch.full((latent.numel(),), fake.quantizer.max)
+                      for _, latent, fake in quantized_tensors(found.models["reference"])])  # fmt: skip
+    assert found.reference.saturated_fraction == pytest.approx((latent.abs() > ends).double().mean().item(), abs=1e-6)
+    assert 0 < found.reference.moved_fraction < 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    found = run(device="cuda", counterparts=["ste", "naive", "jitter", "replica"])
+    assert found.counterparts["ste"].initial_quantized_agreement == 1

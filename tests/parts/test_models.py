@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qat_ste import quantize_weights, quantized_tensors
+from qat_ste.estimators import Ste
+from qat_ste.fake_quantize import he_uniform_bound
+from qat_ste.models import flax_cnn, keras_cnn, small_cnn
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "biases", "quantized"),
+    [(keras_cnn, 28, True, 92_672), (keras_cnn, 28, False, 92_448), (flax_cnn, 28, False, 18_720),
+     (small_cnn, 8, False, 18_720)],
+)  # fmt: skip
+def test_counts_of_the_paper(build, size, biases, quantized):
+    model = quantize_weights(build(), 2, Ste(), [nn.Conv2d], biases=biases)
+    assert sum(latent.numel() for _, latent, _ in quantized_tensors(model)) == quantized
+    assert model(torch.rand(3, 1, size, size)).shape == (3, 10)
+
+
+def test_keras_cnn_is_three_times_convolution_relu_pool_and_a_dense_layer():
+    shapes = {name: tuple(parameter.shape) for name, parameter in keras_cnn().named_parameters()}
+    assert shapes == {
+        "conv1.weight": (32, 1, 3, 3), "conv1.bias": (32,), "conv2.weight": (64, 32, 3, 3), "conv2.bias": (64,),
+        "conv3.weight": (128, 64, 3, 3), "conv3.bias": (128,), "dense.weight": (10, 128), "dense.bias": (10,),
+    }  # fmt: skip
+
+
+def test_flax_cnn_has_same_convolutions_and_average_pools():
+    model = flax_cnn()
+    assert model.dense1.weight.shape == (256, 64 * 7 * 7)
+    assert sum(isinstance(module, nn.AvgPool2d) for module in model) == 2
+
+
+@pytest.mark.parametrize("build", [small_cnn, keras_cnn, flax_cnn])
+def test_weights_fill_the_quantizers_range_and_no_more(build):
+    for name, parameter in build().named_parameters():
+        bound = he_uniform_bound(parameter)
+        assert parameter.abs().max() <= bound * (1 + 1e-6), name
+        if "weight" in name and parameter.numel() > 1000:
+            assert parameter.abs().max() > 0.98 * bound, name
+            assert parameter.detach().std().item() == pytest.approx(bound / 3**0.5, rel=0.05), name
+    assert (build is keras_cnn) == bool(build().conv1.bias.any()), "only the keras set-up draws its biases"
+
+
+def test_small_cnn_fits_any_square_image():
+    assert small_cnn(3, 28, 7)(torch.rand(2, 3, 28, 28)).shape == (2, 7)
