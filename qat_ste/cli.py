@@ -48,9 +48,13 @@ def _job(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
+        if (folder / "results.json").exists():
+            raise ConfigError([f"hydra.run.dir={folder}: holds a finished run; choose another folder"])
         parts = Preparation(cfg, packaged_default(config_dir(), dict(hydra_config.runtime.choices))).parts()
     except ConfigError as error:
-        write_json(folder / "status.json", {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": str(error)})
+        if not (folder / "status.json").exists():
+            status = {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": str(error)}
+            write_json(folder / "status.json", status)
         _tell([str(problem) for problem in error.problems])
         if hydra_config.mode is RunMode.MULTIRUN:  # the other jobs go on
             raise

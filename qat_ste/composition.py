@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def composition_problems(config_dir: str, arguments: list[str], error: Exception) -> list[str]:
     """A line for each override that fails by itself; if none does, for the error that was met."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
-    sweep = {"-m", "--multirun"} & set(arguments)
+    if {"-m", "--multirun"} & set(arguments):
+        return [_one_line(error)]
     problems = []
-    for override in overrides if not sweep else []:
-        GlobalHydra.instance().clear()
+    for override in overrides:
         try:
-            with initialize_config_dir(config_dir, version_base="1.3"):
-                compose("config", [override])
+            _compose(config_dir, [override])
         except COMPOSE_ERRORS as fault:
             problems.append(f"{override}: {_reason(fault, config_dir, override)}")
     return problems or [_one_line(error)]
 
 
+def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        return compose("config", overrides)
+
+
 def _reason(error: Exception, config_dir: str, override: str) -> str:
-    key = override.partition("=")[0].lstrip("+~")
+    key, _, value = override.lstrip("+~").partition("=")
+    text = f"{error} {error.__cause__ or ''}"
     choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
-    if choices and "Could not find" in str(error):
+    if choices and "Could not find" in text:
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={choices[0]}"
+    default = _compose(config_dir, [])
+    kind = re.search(r"could not be converted to (\w+)", text)
+    if kind:
+        example = OmegaConf.select(default, key)
+        example = "null" if example is None else str(example).lower() if isinstance(example, bool) else example
+        return f"must be {KINDS.get(kind[1], kind[1])}; for example {key}={example}"
+    if "Could not override" in text:
+        nearest = get_close_matches(key, list(_keys(OmegaConf.to_container(default))), n=1)
+        hint = f"did you mean {nearest[0]}={value}?" if nearest else "qat-run --help shows all"
+        return f"there is no such key; {hint}"
     return _one_line(error)
 
 
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield f"{prefix}{name}"
+            yield from _keys(child, f"{prefix}{name}.")
+
+
 def _one_line(error: Exception) -> str:
-    text = str(error)
-    if error.__cause__ is not None and "Error merging override" in text:
-        text = str(error.__cause__)
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
-    return " ".join(lines)
+    return " ".join(line.strip() for line in str(error).splitlines() if "object_type=" not in line).strip()

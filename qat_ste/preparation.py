@@ -20,6 +20,7 @@ from qat_ste.data.in_memory import Dataset, InMemoryBatches
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.quantizer import UniformQuantizer
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Preparation:
         """A problem with a key; its example is the packaged default unless given."""
         if not any(getattr(problem, "key", None) == key for problem in self.problems):
             example = self._default(key) if example is None else example
-            self.problems.append(Problem(key, OmegaConf.select(self.cfg, key), allowed, str(example)))
+            value = OmegaConf.select(self.cfg, key)
+            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            self.problems.append(Problem(key, value, allowed, str(example)))
 
     def _refused(self, group: str, error: Exception) -> None:
         """What a constructor said: our own start with the argument's name, of which the key is made."""
@@ -145,28 +148,28 @@ class Preparation:
 
     def _check_model(self, build_model: Callable[[], nn.Module], dataset: Dataset, estimator: Estimator) -> None:
         """Builds, quantizes and runs the model without memory or arithmetic (on the meta device)."""
-        quantizer, cfg = self.cfg.quantizer, self.cfg
+        settings = self.cfg.quantizer
         try:
             with torch.device("meta"):
                 model = build_model()
                 model(torch.empty((1, *dataset.train.images.shape[1:])))
-        except Exception as error:
-            self._refused("model", error)
+        except Exception as error:  # whatever a model says to images that do not fit
+            size = "x".join(map(str, dataset.train.images.shape[1:]))
+            self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
             return
         try:
             quantize_weights(
-                model, 1, estimator, list(quantizer.include), list(quantizer.exclude), biases=quantizer.biases
+                model, 1, estimator, list(settings.include), list(settings.exclude), biases=settings.biases
             )
         except ValueError as error:
             self._add("quantizer.include", str(error), "[Conv2d]")
             return
         if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
             return
-        if "ste" in cfg.counterparts:
-            range_ = next(quantized_tensors(model))[2].quantizer.max
-            kind = type(next(quantized_tensors(model))[2].quantizer)
+        if "ste" in self.cfg.counterparts:
+            max_ = next(quantized_tensors(model))[2].quantizer.max
             try:
-                SteEquivalent(estimator, kind(quantizer.bits, range_, quantizer.saturation))
+                SteEquivalent(estimator, UniformQuantizer(settings.bits, max_, settings.saturation))
             except ValueError as error:
                 self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
 

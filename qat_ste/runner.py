@@ -89,6 +89,7 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
         except Stopped as stopped:
             name = signal.Signals(stop.signal or signal.SIGTERM).name
             terminal.say(f"{name}: {stopped}; what was logged until then is in {folder}")
+            files.step = stopped.step
             files.set_status("preempted", f"{name}: {stopped}")
             exit_code = 128 + (stop.signal or signal.SIGTERM)
         except FloatingPointError as error:

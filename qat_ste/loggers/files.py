@@ -17,8 +17,11 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._started = self._told = time.monotonic()
-        self._step = 0
-        self._metrics = (folder / "metrics.jsonl").open("w", buffering=1, encoding="utf-8")
+        self.step = 0
+        rows = folder / "metrics.jsonl"
+        if rows.exists():  # of a run that was cut off here: kept aside
+            rows.replace(folder / "metrics.previous.jsonl")
+        self._metrics = rows.open("w", buffering=1, encoding="utf-8")
         self.set_status("running")
 
     @property
@@ -28,7 +31,7 @@ class RunFolder:
     def log_row(self, row: Row) -> None:
         """Appends one flushed row; tells ``status.json`` the step now and then."""
         self._metrics.write(json.dumps(_plain(row), allow_nan=False) + "\n")
-        self._step = row["step"]
+        self.step = row["step"]
         if time.monotonic() - self._told > 1:
             self.set_status("running")
 
@@ -41,7 +44,7 @@ class RunFolder:
     def set_status(self, status: str, error: str | None = None) -> None:
         """``status``: running, done, failed or preempted."""
         self._told = time.monotonic()
-        content = {"status": status, "step": self._step, "wall_seconds": self.wall_seconds, "error": error}
+        content = {"status": status, "step": self.step, "wall_seconds": self.wall_seconds, "error": error}
         write_json(self.folder / "status.json", content)
 
 

@@ -1,0 +1,90 @@
+"""Bad input: one line that names key, value, what is allowed and what mends it; exit code 2; no traceback."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+CASES = [
+    ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are pwl, ste, tanh; for example estimator="),
+    ("quantizer.bits=0", "quantizer.bits=0: must be a whole number from 1 to 16; for example quantizer.bits=2"),
+    ("train.steps=-1", "train.steps=-1: must be a whole number of at least 1; for example train.steps=1500"),
+    ("train.steps=abc", "train.steps=abc: must be a whole number; for example train.steps=1500"),
+    ("optimizer.lr=abc", "optimizer.lr=abc: must be a positive finite number; for example optimizer.lr=0.003"),
+    ("optimizer.lr=.nan", "optimizer.lr=.nan: must be a positive finite number; for example optimizer.lr=0.003"),
+    ("train.batch_size=99999", "train.batch_size=99999: must be from 1 to 1437, the number of images; for example train.batch_size=64"),
+    ("estimator.k=0", "estimator.k=0: must be a positive finite number; for example estimator.k=5.5"),
+    ("counterparts=[ste,nave]", "counterparts=[ste,nave]: nave is no counterpart, allowed are ste, naive, jitter, replica"),
+    ("counterparts=[]", "counterparts=[]: nothing is no counterpart, allowed are ste, naive, jitter, replica"),
+    ("train.schedule=cosin", "train.schedule=cosin: must be one of cosine, constant, step; for example train.schedule=cosine"),
+    ("train.warmup=1", "train.warmup=1.0: must be a share of the steps, from 0 to below 1; for example train.warmup=0.02"),
+    ("train.epochs=0", "train.epochs=0: must be null or a whole number of at least 1; for example train.epochs=10"),
+    ("optimzer.lr=1", "optimzer.lr=1: there is no such key; did you mean optimizer.lr=1?"),
+    ("quantizer.include=[Conv9d]", "quantizer.include=[Conv9d]: no module of the model matches 'Conv9d'; for example quantizer.include=[Conv2d]"),
+    ("runtime.device=tpu9", "runtime.device=tpu9: cannot be used ("),
+    ("model=keras_cnn", "model: cannot be built for images of 1x8x8: "),
+    ("optimizer.momentum=-1", "optimizer: Invalid momentum value: -1"),
+    ("train.steps", "Error parsing override 'train.steps' missing EQUAL"),
+]  # fmt: skip
+
+
+def lines(run) -> list[str]:
+    assert run.code == 2, run.err
+    assert "Traceback" not in run.err
+    found = run.err.strip().splitlines()
+    assert all(line.startswith("qat-run: ") for line in found), run.err
+    return [line.removeprefix("qat-run: ") for line in found]
+
+
+@pytest.mark.parametrize(("override", "message"), CASES, ids=[override for override, _ in CASES])
+def test_one_fault_one_line(qat_run, override, message):
+    (line,) = lines(qat_run(override))
+    assert line.startswith(message)
+
+
+def test_pwl_where_the_theorem_cannot_apply(qat_run):
+    (line,) = lines(qat_run("estimator=pwl", "quantizer.saturation=none"))
+    assert "Pwl() is not positive: g = 0 at w = " in line
+    assert line.endswith("Without ste: counterparts=[naive,jitter]")
+
+
+def test_several_faults_are_told_together(qat_run):
+    found = lines(qat_run("quantizer.bits=0", "train.steps=-1", "estimator.k=0", "counterparts=[nave]"))
+    assert [line.split(":")[0] for line in found] == [
+        "quantizer.bits=0", "train.steps=-1", "counterparts=[nave]", "estimator.k=0"]  # fmt: skip
+    found = lines(qat_run("estimator=tanhh", "train.steps=abc", "optimzer.lr=3"))
+    assert [line.split(":")[0] for line in found] == ["estimator=tanhh", "train.steps=abc", "optimzer.lr=3"]
+
+
+def test_a_fault_is_in_the_run_folder_too(qat_run):
+    status = qat_run("train.steps=-1").read("status.json")
+    assert status["status"] == "failed"
+    assert "train.steps=-1: must be" in status["error"]
+
+
+def test_folder_without_mnist_and_no_network(qat_run, tmp_path, monkeypatch):
+    import torchvision
+
+    def offline(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nName or service not known")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
+    (line,) = lines(qat_run("dataset=mnist", f"paths.data={tmp_path}"))
+    assert line.startswith(
+        f"paths.data={tmp_path}: MNIST files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-im"
+    )
+    assert f"neither in {tmp_path} nor in {tmp_path}/MNIST/raw" in line
+    assert "Name or service not known" in line
+    (line,) = lines(qat_run("dataset=mnist", f"paths.data={tmp_path}", "dataset.download=false"))
+    assert "were not downloaded (dataset.download=false)" in line
+
+
+def test_truncated_mnist_file(qat_run, tmp_path):
+    for name in ("train-images", "t10k-images"):
+        (tmp_path / f"{name}-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0" * 99)[:50])
+    for name in ("train-labels", "t10k-labels"):
+        (tmp_path / f"{name}-idx1-ubyte").write_bytes(b"\0" * 99)
+    (line,) = lines(qat_run("dataset=mnist", f"paths.data={tmp_path}"))
+    assert "train-images-idx3-ubyte.gz is damaged: " in line
+    assert "expected MD5 f68b3c2dcbeaaa9fbdd348bbdeb94873" in line

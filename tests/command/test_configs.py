@@ -1,0 +1,73 @@
+"""Every YAML composes, and binds to the signature of what it names, every argument listed."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from qat_ste.cli import config_dir
+
+CONF = Path(config_dir())
+GROUPS = ("dataset", "model", "estimator", "optimizer", "logger")
+OPTIONS = [path.relative_to(CONF) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+LEFT_OUT = {  # of torch's optimizers: how they compute, not what
+    "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}  # fmt: skip
+GIVEN_BY_THE_RUNNER = {"params", "in_channels", "image_size", "num_classes", "folder", "name", "config"}
+
+
+def composed(*overrides: str):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_option_lists_the_arguments_of_its_target(option):
+    node = composed(f"{option.parent}={option.stem}")[str(option.parent)]
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    if node._target_ is None:
+        assert not arguments
+        return
+    module, _, name = node._target_.rpartition(".")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    inspect.signature(getattr(import_module(module), name)).bind_partial(**arguments)
+    assert set(parameters) - LEFT_OUT - GIVEN_BY_THE_RUNNER == set(arguments)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_states_claim_command_hardware_time_and_numbers(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    header = text[: text.index("defaults:")]
+    for word in ("# Claim:", "# Command: qat-run experiment=" + name, "# Hardware:", "# Time:", "# Measured:"):
+        assert word in header, word
+    cfg = composed(f"experiment={name}", "train.epochs=3")
+    assert cfg.train.epochs == 3
+    assert cfg.train.steps_per_epoch == 100
+    assert OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_experiments_are_the_papers():
+    sgd, adam, flax = (composed(f"experiment={name}") for name in ("mnist_sgd", "mnist_adam", "mnist_flax_sgd"))
+    assert (sgd.optimizer.lr, sgd.optimizer.momentum) == (1e-3, 0.9)
+    assert (adam.optimizer.lr, list(adam.optimizer.betas), adam.optimizer.eps) == (1e-4, [0.9, 0.95], 1e-7)
+    for cfg in (sgd, adam):
+        assert (cfg.train.batch_size, cfg.train.shuffle, cfg.train.l2, cfg.train.epochs) == (128, False, 1e-4, 50)
+        assert (cfg.estimator.k, cfg.quantizer.bits, cfg.quantizer.biases, cfg.train.warmup) == (5.5, 2, True, 0.02)
+    assert (flax.train.batch_size, flax.train.shuffle, flax.train.l2, flax.train.epochs) == (600, True, 0, 25)
+    assert (flax.estimator.k, flax.quantizer.biases) == (6.5, False)
+
+
+def test_all_yaml_files_are_reachable():
+    known = {f"{group}/" for group in (*GROUPS, "experiment")}
+    for path in CONF.rglob("*.yaml"):
+        yaml.safe_load(path.read_text())
+        relative = path.relative_to(CONF)
+        assert str(relative) == "config.yaml" or f"{relative.parts[0]}/" in known

@@ -1,0 +1,73 @@
+"""Help, printed configuration, completion: quick, and without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qat_ste import cli
+from qat_ste.cli import folder_name
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+SPY = """
+import sys
+from qat_ste import cli
+sys.argv = ["qat-run", *sys.argv[1:]]
+try:
+    cli.main()
+except SystemExit as done:
+    assert not done.code, done.code
+print("HEAVY", sorted({"torch", "wandb", "matplotlib", "sklearn", "numpy"} & set(sys.modules)))
+"""
+
+
+def call(*arguments: str, **changes: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", SPY, *arguments], capture_output=True, text=True, timeout=60,
+                          env=ENVIRONMENT | changes)  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_help_and_configuration_import_nothing_heavy_and_are_quick(flag):
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = call(flag)
+        seconds.append(time.monotonic() - started)
+        assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout + done.stderr
+    assert min(seconds) < 1
+
+
+def test_help_shows_three_examples_that_compose():
+    text = call("--help").stdout
+    examples = [line.strip() for line in text.splitlines() if line.startswith("  qat-run ")]
+    assert len(examples) == 3
+    for example in examples:
+        done = call(*example.split()[1:], "--cfg=job")
+        assert done.returncode == 0, done.stderr
+    assert "estimator: pwl, ste, tanh" in text
+
+
+def test_tab_completion():
+    done = call("-sc", "query=bash", COMP_LINE="qat-run estimator=ta", COMP_POINT="20")
+    assert done.stdout.split()[0] == "estimator=tanh"
+    assert done.stdout.rstrip().endswith("HEAVY []")
+    assert call("-sc", "install=bash").stdout.strip()
+
+
+def test_folder_names_tell_the_overrides_and_trouble_nobody():
+    assert folder_name("estimator=tanh,optimizer=sgd") == "estimator=tanh,optimizer=sgd"
+    assert folder_name("counterparts=[ste,jitter],x='a b'/../c") == "counterparts=-ste,jitter-,x=-a-b-..-c"
+    assert folder_name("") == "default"
+    assert len(folder_name("a" * 500)) == 120
+
+
+def test_run_folder_is_named_by_date_time_and_overrides(finished_run):
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", finished_run.parent.name)
+    overrides = "logger=wandb,metrics.every=6,train.steps=24,train.steps_per_epoch=8"
+    assert re.fullmatch(r"\d\d-\d\d-\d\d_" + re.escape(overrides), finished_run.name)
