@@ -20,6 +20,15 @@ from qat_ste.schedules import Schedule, by_name
 from qat_ste.training import Batches, DivergenceMonitor, Lockstep, Record, Row, train
 from qat_ste.verdict import Verdict, decide
 
+OF_OUTPUTS = (  # what only validation batches can tell
+    "validation_loss_correlation",
+    "validation_accuracy_correlation",
+    "inference_agreement",
+    "incorrect_inference_agreement",
+    "logit_mse",
+    "logit_mae",
+)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -148,7 +157,7 @@ def _own(monitor: DivergenceMonitor, record: Record, member: Member) -> dict[str
 
 
 def _counterpart(cohort: Cohort, monitor: DivergenceMonitor, record: Record, member: Member) -> SimpleNamespace:
-    numbers = _own(monitor, record, member) | record.initial[member]
+    numbers = dict.fromkeys(OF_OUTPUTS) | _own(monitor, record, member) | record.initial[member]
     total, layers = monitor.divergences[member].results(monitor.parts)
     members = cohort.members
     losses = record.losses[[members.index(cohort.reference), members.index(member)]].cpu()

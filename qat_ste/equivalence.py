@@ -171,8 +171,9 @@ def _sweep(estimator: Estimator, quantizer: UniformQuantizer, points: int = 4096
     same[:, [0, points // 2, -1]] = True
     if not same.all():
         row, column = (~same).nonzero()[0].tolist()
+        at = f"w = {inside[row, column] / quantizer.max:.4g}·max"
         raise ValueError(
-            f"{estimator} is not cyclical: g = {g[row, column]:.4g} at "
-            f"w = {inside[row, column] / quantizer.max:.4g}·max but {one[column]:.4g} at the same offset u = {offsets[column]:.4f} in another interval"
+            f"{estimator} is not cyclical: g = {g[row, column]:.4g} at {at} "
+            f"but {one[column]:.4g} at the same offset u = {offsets[column]:.4f} in another interval"
         )
     return offsets, one

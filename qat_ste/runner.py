@@ -74,6 +74,7 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
         terminal = TerminalLogger(parts.steps, cfg.runtime.line_seconds)
         loggers: list[Logger] = [files, terminal]
         exit_code = 1
+        terminal.say(f"run folder: {folder}")
         try:
             if cfg.logger.get("_target_"):
                 config = OmegaConf.to_container(cfg, resolve=True)

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 
 from qat_ste.cohort import jitter_percent
 
-# Where the verdict turns, in per cent of the learning rate: an exchange of estimators that moves the weights no
-# further than the first "did not matter", beyond the second it "mattered". Learning rates are hardly tuned finer.
-NEGLIGIBLE_PERCENT, SMALL_PERCENT = 2.0, 5.0
+# Where the verdict turns, in distances of the jitter run: up to the first the estimator "did not matter" (two runs that
+# differ by noise are as far apart), beyond the second it "mattered".
+NEGLIGIBLE, SMALL = 2.0, 5.0
 # Under "remap" the adjustment must at least halve the distance of the naive swap to be credited with anything.
 CREDITED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``…_over_jitter``: distance over that of a 1 % change of learning rate; None where either is missing or 0.
+    """Weight alignment errors in units of the yardstick: of the jitter run whose change is nearest to 1 %.
 
-    ``equivalent_lr_jitter``: the change of learning rate, in per cent, that moves the weights as far as exchanging
-    the estimator for its STE counterpart did.
+    ``equivalent_lr_jitter`` is the change of learning rate, in per cent, that moves the weights as far as exchanging the
+    estimator for its STE counterpart did. With one jitter run it is scaled in proportion, which is too little where
+    the distance grows more slowly than the change: ask for more than one to have it interpolated. Each is None
+    where a run that it needs is missing or did not part from the reference.
     """
 
     statement: str
@@ -33,28 +35,26 @@ def decide(errors: Mapping[str, float | None], equivalence: str) -> Verdict:
     """The verdict from the weight alignment errors of the counterparts, by name, and the adjustment made."""
     ste, naive = errors.get("ste"), errors.get("naive")
     jitters = {percent: error for name, error in errors.items() if (percent := jitter_percent(name)) and error}
+    yardstick = min(jitters, key=lambda percent: abs(math.log(percent)), default=None)
+    unit = jitters[yardstick] if yardstick else None
+    ste_ratio, naive_ratio = (error / unit if error is not None and unit else None for error in (ste, naive))
     percent = equivalent_jitter(ste, jitters)
-    unit = error_of_one_percent(jitters)
-    return Verdict(
-        _statement(ste, naive, percent, equivalent_jitter(naive, jitters), equivalence),
-        ste / unit if ste is not None and unit else None,
-        naive / unit if naive is not None and unit else None,
-        percent,
-    )
-
-
-def error_of_one_percent(jitters: Mapping[float, float]) -> float | None:
-    """Error of the run with a 1 % change of learning rate; scaled from the nearest where there is none."""
-    if not jitters:
-        return None
-    nearest = min(jitters, key=lambda percent: abs(math.log(percent)))
-    return jitters[nearest] / nearest
+    if ste is None:
+        statement = "No verdict: the comparison has no counterpart 'ste' with weights that moved."
+    elif ste == 0:
+        statement = "The estimator did not matter at all: the STE run is the same run, bit for bit."
+    elif ste_ratio is None or yardstick is None:
+        statement = f"No verdict: without a 'jitter' run there is nothing to hold the alignment error {ste:.2g} against."
+    else:
+        interpolated = percent if len(jitters) > 1 else None
+        statement = _statement(ste_ratio, naive_ratio, yardstick, interpolated, equivalence)
+    return Verdict(statement, ste_ratio, naive_ratio, percent)
 
 
 def equivalent_jitter(error: float | None, jitters: Mapping[float, float]) -> float | None:
-    """Change of learning rate in per cent that gives this error.
+    """Change of learning rate in per cent that gives this error, from the errors of jitter runs by per cent.
 
-    Between two jitter runs by interpolation on logarithmic axes, outside them in proportion to the nearest.
+    Between two runs by interpolation on logarithmic axes, outside them in proportion to the nearest.
     """
     if error is None or not jitters:
         return None
@@ -72,39 +72,25 @@ def equivalent_jitter(error: float | None, jitters: Mapping[float, float]) -> fl
 
 
 def _statement(
-    ste: float | None, naive: float | None, percent: float | None, naive_percent: float | None, equivalence: str
+    ste_ratio: float, naive_ratio: float | None, yardstick: float, percent: float | None, equivalence: str
 ) -> str:
-    if ste is None:
-        return "No verdict: the comparison has no counterpart 'ste' with weights that moved."
-    if ste == 0:
-        return "The estimator did not matter at all: the STE run is the same run, bit for bit."
-    if percent is None:
-        return f"No verdict: without a 'jitter' run there is nothing to hold the alignment error {ste:.2g} against."
-    like = f"as far as a {_percent(percent)} change of learning rate would"
-    if equivalence == "remap":
-        adjusted = "the STE with adjusted learning rate and initial weights"
-    elif equivalence == "none":
-        adjusted = "the STE, for which no adjustment is known with this optimizer,"
-    else:
-        adjusted = "the STE with nothing adjusted"
-    against_naive = ""
-    if equivalence == "remap" and naive and naive_percent is not None:
-        if ste > CREDITED_SHARE * naive:
-            return (
-                f"The claim does not hold here: {adjusted} ended {like}, hardly closer than the STE swapped in as it "
-                f"is ({_percent(naive_percent)}). A smaller learning rate may be within the theory's reach."
-            )
-        against_naive = (
-            f" Swapped in without adjustment it ends {naive / ste:.2g} times as far ({_percent(naive_percent)})."
+    adjusted = {
+        "remap": "the STE with adjusted learning rate and initial weights",
+        "none": "the STE, for which no adjustment is known with this optimizer,",
+    }.get(equivalence, "the STE with nothing adjusted")
+    distance = f"{_times(ste_ratio)} as far from the reference as a {yardstick:g} % higher learning rate does"
+    if percent is not None:
+        distance += f" (like a change of {percent:.2g} %)"
+    remapped = equivalence == "remap" and naive_ratio is not None
+    if remapped and ste_ratio > CREDITED_SHARE * naive_ratio:
+        return (
+            f"The claim does not hold here: {adjusted} ended {distance}, hardly closer than the STE swapped in without "
+            f"adjustment ({_times(naive_ratio)} as far). A smaller learning rate may be within the theory's reach."
         )
-    if percent <= NEGLIGIBLE_PERCENT:
-        head = "The estimator did not matter"
-    elif percent <= SMALL_PERCENT:
-        head = "The estimator hardly mattered"
-    else:
-        head = "The estimator mattered"
-    return f"{head}: {adjusted} ended {like}.{against_naive}"
+    head = "did not matter" if ste_ratio <= NEGLIGIBLE else "hardly mattered" if ste_ratio <= SMALL else "mattered"
+    control = f"; swapped in without adjustment, {_times(naive_ratio)} as far" if remapped else ""
+    return f"The estimator {head}: {adjusted} ended {distance}{control}."
 
 
-def _percent(value: float) -> str:
-    return f"{value:.2g} %" if value < 10 else f"{value:.0f} %"
+def _times(ratio: float | None) -> str:
+    return f"{ratio:.2g} times" if ratio is not None and ratio < 10 else f"{ratio:.0f} times"

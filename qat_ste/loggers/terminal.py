@@ -21,6 +21,8 @@ class TerminalLogger:
 
     def __init__(self, steps: int, line_seconds: float, console: Console | None = None) -> None:
         self.console = console or Console()
+        if not self.console.is_terminal:
+            self.console.width = 200  # a file has room for every column
         self.steps, self.line_seconds = steps, line_seconds
         self._began: tuple[float, int] | None = None
         self._told = time.monotonic()

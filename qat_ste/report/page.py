@@ -15,7 +15,7 @@ from qat_ste.report.tables import TABLE_ROWS, shown
 FIGURES = {  # in the page's order: caption and width
     "alignment_error": (
         "Weight alignment error over time: how far each counterpart is from the reference, in units of "
-        "the way that its weights went. Below or beside jitter: no more than a 1 % change of learning rate.",
+        "the way that its weights went. Below or beside jitter: no more than a slightly changed learning rate would do.",
         "34rem",
     ),
     "alignment_scatter": (

@@ -197,6 +197,7 @@ def test_a_row_a_logged_step_and_a_row_an_epoch():
 def test_without_validation_nothing_is_known_of_accuracies():
     found = run(validation=None, steps=3)
     assert found.reference.test_accuracy is None
+    assert found.counterparts["ste"].inference_agreement is None
     assert found.counterparts["ste"].weight_alignment_error > 0
 
 
