@@ -140,6 +140,9 @@ def _parametrizations(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _matches(name: str, module: nn.Module, pattern: Pattern) -> bool:
-    if isinstance(pattern, str):
-        return fnmatchcase(name, pattern) or pattern in {kind.__name__ for kind in type(module).__mro__}
-    return isinstance(module, pattern)
+    if not isinstance(pattern, str):
+        return isinstance(module, pattern)
+    # A name may stand for a whole block: of its modules those with matrices or kernels, not the normalization.
+    weight = getattr(module, "weight", None)
+    named = fnmatchcase(name, pattern) and isinstance(weight, Tensor) and weight.ndim >= 2
+    return named or pattern in {kind.__name__ for kind in type(module).__mro__}

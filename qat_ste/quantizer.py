@@ -89,7 +89,8 @@ class UniformQuantizer:
         half, step = self.num_levels // 2, self.step_in(w.dtype, w.device)
         # A guess that is right or one too low (the quarter outweighs any rounding), then one exact comparison.
         guess = (w / step).add_(half - 0.25).floor_().clamp_(0, 2 * half - 2)
-        return guess + (w >= (guess + (1 - half)) * step)
+        threshold = (guess + (1 - half)).mul_(step)
+        return guess.add_(w >= threshold)
 
     def level(self, index: Tensor) -> Tensor:
         """Values of the levels with these numbers, in the dtype and shape of ``index``."""
@@ -125,10 +126,9 @@ class UniformQuantizer:
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest number (in the dtype of ``w``) on the level of each weight."""
         n, index, step = self.num_levels, self.index(w), self.step_in(w.dtype, w.device)
-        inf = torch.full_like(w, math.inf)
-        lowest = torch.where(index > 0, (index - n // 2) * step, -inf)
-        highest = torch.where(index < n - 1, torch.nextafter((index + (1 - n // 2)) * step, -inf), inf)
-        return lowest, highest
+        lowest = ((index - n // 2) * step).masked_fill_(index == 0, -math.inf)
+        highest = torch.nextafter((index + (1 - n // 2)) * step, w.new_tensor(-math.inf))
+        return lowest, highest.masked_fill_(index == n - 1, math.inf)
 
     def _grid(self, multiples: list[float]) -> Tensor:
         dtype, device = torch.get_default_dtype(), torch.device("cpu")

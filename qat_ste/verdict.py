@@ -19,8 +19,8 @@ CREDITED_SHARE = 0.5
 class Verdict:
     """Weight alignment errors in units of the yardstick: of the jitter run whose change is nearest to 1 %.
 
-    ``equivalent_lr_jitter`` is the change of learning rate, in per cent, that moves the weights as far as exchanging the
-    estimator for its STE counterpart did. With one jitter run it is scaled in proportion, which is too little where
+    ``equivalent_lr_jitter`` is the change of learning rate, in per cent, that moves the weights as far as exchanging
+    the estimator for its STE counterpart did. With one jitter run it is scaled in proportion, which is too little where
     the distance grows more slowly than the change: ask for more than one to have it interpolated. Each is None
     where a run that it needs is missing or did not part from the reference.
     """
@@ -44,7 +44,9 @@ def decide(errors: Mapping[str, float | None], equivalence: str) -> Verdict:
     elif ste == 0:
         statement = "The estimator did not matter at all: the STE run is the same run, bit for bit."
     elif ste_ratio is None or yardstick is None:
-        statement = f"No verdict: without a 'jitter' run there is nothing to hold the alignment error {ste:.2g} against."
+        statement = (
+            f"No verdict: without a 'jitter' run there is nothing to hold the alignment error {ste:.2g} against."
+        )
     else:
         interpolated = percent if len(jitters) > 1 else None
         statement = _statement(ste_ratio, naive_ratio, yardstick, interpolated, equivalence)
@@ -81,16 +83,16 @@ def _statement(
     distance = f"{_times(ste_ratio)} as far from the reference as a {yardstick:g} % higher learning rate does"
     if percent is not None:
         distance += f" (like a change of {percent:.2g} %)"
-    remapped = equivalence == "remap" and naive_ratio is not None
-    if remapped and ste_ratio > CREDITED_SHARE * naive_ratio:
+    control = naive_ratio if equivalence == "remap" else None  # elsewhere it is the same run
+    if control is not None and ste_ratio > CREDITED_SHARE * control:
         return (
             f"The claim does not hold here: {adjusted} ended {distance}, hardly closer than the STE swapped in without "
-            f"adjustment ({_times(naive_ratio)} as far). A smaller learning rate may be within the theory's reach."
+            f"adjustment ({_times(control)} as far). A smaller learning rate may be within the theory's reach."
         )
     head = "did not matter" if ste_ratio <= NEGLIGIBLE else "hardly mattered" if ste_ratio <= SMALL else "mattered"
-    control = f"; swapped in without adjustment, {_times(naive_ratio)} as far" if remapped else ""
-    return f"The estimator {head}: {adjusted} ended {distance}{control}."
+    beside = f"; swapped in without adjustment, {_times(control)} as far" if control is not None else ""
+    return f"The estimator {head}: {adjusted} ended {distance}{beside}."
 
 
-def _times(ratio: float | None) -> str:
-    return f"{ratio:.2g} times" if ratio is not None and ratio < 10 else f"{ratio:.0f} times"
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g} times" if ratio < 10 else f"{ratio:.0f} times"

@@ -8,7 +8,7 @@ import pkgutil
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric, Pair, ratio
+from qat_ste.divergence.metric import Metric, Pair, ratio, total
 from qat_ste.divergence.trajectory import Trajectory
 
 for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
@@ -36,7 +36,7 @@ class Divergence:
 
     def results(self, parts: dict[str, slice]) -> tuple[Values, dict[str, Values]]:
         """Every metric over all weights, and the same by tensor."""
-        total: Values = {}
+        whole: Values = {}
         layers: dict[str, Values] = {name: {} for name in parts}
         moved = self.pair.moved
         for metric in self.metrics:
@@ -45,10 +45,12 @@ class Divergence:
             if metric.also_over_moved:
                 variants[f"{metric.name}_moved"] = (numerators * moved, denominators * moved)
             for name, terms in variants.items():
-                total[name] = ratio(*terms)
-                for layer, part in parts.items():
-                    layers[layer][name] = ratio(*terms, part)
-        return total, layers
+                sums = {layer: [total(values[part]) for values in terms] for layer, part in parts.items()}
+                for layer, (above, below) in sums.items():
+                    layers[layer][name] = above / below if below else None
+                above, below = (sum(values) for values in zip(*sums.values(), strict=True))
+                whole[name] = above / below if below else None
+        return whole, layers
 
 
 def sample_positions(parts: dict[str, slice], size: int, seed: int) -> Tensor | None:

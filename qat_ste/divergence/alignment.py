@@ -19,7 +19,7 @@ class WeightAlignmentError(Metric):
     def _terms(self, reference: Tensor) -> tuple[Tensor, Tensor]:
         counterpart = self.pair.counterpart
         max_ = counterpart.quantizer.max
-        return (reference - counterpart.weights).abs().double() / max_, counterpart.path.double() / max_
+        return (reference - counterpart.weights).abs_() / max_, counterpart.path / max_
 
 
 class UnmappedWeightAlignmentError(WeightAlignmentError):

@@ -58,7 +58,14 @@ class Metric(ABC):
         """Numerator and denominator of each weight."""
 
 
-def ratio(numerators: Tensor, denominators: Tensor, part: slice = slice(None)) -> float | None:
-    """Σ numerators / Σ denominators over some weights, in float64; None where there is nothing to count."""
-    below = denominators[part].sum(dtype=torch.float64).item()
-    return numerators[part].sum(dtype=torch.float64).item() / below if below else None
+def ratio(numerators: Tensor, denominators: Tensor) -> float | None:
+    """Σ numerators / Σ denominators, in float64; None where there is nothing to count."""
+    below = total(denominators)
+    return total(numerators) / below if below else None
+
+
+def total(values: Tensor) -> float:
+    """Their sum in float64; flags are counted, which is many times as fast."""
+    if values.dtype == torch.bool:
+        return float(values.count_nonzero().item())
+    return values.sum(dtype=torch.float64).item()

@@ -15,7 +15,7 @@ from qat_ste.report.tables import TABLE_ROWS, shown
 FIGURES = {  # in the page's order: caption and width
     "alignment_error": (
         "Weight alignment error over time: how far each counterpart is from the reference, in units of "
-        "the way that its weights went. Below or beside jitter: no more than a slightly changed learning rate would do.",
+        "the way that its weights went. Near jitter: no further than a slightly changed learning rate takes it.",
         "34rem",
     ),
     "alignment_scatter": (

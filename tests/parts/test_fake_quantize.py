@@ -79,11 +79,21 @@ def test_default_quantizes_convolutions_and_linear_layers():
         (["2.*"], [], False, ["2.0.weight"]),
         (["*"], ["Linear"], False, ["0.weight", "2.0.weight"]),
         ([nn.Conv2d, nn.Linear], ["0"], False, ["2.0.weight", "4.weight"]),
+        ([nn.Linear], [], True, ["4.weight", "4.bias"]),
     ],
 )
 def test_include_and_exclude_by_name_and_type(include, exclude, biases, expected):
     model = quantize_weights(network(), 2, Ste(), include, exclude, biases=biases)
     assert [name for name, _, _ in quantized_tensors(model)] == expected
+
+
+def test_a_name_pattern_leaves_normalization_alone_unless_it_is_named_by_type():
+    def quantized(pattern):
+        model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), 2, Ste(), [pattern])
+        return [name for name, _, _ in quantized_tensors(model)]
+
+    assert quantized("*") == ["0.weight"]
+    assert quantized("BatchNorm2d") == ["1.weight"]
 
 
 def test_range_is_the_he_uniform_bound():

@@ -176,7 +176,7 @@ def test_step_error_stays_under_the_bound_and_the_bound_is_not_idle():
         error = (pair.weight_map(moved) - ste).abs()
         bound = pair.step_error_bound(lr, gradient, gradient_ste, quantizer.step)
         assert (error <= bound * (1 + 1e-9) + 1e-15)[inside].all()
-        assert (error / bound)[inside].max() > 0.01
+        assert (error / bound)[inside].max() > 0.005
 
     lr = 1e-4  # negative control: without α the error is of first order in the learning rate, the bound of second
     moved = w - lr * pair.estimator.derivative(w, quantizer) * gradient
@@ -191,7 +191,7 @@ def test_step_error_stays_under_the_bound_and_the_bound_is_not_idle():
         (Pwl(), "bin", r"is not positive: g = 0 at w = -1\.\d+·max"),
         (Shape(lambda u: 1 + torch.cos(2 * math.pi * u)), "range", r"is not positive: g = 0 at .*u = [-0]+\.5"),
         (Shape(lambda u: 0.3 - u.abs()), "none", "is not positive: g = -0.2"),
-        (Shape(lambda u: 1 / u.abs()), "none", "is not bounded: g = inf"),
+        (Shape(lambda u: 1 / u.abs()), "none", "is not bounded: g = .* at .*u = 0.0000"),
         (Shape(lambda u: 1 + u / 2), "range", "is not even in u, .* Use saturation 'bin' or 'none'"),
     ],
 )
