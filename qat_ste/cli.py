@@ -60,6 +60,8 @@ def _job(cfg: DictConfig) -> None:
             raise
         raise SystemExit(2) from None
     exit_code = run(cfg, parts, folder, shlex.join(["qat-run", *hydra_config.overrides.task]))
+    if exit_code == 1 and hydra_config.mode is RunMode.MULTIRUN:
+        raise RuntimeError(f"the run failed; {folder / 'run.log'} says why")
     if exit_code:
         raise SystemExit(exit_code)
 

@@ -147,14 +147,14 @@ class Preparation:
         return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 
     def _check_model(self, build_model: Callable[[], nn.Module], dataset: Dataset, estimator: Estimator) -> None:
-        """Builds, quantizes and runs the model without memory or arithmetic (on the meta device)."""
-        settings = self.cfg.quantizer
+        """Builds a model, runs it on two images and quantizes it, on the CPU."""
+        settings, images = self.cfg.quantizer, dataset.train.images[:2]
         try:
-            with torch.device("meta"):
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model = build_model()
-                model(torch.empty((1, *dataset.train.images.shape[1:])))
+                model(images)
         except Exception as error:  # whatever a model says to images that do not fit
-            size = "x".join(map(str, dataset.train.images.shape[1:]))
+            size = "x".join(map(str, images.shape[1:]))
             self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
             return
         try:

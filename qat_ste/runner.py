@@ -6,7 +6,7 @@ import logging
 import platform
 import signal
 import threading
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,17 +28,7 @@ from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
 
 log = logging.getLogger(__name__)
-PACKAGES = (
-    "qat-ste",
-    "torch",
-    "torchvision",
-    "hydra-core",
-    "omegaconf",
-    "wandb",
-    "numpy",
-    "scikit-learn",
-    "matplotlib",
-)
+PACKAGES = ("qat-ste", "torch", "torchvision", "hydra-core", "omegaconf", "wandb", "numpy", "scikit-learn")
 
 
 class StopRequest:
@@ -80,11 +70,10 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
                 config = OmegaConf.to_container(cfg, resolve=True)
                 loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
             comparison = _compare(cfg, parts, loggers, stop)
-            np.savez(folder / "weights.npz", **comparison.weights)  # type: ignore[arg-type]
             results = _results(cfg, comparison, files.wall_seconds, command, parts.device)
             for logger in loggers:
                 logger.log_results(results)
-            _report(folder)
+            _report(folder, comparison)
             files.set_status("done")
             exit_code = 0
         except Stopped as stopped:
@@ -149,7 +138,7 @@ def _results(
     cfg: DictConfig, comparison: Comparison, wall_seconds: float, command: str, device: torch.device
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
-    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     return {
         "schema": 1,
         "command": command,
@@ -168,10 +157,18 @@ def _results(
     }
 
 
-def _report(folder: Path) -> None:
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _report(folder: Path, comparison: Comparison) -> None:
     try:
         from qat_ste.report.page import write_report
 
+        np.savez(folder / "weights.npz", **comparison.weights)  # type: ignore[arg-type]
         for figure, reason in write_report(folder).items():
             log.warning("figure %s could not be drawn: %s", figure, reason)
     except Exception as error:  # a full disk or a missing font must not cost a run its numbers

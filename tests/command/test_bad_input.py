@@ -25,6 +25,7 @@ CASES = [
     ("runtime.device=tpu9", "runtime.device=tpu9: cannot be used ("),
     ("model=keras_cnn", "model: cannot be built for images of 1x8x8: "),
     ("optimizer.momentum=-1", "optimizer: Invalid momentum value: -1"),
+    ("estimator._target_=qat_ste.nothing.Here", "estimator: "),
     ("train.steps", "Error parsing override 'train.steps' missing EQUAL"),
 ]  # fmt: skip
 

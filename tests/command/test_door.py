@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -48,7 +49,7 @@ def test_help_shows_three_examples_that_compose():
     examples = [line.strip() for line in text.splitlines() if line.startswith("  qat-run ")]
     assert len(examples) == 3
     for example in examples:
-        done = call(*example.split()[1:], "--cfg=job")
+        done = call(*shlex.split(example)[1:], "--cfg=job")
         assert done.returncode == 0, done.stderr
     assert "estimator: pwl, ste, tanh" in text
 

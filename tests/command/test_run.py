@@ -159,6 +159,17 @@ def test_a_loss_that_explodes_is_told_in_one_line(qat_run):
     assert run.read("status.json")["status"] == "failed"
 
 
+def test_a_report_that_fails_costs_no_numbers(qat_run, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("numpy.savez", full)
+    run = qat_run(*SHORT, "logger=none")
+    assert run.code == 0
+    assert "the report could not be written: OSError: No space left on device" in run.err
+    assert run.read("results.json")["counterparts"]["ste"]["weight_alignment_error"] > 0
+
+
 def test_a_figure_that_fails_costs_nothing_else(qat_run, monkeypatch):
     from qat_ste.report import figures
 
