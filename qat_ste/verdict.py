@@ -11,8 +11,9 @@ from qat_ste.cohort import jitter_percent
 # Where the verdict turns, in distances of the jitter run: up to the first the estimator "did not matter" (two runs that
 # differ by noise are as far apart), beyond the second it "mattered".
 NEGLIGIBLE, SMALL = 2.0, 5.0
-# Under "remap" the adjustment must at least halve the distance of the naive swap to be credited with anything.
-CREDITED_SHARE = 0.5
+# Under "remap" the adjustment must at least halve the distance of the naive swap to be credited with anything; where it
+# leaves no more than a tenth, what was left of the estimator "hardly mattered" however small the yardstick.
+CREDITED_SHARE, EXPLAINED_SHARE = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _statement(
             f"The claim does not hold here: {adjusted} ended {distance}, hardly closer than the STE swapped in without "
             f"adjustment ({_times(control)} as far). A smaller learning rate may be within the theory's reach."
         )
-    head = "did not matter" if ste_ratio <= NEGLIGIBLE else "hardly mattered" if ste_ratio <= SMALL else "mattered"
+    small = ste_ratio <= SMALL or (control is not None and ste_ratio <= EXPLAINED_SHARE * control)
+    head = "did not matter" if ste_ratio <= NEGLIGIBLE else "hardly mattered" if small else "mattered"
     beside = f"; swapped in without adjustment, {_times(control)} as far" if control is not None else ""
     return f"The estimator {head}: {adjusted} ended {distance}{beside}."
 

@@ -42,6 +42,7 @@ def test_more_jitter_runs_sharpen_the_equivalent_and_do_not_turn_the_verdict():
          r"did not matter: the STE with adjusted .* ended 1.5 times as far from the reference as a 1 % higher learning rate "
          r"does; swapped in without adjustment, 12 times as far\."),
         ({"ste": 0.07, "naive": 0.25, "jitter": 0.02}, "remap", "hardly mattered: .* 3.5 times as far"),
+        ({"ste": 0.12, "naive": 1.3, "jitter": 0.02}, "remap", "hardly mattered: .* 6 times as far"),
         ({"ste": 0.12, "naive": 0.5, "jitter": 0.02}, "remap", "The estimator mattered: .* 6 times as far"),
         ({"ste": 0.06, "naive": 0.05, "jitter": 0.02}, "remap",
          r"The claim does not hold here: .* hardly closer than the STE swapped in without adjustment \(2.5 times as far\)"),
