@@ -155,12 +155,12 @@ def test_correlation_is_pearsons():
 
 
 def test_inference_metrics_by_hand():
-    reference = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [3.0, 0.0, 0.0]])
-    other = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
-    targets = torch.tensor([0, 0, 1, 1])  # right; both wrong alike; both wrong otherwise, twice
+    """Both right; both wrong, alike; both wrong, otherwise, twice; only the reference wrong."""
+    predicted_ref, predicted, targets = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 2, 0], [0, 0, 1, 1, 0]])
+    reference, other = (3.0 * torch.nn.functional.one_hot(classes, 3) for classes in (predicted_ref, predicted))
     found = inference_metrics(reference, other, targets)
-    assert found["inference_agreement"] == 0.5
+    assert found["inference_agreement"] == 2 / 5
     assert found["incorrect_inference_agreement"] == pytest.approx(1 / 3)
-    assert found["logit_mse"] == pytest.approx(4 * 9 / 12)
-    assert found["logit_mae"] == pytest.approx(4 * 3 / 12)
-    assert inference_metrics(reference, other, reference.argmax(1))["incorrect_inference_agreement"] is None
+    assert found["logit_mse"] == pytest.approx(6 * 9 / 15)
+    assert found["logit_mae"] == pytest.approx(6 * 3 / 15)
+    assert inference_metrics(reference, other, predicted_ref)["incorrect_inference_agreement"] is None

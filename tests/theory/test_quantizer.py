@@ -72,6 +72,8 @@ def test_cell_holds_exactly_the_weights_of_one_level():
     lowest, highest = quantizer.cell(w)
     assert torch.equal(quantizer.index(lowest), quantizer.index(w))
     assert torch.equal(quantizer.index(highest), quantizer.index(w))
+    assert (highest[quantizer.index(w) == 3] == math.inf).all()
+    assert (lowest[quantizer.index(w) == 0] == -math.inf).all()
     below = torch.nextafter(lowest, torch.tensor(-math.inf))[torch.isfinite(lowest)]
     assert torch.equal(quantizer.index(below), quantizer.index(w)[torch.isfinite(lowest)] - 1)
 
