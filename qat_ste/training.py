@@ -40,9 +40,16 @@ class Lockstep:
         """Optimizer step number ``step`` (0, 1, …) of every member; returns their losses."""
         factor, losses = self.schedule(step), []
         for member in self.members:
-            torch.manual_seed((self.seed * 1_000_003 + step) % 2**63)
+            self._seed(step)
             losses.append(member.step(inputs, targets, self.loss, factor, self.l2))
         return torch.stack(losses)
+
+    def _seed(self, step: int) -> None:
+        number = (self.seed * 1_000_003 + step) % 2**63
+        # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
+        torch.default_generator.manual_seed(number)
+        if self.cohort.reference.weights.buffer.is_cuda:
+            torch.cuda.manual_seed(number)
 
 
 class DivergenceMonitor:
