@@ -17,6 +17,7 @@ from qat_ste.report.run_files import RunFiles
 COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
 MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")
 DASHES = {"reference": "-", "ste": "-", "naive": "--", "jitter": "-.", "replica": ":"}
+DOTS_PER_INCH = 200
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -30,7 +31,7 @@ STYLE = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
+    "savefig.dpi": DOTS_PER_INCH,
 }
 
 

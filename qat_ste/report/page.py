@@ -8,28 +8,20 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from qat_ste.report.figures import draw_all
+from qat_ste.report.figures import DOTS_PER_INCH, draw_all
 from qat_ste.report.run_files import RunFiles
 from qat_ste.report.tables import TABLE_ROWS, shown
 
-FIGURES = {  # in the page's order: caption and width
-    "alignment_error": (
-        "Weight alignment error over time: how far each counterpart is from the reference, in units of "
-        "the way that its weights went. Near jitter: no further than a slightly changed learning rate takes it.",
-        "34rem",
-    ),
-    "alignment_scatter": (
-        "Final weights of the reference against those of its STE counterpart. On the dashed line the "
-        "two runs agree; where the theory asks for the weight map M, only the re-mapped weights should lie there.",
-        "52rem",
-    ),
-    "movement_scatter": ("Initial against final weights, in units of the quantizer's range.", "52rem"),
-    "curves": (
-        "Loss and accuracy of the reference and its main counterpart, and the difference of every counterpart "
-        "from the reference.",
-        "52rem",
-    ),
+CAPTIONS = {  # in the page's order
+    "alignment_error": "Weight alignment error over time: how far each counterpart is from the reference, in units of "
+    "the way that its weights went. Near jitter: no further than a slightly changed learning rate takes it.",
+    "alignment_scatter": "Final weights of the reference against those of its STE counterpart. On the dashed line the "
+    "two runs agree; where the theory asks for the weight map M, only the re-mapped weights should lie there.",
+    "movement_scatter": "Initial against final weights, in units of the quantizer's range.",
+    "curves": "Loss and accuracy of the reference and its main counterpart, and the difference of every counterpart "
+    "from the reference.",
 }
+CSS_PIXELS_PER_INCH = 115  # a fifth larger than print, as the page's text is
 
 
 def write_report(folder: Path) -> dict[str, str]:
@@ -47,10 +39,12 @@ def render(run: RunFiles) -> str:
     table = [(title, [shown(numbers.get(key)) for numbers in members.values()]) for key, title in TABLE_ROWS]
     layers = results["counterparts"][run.main_counterpart].get("layers", {})
     figures = []
-    for name, (caption, width) in FIGURES.items():
+    for name, caption in CAPTIONS.items():
         path = run.folder / "figures" / f"{name}.png"
         if path.is_file():
-            figures.append((name, caption, width, base64.b64encode(path.read_bytes()).decode()))
+            image = path.read_bytes()
+            width = int.from_bytes(image[16:20], "big") * CSS_PIXELS_PER_INCH // DOTS_PER_INCH  # PNG: in its header
+            figures.append((name, caption, width, base64.b64encode(image).decode()))
     environment = Environment(loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True)
     return environment.get_template("page.html").render(
         results=results,

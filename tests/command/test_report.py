@@ -29,7 +29,7 @@ def test_page_shows_verdict_table_figures_configuration_and_command(finished_run
     results = json.loads((finished_run / "results.json").read_text())
     assert results["verdict"]["statement"] in page
     assert all(title in page for _, title in TABLE_ROWS)
-    assert len(re.findall(r'<img alt="\w+" style="width: \d+rem" src="data:image/png;base64,', page)) == 4
+    assert len(re.findall(r'<img alt="\w+" width="\d+" src="data:image/png;base64,', page)) == 4
     assert results["command"] in page
     assert "qat_ste.estimators.Tanh" in page
     assert len(page) < 3_000_000
