@@ -14,28 +14,52 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qat_ste.config import ConfigError
+
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def composition_problems(config_dir: str, arguments: list[str], error: Exception) -> list[str]:
-    """A line for each override that fails by itself; if none does, for the error that was met."""
+    """A line for each override that fails by itself, then for what is wrong with the configuration of the others.
+
+    If none fails by itself, a line for the error that was met.
+    """
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
     if {"-m", "--multirun"} & set(arguments):
         return [_one_line(error)]
-    problems = []
+    problems, sound = [], []
     for override in overrides:
         try:
             _compose(config_dir, [override])
         except COMPOSE_ERRORS as fault:
             problems.append(f"{override}: {_reason(fault, config_dir, override)}")
-    return problems or [_one_line(error)]
+        else:
+            sound.append(override)
+    return problems + _problems_of(config_dir, sound) if problems else [_one_line(error)]
 
 
-def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
+def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
+    """What is wrong with the values of overrides that compose."""
+    from qat_ste.preparation import Preparation, packaged_default
+
+    try:
+        cfg = _compose(config_dir, overrides, return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        Preparation(cfg, packaged_default(config_dir, choices)).parts()
+    except ConfigError as error:
+        return [str(problem) for problem in error.problems]
+    except COMPOSE_ERRORS:  # together they fail for a reason of which each is free
+        return []
+    return []
+
+
+def _compose(config_dir: str, overrides: list[str], return_hydra_config: bool = False) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir, version_base="1.3"):
-        return compose("config", overrides)
+        return compose("config", overrides, return_hydra_config=return_hydra_config)
 
 
 def _reason(error: Exception, config_dir: str, override: str) -> str:

@@ -56,6 +56,9 @@ def test_several_faults_are_told_together(qat_run):
         "quantizer.bits=0", "train.steps=-1", "counterparts=[nave]", "estimator.k=0"]  # fmt: skip
     found = lines(qat_run("estimator=tanhh", "train.steps=abc", "optimzer.lr=3"))
     assert [line.split(":")[0] for line in found] == ["estimator=tanhh", "train.steps=abc", "optimzer.lr=3"]
+    found = lines(qat_run("estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"))
+    assert [line.split(":")[0] for line in found] == [
+        "estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"]  # fmt: skip
 
 
 def test_a_fault_is_in_the_run_folder_too(qat_run):
