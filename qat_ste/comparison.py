@@ -124,8 +124,10 @@ def compare(
 
 
 def _summarize(cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> Comparison:
-    counterparts = {name: _counterpart(cohort, monitor, record, member) for name, member in cohort.counterparts.items()}
-    errors = {name: numbers.weight_alignment_error for name, numbers in counterparts.items()}
+    # By member: two names of one run need not be measured twice.
+    numbers = {member: _counterpart(cohort, monitor, record, member) for member in monitor.pairs}
+    counterparts = {name: numbers[member] for name, member in cohort.counterparts.items()}
+    errors = {name: found.weight_alignment_error for name, found in counterparts.items()}
     names = {"reference": cohort.reference, **cohort.counterparts}
     sampled = monitor.sampled
     total = len(cohort.reference.weights.buffer)

@@ -138,10 +138,10 @@ def train(
             lr = cohort.reference.lrs[-1] * lockstep.schedule(step)
             row: Row = {"step": done, "epoch": done / steps_per_epoch, "lr": lr}
             train_loss = dict(zip(members, recent.mean(1).tolist(), strict=True))
+            now = {member: divergence.now() for member, divergence in monitor.divergences.items()}
             for name, member in _named(cohort):
                 row[f"{name}/train_loss"] = train_loss[member]
-                if member in monitor.divergences:
-                    row |= {f"{name}/{key}": value for key, value in monitor.divergences[member].now().items()}
+                row |= {f"{name}/{key}": value for key, value in now.get(member, {}).items()}
             emit(row)
         if validation is not None and (done % steps_per_epoch == 0 or done == steps):
             emit(_validate(lockstep, validation, done, done / steps_per_epoch, record, device))

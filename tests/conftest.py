@@ -15,17 +15,19 @@ def _seeded():
     torch.manual_seed(0)
 
 
+def shared(name: str, what: str) -> Path:
+    """A path in the shared folder; the test is skipped where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {what} at {path}; set QAT_STE_SHARED to the folder that holds {name}")
+    return path
+
+
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
-    folder = SHARED / "data" / "mnist"
-    if not folder.is_dir():
-        pytest.skip(f"needs the four MNIST files in {folder}; set QAT_STE_SHARED to the folder that holds data/")
-    return folder
+    return shared("data/mnist", "the four MNIST files")
 
 
 @pytest.fixture(scope="session")
 def check_run() -> Path:
-    script = SHARED / "tools" / "check_run.py"
-    if not script.is_file():
-        pytest.skip(f"needs {script}; set QAT_STE_SHARED to the folder that holds tools/")
-    return script
+    return shared("tools/check_run.py", "the checker of run folders")
