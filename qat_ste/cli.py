@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -17,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.composition import composition_problems
-from qat_ste.config import ConfigError, RunConfig
+from qat_ste.config import RunConfig
 
 
 def config_dir() -> str:
@@ -41,34 +43,72 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
 def _job(cfg: DictConfig) -> None:
+    from qat_ste.launch import TOLD_IN_ONE_LINE, join, launch
     from qat_ste.loggers.files import write_json
     from qat_ste.preparation import Preparation, packaged_default
-    from qat_ste.runner import run
+    from qat_ste.ranks import Ranks
+    from qat_ste.runner import finished, run
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    command = shlex.join(["qat-run", *hydra_config.overrides.task])
+    rank = _outer_rank()
     try:
-        if (folder / "results.json").exists():
-            raise ConfigError([f"hydra.run.dir={folder}: holds a finished run; choose another folder"])
-        parts = Preparation(cfg, packaged_default(config_dir(), dict(hydra_config.runtime.choices))).parts()
-    except ConfigError as error:
-        if not (folder / "status.json").exists():
+        preparation = Preparation(cfg, packaged_default(config_dir(), dict(hydra_config.runtime.choices)))
+        if rank is not None:
+            parts = preparation.parts()
+            join(parts.device)
+            folder = Ranks().broadcast(folder)  # each evaluated the time for itself
+        if finished(folder, cfg):
+            if not rank:
+                print(f"finished already: {folder / 'report.html'}")  # noqa: T201
+            return
+        if rank is None:
+            parts = preparation.parts()
+        if rank is None and cfg.runtime.devices > 1:
+            parts.dataset.prepare()
+            job_logging: Any = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
+            exit_code = launch(cfg, folder, command, job_logging)
+        else:
+            exit_code = run(cfg, parts, folder, command)
+    except TOLD_IN_ONE_LINE as error:
+        if not rank and not (folder / "status.json").exists():
             status = {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": str(error)}
             write_json(folder / "status.json", status)
-        _tell([str(problem) for problem in error.problems])
+        _tell(str(error).splitlines())
         if hydra_config.mode is RunMode.MULTIRUN:  # the other jobs go on
             raise
         raise SystemExit(2) from None
-    exit_code = run(cfg, parts, folder, shlex.join(["qat-run", *hydra_config.overrides.task]))
     if exit_code == 1 and hydra_config.mode is RunMode.MULTIRUN:
         raise RuntimeError(f"the run failed; {folder / 'run.log'} says why")
     if exit_code:
         raise SystemExit(exit_code)
 
 
+def _outer_rank() -> int | None:
+    """This process's rank where torchrun or srun started several of them, else None; sets what torch looks for.
+
+    A batch script's own process has SLURM's task variables too, but not those of a step.
+    """
+    env = os.environ
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
+        )
+        env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = (
+            env[name] for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+        )
+        env["LOCAL_WORLD_SIZE"] = env["SLURM_STEP_TASKS_PER_NODE"].partition("(")[0].partition(",")[0]
+        env.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
+        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
+    return int(env["RANK"]) if int(env.get("WORLD_SIZE", 1)) > 1 else None
+
+
 def main() -> None:
     """Entry point. Bad input: one line a problem and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
+    if _outer_rank():  # rank 0 keeps the run folder
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     try:
         _job()
     except (HydraException, OmegaConfBaseException) as error:

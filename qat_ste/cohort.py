@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
-from torch.nn.utils import parametrize
+from torch.nn.parallel import DistributedDataParallel
 
+from qat_ste.divergence import Part, WeightMap, pieces_of
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator, Ste
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
 from qat_ste.optimizers import Equivalence, equivalence_of
 from qat_ste.quantizer import UniformQuantizer
+from qat_ste.ranks import Layout, Ranks
 
+PRECISIONS = ("fp32", "bf16")
 COUNTERPARTS = ("ste", "naive", "jitter", "replica")
 Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[..., optim.Optimizer]
@@ -60,90 +66,132 @@ class Recipe:
         return cls(Ste())
 
 
+def parts_of(model: nn.Module) -> list[Part]:
+    """Where each quantized tensor of the model lies in a flat buffer of them all; tied weights are there once."""
+    parts: list[Part] = []
+    seen, start = set(), 0
+    for name, parameter, fake_quantize in quantized_tensors(model):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        quantizer = fake_quantize.quantizer
+        if isinstance(quantizer.max, Tensor):
+            max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
+            quantizer = UniformQuantizer(quantizer.bits, max_, quantizer.saturation)
+        parts.append(Part(name, start, start + parameter.numel(), quantizer))
+        start += parameter.numel()
+    return parts
+
+
 class FlatWeights:
     """All quantized latent weights of a model in one buffer, of which the model's parameters become views.
 
     Optimizers work in place, so the buffer is always current and metrics read it without a copy.
+
+    Args:
+        size: length of the buffer; what the weights leave of it is zero.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        parameters, ranges = [], []
-        self.parts: dict[str, slice] = {}
-        first, seen, quantizers = 0, set(), []
-        for name, parameter, fake_quantize in quantized_tensors(model):
-            if id(parameter) in seen:  # tied weights are counted once
-                continue
-            seen.add(id(parameter))
-            self.parts[name] = slice(first, first + parameter.numel())
-            first += parameter.numel()
-            parameters.append(parameter)
-            quantizers.append(fake_quantize.quantizer)
-            max_ = torch.as_tensor(fake_quantize.quantizer.max, dtype=torch.float64, device=parameter.device)
-            ranges.append(max_.expand_as(parameter).reshape(-1))
-        self.parameters = parameters
-        self.buffer = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-        for parameter, part in zip(parameters, self.parts.values(), strict=True):
-            parameter.data = self.buffer[part].view(parameter.shape)
-        self.quantizer = UniformQuantizer(quantizers[0].bits, torch.cat(ranges), quantizers[0].saturation)
+    def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
+        by_name = {name: parameter for name, parameter, _ in quantized_tensors(model)}
+        self.parameters = [by_name[part.name] for part in parts]
+        first = self.parameters[0]
+        self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            view = self.buffer[part.start : part.stop].view(parameter.shape)
+            parameter.data = view.copy_(parameter.detach())
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training step is computed.
+
+    Args:
+        precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast, whose rounding is larger
+            than most of what is measured here; latent weights, maps and metrics stay as they are.
+        accumulate: parts that a rank's batch is worked through in; their gradients are those of the whole, but for
+            layers that look across the batch.
+        compile: whether forward and backward passes go through ``torch.compile``.
+        sync_batchnorm: whether batch norm takes its statistics over all ranks of a member (CUDA).
+
+    Raises:
+        ValueError: an argument is out of its bounds.
+    """
+
+    precision: str = "fp32"
+    accumulate: int = 1
+    compile: bool = False
+    sync_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
 
 
 class Member:
     """One model of the cohort with its optimizer."""
 
-    def __init__(self, model: nn.Module, optimizer: MakeOptimizer, lr: float, recipe: Recipe) -> None:
-        self.model = model
-        self.recipe = recipe
-        self.weights = FlatWeights(model)
-        quantized = {id(parameter) for parameter in self.weights.parameters}
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: FlatWeights,
+        optimizer: MakeOptimizer,
+        lr: float,
+        recipe: Recipe,
+        execution: Execution,
+        layout: Layout,
+    ) -> None:
+        self.model, self.weights, self.execution = model, weights, execution
+        quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
         lr = lr * recipe.lr_jitter
-        groups = [{"params": self.weights.parameters, "lr": lr * recipe.lr_factor}, {"params": others, "lr": lr}]
+        groups = [{"params": weights.parameters, "lr": lr * recipe.lr_factor}, {"params": others, "lr": lr}]
         self.optimizer = optimizer([group for group in groups if group["params"]], lr=lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._parallel = None
+        if layout.shard.ranks > 1:
+            self._parallel = DistributedDataParallel(model, process_group=layout.data_group)
+        forward: nn.Module = self._parallel or model
+        self._forward = torch.compile(forward) if execution.compile else forward
+        self._autocast = partial(
+            torch.autocast, weights.buffer.device.type, torch.bfloat16, enabled=execution.precision == "bf16"
+        )
 
     def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float, l2: L2Penalty | None) -> Tensor:
         """One training step; returns the loss without the penalty, detached."""
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * lr_factor
-        value = loss(self.model(inputs), targets)
         self.optimizer.zero_grad()
-        value.backward()
+        value: Tensor | float = 0.0
+        parts = self.execution.accumulate
+        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        for number, (some, their_targets) in enumerate(chunks, 1):
+            wait = self._parallel is not None and number < len(chunks)
+            with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
+                with self._autocast():
+                    part = loss(self._forward(some), their_targets)
+                if len(chunks) > 1:
+                    part = part * (len(some) / len(inputs))
+                part.backward()
+            value = value + part.detach()
         if l2 is not None:
             l2.add_gradient(self.model)
         self.optimizer.step()
-        return value.detach()
+        return cast(Tensor, value)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> Evaluation:
-        """Outputs on all batches in evaluation mode; the loss is the mean over batches, weighted by their size."""
-        training = self.model.training
-        self.model.eval()
-        outputs, targets, losses, sizes = [], [], [], []
-        with parametrize.cached():
-            for inputs, target in batches:
-                outputs.append(self.model(inputs))
-                losses.append(loss(outputs[-1], target))
-                targets.append(target)
-                sizes.append(len(target))
-        self.model.train(training)
-        mean = float((torch.stack(losses).double().cpu() * torch.tensor(sizes)).sum() / sum(sizes))
-        return Evaluation(torch.cat(outputs), torch.cat(targets), mean)
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Outputs in the precision of training, as float32."""
+        with self._autocast():
+            return self.model(inputs).float()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A model's outputs on all validation inputs, what they should be, and the mean loss."""
-
-    outputs: Tensor
-    targets: Tensor
-    loss: float
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of inputs whose arg-max is the target; None where targets are no class numbers."""
-        if self.outputs.ndim != 2 or self.targets.ndim != 1 or self.targets.is_floating_point():
-            return None
-        return (self.outputs.argmax(1) == self.targets).double().mean().item()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 @dataclass(frozen=True)
@@ -180,14 +228,26 @@ class Cohort:
         optimizer: called with parameter groups and ``lr=``, once a member.
         lr: the reference's learning rate η.
         counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
+        ranks, placement: who trains them; see ``Layout``.
 
-    Members with the same recipe are the same run by construction: trained once, found under each name.
+    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from, and
+    ``local`` those that this rank trains. Counterparts with the same recipe are the same run by construction: trained
+    once, found under each name. ``slices`` are this rank's share of every member's weights, ``first`` to ``last``.
 
     Raises:
         ValueError: an unknown counterpart, or ``ste`` asked for where the theorem cannot apply.
     """
 
-    def __init__(self, model: nn.Module, optimizer: MakeOptimizer, lr: float, counterparts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: MakeOptimizer,
+        lr: float,
+        counterparts: Sequence[str],
+        execution: Execution = Execution(),
+        ranks: Ranks | None = None,
+        placement: str = "together",
+    ) -> None:
         unknown = unknown_counterparts(counterparts)
         if unknown:
             raise ValueError(
@@ -195,29 +255,76 @@ class Cohort:
                 f"{', '.join(COUNTERPARTS)} and jitter_<percent>"
             )
         estimator = next(quantized_tensors(model))[2].estimator
-        self.reference = Member(copy.deepcopy(model), optimizer, lr, Recipe(estimator))
-        self.equivalence = equivalence_of(self.reference.optimizer)
-        self.pair = SteEquivalent(estimator, self.reference.weights.quantizer) if "ste" in counterparts else None
+        self.parts = parts_of(model)
+        self.quantized_weights = self.parts[-1].stop
+        self.lr = lr
+        self.equivalence = equivalence_of(optimizer([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr))
+        self.pair = SteEquivalent(estimator, _common_quantizer(self.parts)) if "ste" in counterparts else None
         alpha = self.pair.lr_factor if self.pair else 1.0
-        recipes = {name: Recipe.of(name, estimator, self.equivalence, alpha) for name in counterparts}
-        trained = {recipe: self._counterpart(model, optimizer, lr, recipe) for recipe in recipes.values()}
-        self.counterparts = {name: trained[recipe] for name, recipe in recipes.items()}
+        self.recipes, self.names = [Recipe(estimator)], {"reference": 0}
+        for name in counterparts:
+            recipe = Recipe.of(name, estimator, self.equivalence, alpha)
+            if recipe not in self.recipes[1:]:
+                self.recipes.append(recipe)
+            self.names[name] = self.recipes.index(recipe, 1)
+        self.layout = Layout(ranks or Ranks(), placement, len(self.recipes))
+        share = self.layout.slice_size(self.quantized_weights)
+        if execution.sync_batchnorm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model, self.layout.data_group)
+        self.local = {
+            number: self._member(model, share, optimizer, lr, recipe, execution)
+            for number, recipe in enumerate(self.recipes)
+            if self.layout.trains(number)
+        }
+        self.device = next(iter(self.local.values())).weights.buffer.device
+        self.first = min(share * self.layout.ranks.rank, self.quantized_weights)
+        self.last = min(self.first + share, self.quantized_weights)
+        self._slices = [self._slice(number, share) for number in range(len(self.recipes))]
+        self.slices = [values[: self.last - self.first] for values in self._slices]
+        self.update_slices()
 
     @property
-    def members(self) -> list[Member]:
-        """The reference, then each counterpart that is trained, once."""
-        return [self.reference, *dict.fromkeys(self.counterparts.values())]
+    def counterparts(self) -> dict[str, int]:
+        """Number of each counterpart, by name."""
+        return {name: number for name, number in self.names.items() if name != "reference"}
 
-    def weight_map(self, member: Member) -> Callable[[Tensor], Tensor] | None:
+    def update_slices(self) -> None:
+        """Brings ``slices`` up to date after a step; where a rank trains all members they are views anyway."""
+        if self.layout.groups > 1:
+            for number, out in enumerate(self._slices):
+                member = self.local.get(number)
+                self.layout.scatter(number, member.weights.buffer if member else None, out)
+
+    def weight_map(self, number: int) -> WeightMap | None:
         """R: M where the member was re-mapped, None (identity) otherwise."""
-        return self.pair.weight_map if member.recipe.remap and self.pair else None
+        pair = self.pair
+        if pair is None or not self.recipes[number].remap:
+            return None
+        return lambda w, quantizer: pair.on(quantizer).weight_map(w)
 
-    def _counterpart(self, model: nn.Module, optimizer: MakeOptimizer, lr: float, recipe: Recipe) -> Member:
+    def _member(
+        self, model: nn.Module, share: int, optimizer: MakeOptimizer, lr: float, recipe: Recipe, execution: Execution
+    ) -> Member:
         model = copy.deepcopy(model)
         for module in model.modules():
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator
-        member = Member(model, optimizer, lr, recipe)
+        weights = FlatWeights(model, self.parts, share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:
-            member.weights.buffer.copy_(self.pair.weight_map(member.weights.buffer))
-        return member
+            for piece in pieces_of(self.parts, 0, self.quantized_weights):
+                some = weights.buffer[piece.where]
+                some.copy_(self.pair.on(piece.quantizer).weight_map(some))
+        return Member(model, weights, optimizer, lr, recipe, execution, self.layout)
+
+    def _slice(self, number: int, share: int) -> Tensor:
+        if self.layout.groups > 1:
+            return torch.zeros(share, dtype=next(iter(self.local.values())).weights.buffer.dtype, device=self.device)
+        start = share * self.layout.ranks.rank
+        return self.local[number].weights.buffer[start : start + share]
+
+
+def _common_quantizer(parts: Sequence[Part]) -> UniformQuantizer:
+    """A quantizer with the ranges of all parts, for what is asked of every one of them."""
+    ranges = torch.cat([torch.as_tensor(part.quantizer.max, dtype=torch.float64).reshape(-1) for part in parts])
+    first = parts[0].quantizer
+    return UniformQuantizer(first.bits, ranges.unique(), first.saturation)

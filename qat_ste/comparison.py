@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat_ste.cohort import Cohort, L2Penalty, Loss, MakeOptimizer, Member
-from qat_ste.divergence.metric import ratio
-from qat_ste.divergence.outputs import correlation, inference_metrics
+from qat_ste.checkpoint import Checkpoints
+from qat_ste.cohort import Cohort, Execution, L2Penalty, Loss, MakeOptimizer
+from qat_ste.data.dataset import Batch, Shard
+from qat_ste.divergence import WeightMap, pieces_of
+from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
+from qat_ste.ranks import Ranks
 from qat_ste.schedules import Schedule, by_name
 from qat_ste.training import Batches, DivergenceMonitor, Lockstep, Record, Row, train
 from qat_ste.verdict import Verdict, decide
@@ -35,7 +38,7 @@ class Comparison:
     """Everything a comparison found.
 
     ``reference`` and each of ``counterparts`` hold their numbers as attributes, under the names of
-    ``results.json``; None where there was nothing to count. ``models`` are the trained networks.
+    ``results.json``; None where there was nothing to count. ``models`` are the trained networks (here, on this rank).
     """
 
     reference: SimpleNamespace
@@ -53,7 +56,7 @@ class Comparison:
 
 def compare(
     build_model: Callable[[], nn.Module],
-    batches: Batches,
+    batches: Batches | Callable[[Shard], Batches],
     *,
     loss: Loss,
     bits: int,
@@ -61,7 +64,7 @@ def compare(
     optimizer: MakeOptimizer,
     lr: float,
     steps: int,
-    validation: Batches | None = None,
+    validation: Iterable[Batch] | Callable[[Shard], Iterable[Batch]] | None = None,
     steps_per_epoch: int | None = None,
     schedule: Schedule | None = None,
     counterparts: Sequence[str] = ("ste", "naive", "jitter"),
@@ -76,12 +79,16 @@ def compare(
     device: torch.device | str = "cpu",
     on_row: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
+    execution: Execution = Execution(),
+    placement: str = "together",
+    checkpoints: Checkpoints | None = None,
 ) -> Comparison:
     """Trains a model with ``estimator`` and its counterparts on the same batches and measures how they part.
 
     Args:
         build_model: returns a new plain model; called once, with the generators seeded by ``seed``.
-        batches: (inputs, targets), iterated anew whenever they end.
+        batches: (inputs, targets), iterated anew whenever they end, or ``TrainingBatches``; of several ranks each
+            one's shard, or a function that makes it.
         loss: (outputs, targets) -> scalar.
         optimizer: called with parameter groups and ``lr=``, once for each member.
         lr: the reference's learning rate η.
@@ -91,6 +98,11 @@ def compare(
         include, exclude, biases, saturation: as for ``quantize_weights``.
         sequence_weights: weights of which change events are kept; of more a fixed sample is.
         on_row: called with each row of metrics as it is made; ``stop`` is asked after each step.
+        execution: precision, accumulation of gradients, compilation.
+        placement: of the members where several ranks train them; see ``Layout``.
+        checkpoints: where the run is continued from and saved to.
+
+    Where ``torch.distributed`` is set up, all its ranks have to call this; each returns the same numbers.
 
     Raises:
         ValueError: an argument is out of its bounds, or the theorem cannot apply to ``ste``.
@@ -106,89 +118,103 @@ def compare(
         torch.manual_seed(seed)
         model = build_model().to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation)
-        cohort = Cohort(model, optimizer, lr, counterparts)
+        cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement)
+        drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), l2, seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
         record = train(
             lockstep,
             monitor,
-            batches,
+            batches(cohort.layout.shard) if callable(batches) else batches,
             steps,
-            validation=validation,
+            validation=validation(cohort.layout.shard) if callable(validation) else validation,
             steps_per_epoch=steps_per_epoch,
             log_every=log_every,
             on_row=on_row,
             stop=stop,
+            checkpoints=checkpoints,
         )
-    return _summarize(cohort, monitor, record, steps)
+    return _summarize(cohort, monitor, record, drawn, steps)
 
 
-def _summarize(cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> Comparison:
+def _summarize(
+    cohort: Cohort, monitor: DivergenceMonitor, record: Record, drawn: DrawnWeights, steps: int
+) -> Comparison:
+    shares = monitor.shares()
+    own = [_own(record, number) | shares[number] for number in range(len(cohort.recipes))]
     # By member: two names of one run need not be measured twice.
-    numbers = {member: _counterpart(cohort, monitor, record, member) for member in monitor.pairs}
-    counterparts = {name: numbers[member] for name, member in cohort.counterparts.items()}
+    numbers = {number: _counterpart(monitor, record, number, own[number]) for number in monitor.divergences}
+    counterparts = {name: numbers[number] for name, number in cohort.counterparts.items()}
     errors = {name: found.weight_alignment_error for name, found in counterparts.items()}
-    names = {"reference": cohort.reference, **cohort.counterparts}
-    sampled = monitor.sampled
-    total = len(cohort.reference.weights.buffer)
     return Comparison(
-        reference=SimpleNamespace(**_own(monitor, record, cohort.reference)),
+        reference=SimpleNamespace(**own[0]),
         counterparts=counterparts,
         verdict=decide(errors, cohort.equivalence),
         equivalence=str(cohort.equivalence),
         lr_factor=cohort.pair.lr_factor if cohort.pair else None,
-        quantized_weights=total,
-        sequence_weights=total if sampled is None else len(sampled),
+        quantized_weights=cohort.quantized_weights,
+        sequence_weights=monitor.sequence_weights,
         steps=steps,
         rows=record.rows,
-        weights=_weights_to_draw(cohort, monitor),
-        models={name: member.model for name, member in names.items()},
+        weights=drawn.arrays(),
+        models={name: cohort.local[number].model for name, number in cohort.names.items() if number in cohort.local},
     )
 
 
-def _own(monitor: DivergenceMonitor, record: Record, member: Member) -> dict[str, Any]:
-    trajectory = monitor.trajectories[member]
-    ones = torch.ones_like(trajectory.moved)
-    evaluation = record.evaluations.get(member)
-    return {
-        "test_accuracy": evaluation.accuracy if evaluation else None,
-        "test_loss": evaluation.loss if evaluation else None,
-        "moved_fraction": ratio(trajectory.moved, ones),
-        "saturated_fraction": ratio(trajectory.saturated, ones),
-    }
+def _own(record: Record, number: int) -> dict[str, Any]:
+    if not record.evaluations:
+        return {"test_accuracy": None, "test_loss": None}
+    evaluation = record.evaluations[number]
+    return {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
 
 
-def _counterpart(cohort: Cohort, monitor: DivergenceMonitor, record: Record, member: Member) -> SimpleNamespace:
-    numbers = dict.fromkeys(OF_OUTPUTS) | _own(monitor, record, member) | record.initial[member]
-    total, layers = monitor.divergences[member].results(monitor.parts)
-    members = cohort.members
-    losses = record.losses[[members.index(cohort.reference), members.index(member)]].cpu()
+def _counterpart(monitor: DivergenceMonitor, record: Record, number: int, own: dict[str, Any]) -> SimpleNamespace:
+    numbers = dict.fromkeys(OF_OUTPUTS) | own | record.initial[number]
+    total, layers = monitor.divergences[number].results([part.name for part in monitor.cohort.parts])
     numbers |= total
-    numbers["train_loss_correlation"] = correlation(*losses)
+    numbers["train_loss_correlation"] = correlation(*record.losses[[0, number]].cpu())
     if record.evaluations:
-        reference, own = record.evaluations[cohort.reference], record.evaluations[member]
-        curves = zip(record.validation[cohort.reference], record.validation[member], strict=True)
-        points = torch.tensor([[a[1], b[1], a[2] or 0.0, b[2] or 0.0] for a, b in curves], dtype=torch.float64)
-        numbers["validation_loss_correlation"] = correlation(points[:, 0], points[:, 1])
-        if own.accuracy is not None:
-            numbers["validation_accuracy_correlation"] = correlation(points[:, 2], points[:, 3])
-            numbers |= inference_metrics(reference.outputs, own.outputs, own.targets)
+        numbers["validation_loss_correlation"] = _curves([losses for _, losses, _ in record.validation], number)
+        if own["test_accuracy"] is not None:
+            accuracies = [accuracies for _, _, accuracies in record.validation]
+            numbers["validation_accuracy_correlation"] = _curves(accuracies, number)
+            numbers |= record.evaluations[number].against_reference
     return SimpleNamespace(**numbers, layers=layers)
 
 
-def _weights_to_draw(cohort: Cohort, monitor: DivergenceMonitor, limit: int = 50_000) -> dict[str, np.ndarray]:
+def _curves(points: Sequence[Sequence[float | None]], number: int) -> float | None:
+    curves = torch.tensor([[point[0], point[number]] for point in points], dtype=torch.float64).T
+    return correlation(*curves)
+
+
+class DrawnWeights:
     """Initial and final latent weights in units of max, of at most ``limit`` weights, and R(w_ref) by counterpart."""
-    size = len(cohort.reference.weights.buffer)
-    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values
-    max_ = cohort.reference.weights.quantizer.max
 
-    def relative(weights: Tensor) -> np.ndarray:
-        return (weights.double() / max_).cpu()[drawn].float().numpy()
+    def __init__(self, cohort: Cohort, limit: int = 50_000) -> None:
+        self.cohort = cohort
+        ranks, size = cohort.layout.ranks, cohort.last - cohort.first
+        share = -(-limit // ranks.size)
+        self._drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:share].sort().values
+        self._initial = [self._take(weights) for weights in cohort.slices]
 
-    found = {}
-    for name, member in {"reference": cohort.reference, **cohort.counterparts}.items():
-        found[f"{name}/initial"] = relative(monitor.trajectories[member].initial)
-        found[f"{name}/final"] = relative(member.weights.buffer)
-        if member in monitor.pairs:
-            found[f"{name}/mapped_reference"] = relative(monitor.pairs[member].mapped_reference())
-    return found
+    def arrays(self) -> dict[str, np.ndarray]:
+        """``<member>/initial``, ``/final`` and ``/mapped_reference``; empty but on rank 0."""
+        cohort = self.cohort
+        found = {}
+        for name, number in cohort.names.items():
+            found[f"{name}/initial"] = self._initial[number]
+            found[f"{name}/final"] = self._take(cohort.slices[number])
+            if number:
+                found[f"{name}/mapped_reference"] = self._take(cohort.slices[0], cohort.weight_map(number))
+        gathered = cohort.layout.ranks.gather(found) or []
+        return {name: np.concatenate([of_rank[name] for of_rank in gathered]) for name in found} if gathered else {}
+
+    def _take(self, weights: Tensor, weight_map: WeightMap | None = None) -> np.ndarray:
+        taken = []
+        for piece in pieces_of(self.cohort.parts, self.cohort.first, self.cohort.last):
+            start, stop = piece.where.start, piece.where.stop
+            inside = self._drawn[(self._drawn >= start) & (self._drawn < stop)] - start
+            some = weights[piece.where]
+            some = weight_map(some, piece.quantizer) if weight_map else some
+            taken.append((some.double() / piece.quantizer.max).cpu()[inside].float().numpy())
+        return np.concatenate(taken or [np.zeros(0, np.float32)])

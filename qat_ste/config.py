@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -94,6 +95,7 @@ class TrainConfig(_Section):
     warmup: float = _checked(lambda value: 0 <= value < 1, "must be a share of the steps, from 0 to below 1", "0.02")
     l2: float = _checked(lambda value: 0 <= value < math.inf, "must be a finite number of at least 0", "1e-4")
     l2_include: list[str] = MISSING
+    accumulate: int = _at_least(1, "1")
     seed: int = _checked(lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 4294967295", "42")
 
 
@@ -110,8 +112,25 @@ class RuntimeConfig(_Section):
     """Where it runs."""
 
     device: str = MISSING
+    devices: int = _at_least(1, "1")
+    placement: str = _one_of("together", "spread")
+    precision: str = _one_of("fp32", "bf16")
+    tf32: bool = MISSING
+    compile: bool = MISSING
+    sync_batchnorm: bool = MISSING
     threads: int | None = _optional(1, "2")
     line_seconds: float = _checked(lambda value: 0 < value < math.inf, "must be a positive number of seconds", "5")
+
+
+@dataclass
+class CheckpointConfig(_Section):
+    """When a checkpoint is written, and how many of the last are kept."""
+
+    every_steps: int | None = _optional(1, "1000")
+    every_seconds: float | None = _checked(
+        lambda v: v is None or 0 < v < math.inf, "must be null or a positive number of seconds", "600"
+    )
+    keep: int = _at_least(1, "2")
 
 
 @dataclass
@@ -130,6 +149,7 @@ class RunConfig:
     train: TrainConfig = MISSING
     metrics: MetricsConfig = MISSING
     runtime: RuntimeConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
     paths: PathsConfig = MISSING
     counterparts: list[str] = MISSING
     dataset: Any = MISSING
@@ -139,7 +159,11 @@ class RunConfig:
     logger: Any = MISSING
 
 
-SECTIONS = ("quantizer", "train", "metrics", "runtime")
+SECTIONS = ("quantizer", "train", "metrics", "runtime", "checkpoint")
+# What may be different when a run is continued: where things lie, what is told, and how fast it goes.
+FREE_TO_CHANGE = (
+    "paths", "logger", "checkpoint", "runtime.line_seconds", "dataset.root", "dataset.cache", "dataset.workers"
+)  # fmt: skip
 
 
 def section_problems(cfg: DictConfig) -> list[Problem]:
@@ -154,3 +178,15 @@ def section_problems(cfg: DictConfig) -> list[Problem]:
     if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
         problems.append(Problem("optimizer.lr", lr, "must be a positive finite number", "0.003"))
     return problems
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration on which the numbers of a run depend."""
+    kept = copy.deepcopy(dict(config))
+    for key in FREE_TO_CHANGE:
+        section, _, name = key.partition(".")
+        if not name:
+            kept.pop(section, None)
+        elif isinstance(kept.get(section), dict):
+            kept[section].pop(name, None)
+    return kept

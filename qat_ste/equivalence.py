@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,13 @@ class SteEquivalent:
         lower, upper = self._integral(torch.tensor([-0.5, 0.5], dtype=torch.float64)).tolist()
         return 1.0 / (upper - lower)
 
+    def on(self, quantizer: UniformQuantizer) -> SteEquivalent:
+        """The same equivalence on a grid of as many levels with another range: M scales with the step."""
+        _ = self.lr_factor  # and its tables: computed once for all
+        other = copy.copy(self)
+        other.quantizer = quantizer
+        return other
+
     def weight_map(self, w: Tensor) -> Tensor:
         """M(w), computed in float64; shape and dtype of ``w``. No weight leaves the cell of its level."""
         return self._move(w, lambda u: self._integral(u) * self.lr_factor)
@@ -78,9 +86,10 @@ class SteEquivalent:
         offset = w.double() / step64
         threshold = offset.round()
         moved = move_offset(offset.sub_(threshold)).add_(threshold).mul_(step64).to(w.dtype)
-        # Rounding to w's dtype may land on the threshold from below, and so on the other level.
-        lowest, highest = self.quantizer.cell(w)
-        torch.minimum(torch.maximum(moved, lowest, out=moved), highest, out=moved)
+        # Rounding to w's dtype may, once in millions, land on the threshold from below, and so on the other level.
+        if (self.quantizer.integer_index(moved) != self.quantizer.integer_index(w)).any():
+            lowest, highest = self.quantizer.cell(w)
+            torch.minimum(torch.maximum(moved, lowest, out=moved), highest, out=moved)
         return torch.where(self.quantizer.alive(w), moved, w, out=moved)
 
     def _integral(self, u: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from torch import nn
 
 from qat_ste.cohort import COUNTERPARTS, MakeOptimizer, unknown_counterparts
 from qat_ste.config import ConfigError, Problem, section_problems
-from qat_ste.data.in_memory import Dataset, InMemoryBatches
+from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
@@ -31,7 +32,6 @@ class Parts:
     optimizer: MakeOptimizer
     dataset: Dataset
     build_model: Callable[[], nn.Module]
-    batches: InMemoryBatches
     steps: int
     steps_per_epoch: int
     device: torch.device
@@ -65,19 +65,19 @@ class Preparation:
         optimizer = self._optimizer()
         device = self._device()
         dataset = self._build("dataset")
-        build_model = batches = None
+        build_model = steps_per_epoch = None
         if dataset is not None:
             build_model = self._model_builder(dataset)
-            batches = self._batches(dataset)
+            steps_per_epoch = self._steps_per_epoch(dataset)
             if estimator is not None and build_model is not None:
                 self._check_model(build_model, dataset, estimator)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
-        assert dataset is not None and build_model is not None and batches is not None
-        steps_per_epoch = cfg.train.steps_per_epoch or batches.steps_per_epoch
+        assert dataset is not None and build_model is not None and steps_per_epoch is not None
+        steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
         steps = cfg.train.epochs * steps_per_epoch if cfg.train.epochs else cfg.train.steps
-        return Parts(estimator, optimizer, dataset, build_model, batches, steps, steps_per_epoch, device)
+        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device)
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
         """A problem with a key; its example is the packaged default unless given."""
@@ -119,19 +119,29 @@ class Preparation:
         return make
 
     def _device(self) -> torch.device | None:
-        name = self.cfg.runtime.device
+        runtime = self.cfg.runtime
+        name, found = runtime.device, torch.cuda.device_count()
+        if name == "auto":
+            name = "cuda" if found else "cpu"
+        if runtime.devices > max(found, 1) and (runtime.device == "auto" or name == "cuda"):
+            there = f"there are {found} GPUs here" if found else "there is no GPU here"
+            self._add("runtime.devices", f"{there}; processes on the CPU need runtime.device=cpu", str(max(found, 1)))
+            return None
         try:
             device = torch.device(name)
+            if device.type == "cuda" and device.index is None:
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
             self._add("runtime.device", f"cannot be used ({str(error).splitlines()[0]})", "cpu")
             return None
         return device
 
-    def _batches(self, dataset: Dataset) -> InMemoryBatches | None:
-        train = self.cfg.train
+    def _steps_per_epoch(self, dataset: Dataset) -> int | None:
+        train, shard = self.cfg.train, Shard(0, max(1, self.cfg.runtime.devices))
         try:
-            return InMemoryBatches(dataset.train, train.batch_size, train.shuffle, train.seed)
+            batches = dataset.train_batches(train.batch_size, train.shuffle, train.seed, torch.device("cpu"), shard)
+            return batches.steps_per_epoch
         except ValueError as error:
             self._add("train.batch_size", str(error).removeprefix("batch_size ").split(", got ")[0])
             return None
@@ -141,14 +151,14 @@ class Preparation:
         make = self._build("model")
         if make is None:
             return None
-        _, channels, _, width = dataset.train.images.shape
+        channels, _, width = dataset.image_shape
         facts = {"in_channels": channels, "image_size": width, "num_classes": dataset.num_classes}
         wanted = inspect.signature(make).parameters
         return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 
     def _check_model(self, build_model: Callable[[], nn.Module], dataset: Dataset, estimator: Estimator) -> None:
         """Builds a model, runs it on two images and quantizes it, on the CPU."""
-        settings, images = self.cfg.quantizer, dataset.train.images[:2]
+        settings, images = self.cfg.quantizer, torch.zeros(2, *dataset.image_shape)
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model = build_model()

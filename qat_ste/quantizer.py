@@ -92,6 +92,22 @@ class UniformQuantizer:
         threshold = (guess + (1 - half)).mul_(step)
         return guess.add_(w >= threshold)
 
+    @property
+    def index_dtype(self) -> torch.dtype:
+        """Smallest integer type that holds every level's number."""
+        return torch.uint8 if self.bits <= 8 else torch.int32
+
+    def integer_index(self, w: Tensor) -> Tensor:
+        """``index`` in ``index_dtype``."""
+        if self.bits > 2:
+            return self.index(w).to(self.index_dtype)
+        # With few levels it is faster to count the thresholds passed.
+        step = self.step_in(w.dtype, w.device)
+        index = torch.zeros_like(w, dtype=torch.uint8)
+        for i in range(self.num_levels - 1):
+            index += (w >= (i + 1 - self.num_levels // 2) * step).view(torch.uint8)
+        return index
+
     def level(self, index: Tensor) -> Tensor:
         """Values of the levels with these numbers, in the dtype and shape of ``index``."""
         return (index + (0.5 - self.num_levels // 2)) * self.step_in(index.dtype, index.device)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import platform
 import signal
 import threading
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -17,13 +20,16 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.cohort import L2Penalty
+from qat_ste.checkpoint import CheckpointMismatch, Checkpoints, differences
+from qat_ste.cohort import Execution, L2Penalty
 from qat_ste.comparison import Comparison, compare
-from qat_ste.data.in_memory import EvaluationBatches
+from qat_ste.config import identity
+from qat_ste.data.image_files import BrokenImageError
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.preparation import Parts
+from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
 
@@ -32,10 +38,15 @@ PACKAGES = ("qat-ste", "torch", "torchvision", "hydra-core", "omegaconf", "wandb
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, so that training ends at the next step."""
+    """Notes SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, so that training ends at the next step.
 
-    def __init__(self) -> None:
+    Args:
+        processes: ids of processes that are told too.
+    """
+
+    def __init__(self, processes: Sequence[int] = ()) -> None:
         self.signal: int | None = None
+        self._processes = processes
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -49,6 +60,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        for process in self._processes:
+            os.kill(process, number)
         if self.signal == signal.SIGINT == number:  # a second Ctrl-C means now
             raise KeyboardInterrupt
         self.signal = number
@@ -56,37 +69,75 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it; of a rank that was stopped by what another one was told, SIGTERM's."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+
+def finished(folder: Path, cfg: DictConfig) -> bool:
+    """Whether the folder holds this run, done.
+
+    Raises:
+        CheckpointMismatch: it holds a finished run of another configuration.
+    """
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError):
+        return False
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    if status == "done" and (found := differences(identity(results["config"]), identity(config))):
+        raise CheckpointMismatch(folder / "results.json", found)
+    return bool(status == "done")
+
 
 def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
-    """Runs one comparison in ``folder``; returns the exit code."""
+    """Runs one comparison in ``folder``, or goes on with the one that was cut off there; returns the exit code.
+
+    Where several ranks train, each has to call this; rank 0 does all the telling.
+
+    Raises:
+        CheckpointMismatch: what was cut off there had another configuration.
+        BrokenImageError: on a rank other than 0.
+    """
+    ranks = Ranks()
+    _set_up_torch(cfg, ranks)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    what = identity(config) | {"data": parts.dataset.fingerprint, "ranks": ranks.size}
+    checkpoints = Checkpoints(folder, what, **config["checkpoint"])
     with StopRequest() as stop:
-        files = RunFolder(folder)
+        if ranks.rank:
+            return _take_part(cfg, parts, checkpoints, stop)
+        files = RunFolder(folder, checkpoints.rows)
         terminal = TerminalLogger(parts.steps, cfg.runtime.line_seconds)
         loggers: list[Logger] = [files, terminal]
         exit_code = 1
         terminal.say(f"run folder: {folder}")
+        _say_what_is_special(terminal, cfg, parts, ranks, checkpoints)
         try:
             if cfg.logger.get("_target_"):
-                config = OmegaConf.to_container(cfg, resolve=True)
                 loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
-            comparison = _compare(cfg, parts, loggers, stop)
-            results = _results(cfg, comparison, files.wall_seconds, command, parts.device)
+            comparison, skipped = _compare(cfg, parts, loggers, stop, checkpoints)
+            results = _results(config, comparison, files.wall_seconds, command, parts.device, skipped)
             for logger in loggers:
                 logger.log_results(results)
             _report(folder, comparison)
             files.set_status("done")
             exit_code = 0
         except Stopped as stopped:
-            name = signal.Signals(stop.signal or signal.SIGTERM).name
-            terminal.say(f"{name}: {stopped}; what was logged until then is in {folder}")
+            name = signal.Signals(stop.exit_code - 128).name
+            terminal.say(f"{name}: {stopped}; the same command with hydra.run.dir={folder} goes on from there")
             files.step = stopped.step
             files.set_status("preempted", f"{name}: {stopped}")
-            exit_code = 128 + (stop.signal or signal.SIGTERM)
-        except FloatingPointError as error:
+            exit_code = stop.exit_code
+        except (FloatingPointError, BrokenImageError) as error:
             log.error("%s", error)
             files.set_status("failed", str(error))
+            exit_code = 2 if isinstance(error, BrokenImageError) else 1
         except BaseException as error:
-            log.exception("the run failed")
+            if ranks.size == 1:  # else the cause may lie with another rank
+                log.exception("the run failed")
             files.set_status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -97,58 +148,106 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
         return exit_code
 
 
-def _compare(cfg: DictConfig, parts: Parts, loggers: list[Logger], stop: StopRequest) -> Comparison:
+def _take_part(cfg: DictConfig, parts: Parts, checkpoints: Checkpoints, stop: StopRequest) -> int:
+    try:
+        _compare(cfg, parts, [], stop, checkpoints)
+    except Stopped:
+        return stop.exit_code
+    except FloatingPointError:  # on all ranks alike
+        return 1
+    return 0
+
+
+def _set_up_torch(cfg: DictConfig, ranks: Ranks) -> None:
+    # TF32 rounds to 10 bits, which would drown what is measured.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.runtime.tf32
+    if cfg.runtime.threads or ranks.size > 1:
+        here = cfg.runtime.devices if cfg.runtime.devices > 1 else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(cfg.runtime.threads or max(1, (os.cpu_count() or 1) // here))
+
+
+def _say_what_is_special(
+    terminal: TerminalLogger, cfg: DictConfig, parts: Parts, ranks: Ranks, checkpoints: Checkpoints
+) -> None:
+    if checkpoints.step:
+        terminal.say(f"goes on after step {checkpoints.step}")
+    if ranks.size > 1:
+        terminal.say(f"{ranks.size} ranks, members {cfg.runtime.placement}")
+    if parts.device.type == "cuda":
+        terminal.say(f"{torch.cuda.get_device_name(parts.device)}, TF32 {'on' if cfg.runtime.tf32 else 'off'}")
+    if cfg.runtime.precision != "fp32" or cfg.runtime.tf32:
+        terminal.say(
+            "rounding in less than float32 may drown what is measured: hold the jitter and replica rows beside it"
+        )
+
+
+def _compare(
+    cfg: DictConfig, parts: Parts, loggers: list[Logger], stop: StopRequest, checkpoints: Checkpoints
+) -> tuple[Comparison, list[str]]:
+    """The comparison, and which images were left out by any rank."""
+
     def on_row(row: Row) -> None:
         for logger in loggers:
             logger.log_row(row)
 
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
-    torch.backends.cudnn.allow_tf32 = False  # its rounding would drown what is measured
-    batches, test = parts.batches, parts.dataset.test.to(parts.device)
-    batches.split = batches.split.to(parts.device)
-    return compare(
+    train, runtime, ranks, dataset = cfg.train, cfg.runtime, Ranks(), parts.dataset
+    if ranks.rank == 0:
+        dataset.prepare()
+    ranks.any([True])  # all wait for rank 0
+    dataset.prepare()
+    comparison = compare(
         parts.build_model,
-        batches,
+        lambda shard: dataset.train_batches(train.batch_size, train.shuffle, train.seed, parts.device, shard),
         loss=F.cross_entropy,
         bits=cfg.quantizer.bits,
         estimator=parts.estimator,
         optimizer=parts.optimizer,
         lr=cfg.optimizer.lr,
         steps=parts.steps,
-        validation=EvaluationBatches(test),
+        validation=lambda shard: dataset.test_batches(parts.device, shard),
         steps_per_epoch=parts.steps_per_epoch,
-        schedule=by_name(cfg.train.schedule, parts.steps, cfg.train.warmup),
+        schedule=by_name(train.schedule, parts.steps, train.warmup),
         counterparts=list(cfg.counterparts),
         include=list(cfg.quantizer.include),
         exclude=list(cfg.quantizer.exclude),
         biases=cfg.quantizer.biases,
         saturation=cfg.quantizer.saturation,
-        l2=L2Penalty(cfg.train.l2, tuple(cfg.train.l2_include)) if cfg.train.l2 else None,
+        l2=L2Penalty(train.l2, tuple(train.l2_include)) if train.l2 else None,
         sequence_weights=cfg.metrics.sequence_weights,
         log_every=cfg.metrics.every,
-        seed=cfg.train.seed,
+        seed=train.seed,
         device=parts.device,
         on_row=on_row,
         stop=lambda: bool(stop),
+        execution=Execution(runtime.precision, train.accumulate, runtime.compile, runtime.sync_batchnorm),
+        placement=runtime.placement,
+        checkpoints=checkpoints,
     )
+    skipped = {path for of_rank in ranks.gather(list(dataset.skipped)) or [] for path in of_rank}
+    return comparison, sorted(skipped)
 
 
 def _results(
-    cfg: DictConfig, comparison: Comparison, wall_seconds: float, command: str, device: torch.device
+    config: dict[str, Any],
+    comparison: Comparison,
+    wall_seconds: float,
+    command: str,
+    device: torch.device,
+    skipped: list[str],
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     return {
         "schema": 1,
         "command": command,
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "config": config,
         "versions": versions,
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "steps": comparison.steps,
         "wall_seconds": wall_seconds,
         "quantized_weights": comparison.quantized_weights,
         "sequence_weights": comparison.sequence_weights,
+        "skipped_images": len(skipped),
         "lr_factor": comparison.lr_factor,
         "equivalence": comparison.equivalence,
         "reference": vars(comparison.reference),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from qat_ste.cohort import Cohort, Evaluation, L2Penalty, Loss, Member
-from qat_ste.divergence import Divergence, Pair, Trajectory, Values, sample_positions
+from qat_ste.checkpoint import Checkpoints
+from qat_ste.cohort import Cohort, L2Penalty, Loss
+from qat_ste.data.dataset import Batch, TrainingBatches
+from qat_ste.divergence import Divergence, Pair, Trajectory, Values, pieces_of, sample_positions
+from qat_ste.evaluation import Evaluation, evaluate
 from qat_ste.schedules import Schedule
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Batch] | TrainingBatches
 Row = dict[str, Any]
 
 
@@ -28,64 +34,120 @@ class Stopped(Exception):
 class Lockstep:
     """Steps of a whole cohort.
 
-    Before each member's forward pass the generators are seeded by (seed, step): dropout draws the same noise for
-    every member, whichever members there are and wherever a run was resumed.
+    Before each member's forward pass the generators are seeded by (seed, step, shard): dropout draws the same noise
+    for every member, whichever members there are and wherever a run was resumed.
     """
 
     def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, l2: L2Penalty | None, seed: int) -> None:
         self.cohort, self.loss, self.schedule, self.l2, self.seed = cohort, loss, schedule, l2, seed
-        self.members = cohort.members
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Optimizer step number ``step`` (0, 1, …) of every member; returns their losses."""
-        factor, losses = self.schedule(step), []
-        for member in self.members:
+        """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
+        factor = self.schedule(step)
+        losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
+        for number, member in self.cohort.local.items():
             self._seed(step)
-            losses.append(member.step(inputs, targets, self.loss, factor, self.l2))
+            losses[number] = member.step(inputs, targets, self.loss, factor, self.l2).float()
+        self.cohort.update_slices()
         return torch.stack(losses)
 
     def _seed(self, step: int) -> None:
-        number = (self.seed * 1_000_003 + step) % 2**63
+        number = (self.seed * 1_000_003 + step + (self.cohort.layout.shard.rank << 40)) % 2**63
         # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
         torch.default_generator.manual_seed(number)
-        if self.cohort.reference.weights.buffer.is_cuda:
+        if self.cohort.device.type == "cuda":
             torch.cuda.manual_seed(number)
 
 
 class DivergenceMonitor:
-    """Trajectories of all members and the metrics of each counterpart."""
+    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights."""
 
     def __init__(self, cohort: Cohort, sequence_weights: int, seed: int) -> None:
-        weights = cohort.reference.weights
-        self.parts = weights.parts
-        self.sampled = sample_positions(self.parts, sequence_weights, seed)
-        self.trajectories = {
-            member: Trajectory(member.weights.buffer, member.weights.quantizer, self.sampled)
-            for member in cohort.members
+        self.cohort = cohort
+        sampled = sample_positions(cohort.parts, sequence_weights, seed)
+        self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
+        if sampled is not None:
+            sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
+        pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
+        flags = torch.zeros_like(cohort.slices[0], dtype=torch.bool)
+        self.trajectories = [Trajectory(weights, pieces, sampled, flags) for weights in cohort.slices]
+        reference = self.trajectories[0]
+        self.divergences = {
+            number: Divergence(
+                Pair(reference, self.trajectories[number], len(cohort.parts), cohort.weight_map(number)),
+                cohort.layout.ranks.sum,
+            )
+            for number in cohort.counterparts.values()
         }
-        self.pairs = {
-            member: Pair(self.trajectories[cohort.reference], self.trajectories[member], cohort.weight_map(member))
-            for member in cohort.counterparts.values()
-        }
-        self.divergences = {member: Divergence(pair) for member, pair in self.pairs.items()}
 
     def observe(self, step: int) -> None:
         """Takes in the weights after optimizer step ``step`` (1, 2, …)."""
-        for trajectory in self.trajectories.values():
-            trajectory.observe(step)
-        for divergence in self.divergences.values():
-            divergence.update()
+        for number, trajectory in enumerate(self.trajectories):
+            changed = trajectory.observe(step)
+            for counterpart, divergence in self.divergences.items():
+                if len(changed) and number in (0, counterpart):
+                    divergence.changed(trajectory, changed, step)
+
+    def initial(self) -> list[Values]:
+        """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""
+        found: list[Values] = [{} for _ in self.trajectories]
+        for number, divergence in self.divergences.items():
+            sums = self.cohort.layout.ranks.sum(torch.stack([metric.sums().sum(0) for metric in divergence.metrics]))
+            by_name = dict(zip((metric.name for metric in divergence.metrics), sums[:, 0].tolist(), strict=True))
+            found[number] = {
+                "initial_alignment_error": by_name["weight_alignment_error"] / self.cohort.quantized_weights,
+                "initial_quantized_agreement": by_name["quantized_weight_agreement"] / self.cohort.quantized_weights,
+            }
+        return found
+
+    def shares(self) -> list[Values]:
+        """Of each member, the shares of weights that ever moved and of those that lie beyond the range now."""
+        counts = torch.zeros(len(self.trajectories), 2, dtype=torch.float64)
+        for trajectory, count in zip(self.trajectories, counts, strict=True):
+            for piece in trajectory.pieces:
+                saturated = piece.quantizer.saturated(trajectory.weights[piece.where])
+                flags = (trajectory.moved(piece.where), saturated)
+                count += torch.tensor([flag.count_nonzero().item() for flag in flags])
+        shares = self.cohort.layout.ranks.sum(counts) / self.cohort.quantized_weights
+        return [{"moved_fraction": moved, "saturated_fraction": saturated} for moved, saturated in shares.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trajectories": [trajectory.state_dict() for trajectory in self.trajectories],
+            "divergences": {number: divergence.state_dict() for number, divergence in self.divergences.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state; the weights have been restored before."""
+        for trajectory, saved in zip(self.trajectories, state["trajectories"], strict=True):
+            trajectory.load_state_dict(saved)
+        for number, divergence in self.divergences.items():
+            divergence.load_state_dict(state["divergences"][number])
 
 
 @dataclass
 class Record:
-    """What a training run leaves behind."""
+    """What a training run leaves behind; all by number of the member."""
 
-    losses: Tensor  # members x steps
-    initial: dict[Member, Values]
-    evaluations: dict[Member, Evaluation] = field(default_factory=dict)
-    validation: dict[Member, list[tuple[int, float, float | None]]] = field(default_factory=dict)
+    losses: Tensor  # members x steps, of what was trained here until they are summed over the ranks
+    initial: list[Values]
+    evaluations: list[Evaluation] = field(default_factory=list)  # the last ones
+    validation: list[tuple[int, list[float], list[float | None]]] = field(default_factory=list)  # step, loss, accuracy
     rows: list[Row] = field(default_factory=list)
+
+    def plain(self) -> str:
+        """All but the losses, as JSON, which keeps every bit of a number."""
+        evaluations = [asdict(evaluation) for evaluation in self.evaluations]
+        plain = {"initial": self.initial, "validation": self.validation, "rows": self.rows}
+        return json.dumps(plain | {"evaluations": evaluations})
+
+    def restore(self, plain: str, losses: Tensor) -> None:
+        """Goes on from a saved state."""
+        saved = json.loads(plain)
+        self.initial, self.rows = saved["initial"], saved["rows"]
+        self.validation = [tuple(point) for point in saved["validation"]]
+        self.evaluations = [Evaluation(**evaluation) for evaluation in saved["evaluations"]]
+        self.losses.copy_(losses)
 
 
 def train(
@@ -94,68 +156,76 @@ def train(
     batches: Batches,
     steps: int,
     *,
-    validation: Batches | None = None,
+    validation: Iterable[Batch] | None = None,
     steps_per_epoch: int | None = None,
     log_every: int | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
+    checkpoints: Checkpoints | None = None,
 ) -> Record:
     """Trains the cohort for ``steps`` steps.
 
     Args:
+        batches: this rank's shard, read anew whenever it ends, or ``TrainingBatches``.
         validation: evaluated at the end of each epoch and of the run; iterated anew each time.
         steps_per_epoch: by default one pass over ``batches`` if they have a length, else the whole run.
         log_every: steps between rows; by default 200 rows a run.
         on_row: called with each row as it is made.
         stop: asked after each step.
+        checkpoints: where a state is found to go on from, and left when due, when stopped, and at the end.
 
     Raises:
         Stopped: ``stop`` said so.
         FloatingPointError: a loss is not finite; names step, member and tensor.
         ValueError: ``batches`` ended before ``steps`` and cannot be iterated again.
     """
-    cohort, members = lockstep.cohort, lockstep.members
-    device = cohort.reference.weights.buffer.device
+    cohort, ranks = lockstep.cohort, lockstep.cohort.layout.ranks
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or (len(batches) if isinstance(batches, Sized) else steps)
-    record = Record(torch.zeros(len(members), steps, device=device), _initial(monitor))
-    record.validation = {member: [] for member in members}
+    record = Record(torch.zeros(len(cohort.recipes), steps, device=cohort.device), monitor.initial())
+    start = _restore(checkpoints, cohort, monitor, record) if checkpoints else 0
 
     def emit(row: Row) -> None:
         record.rows.append(row)
         on_row(row)
 
-    logged = 0
-    for step, (inputs, targets) in zip(range(steps), _repeat(batches), strict=False):
-        losses = lockstep.step(step, inputs.to(device), targets.to(device))
-        record.losses[:, step] = losses
+    logged = start - start % log_every
+    for step, (inputs, targets) in zip(range(start, steps), _from(batches, start), strict=False):
+        record.losses[:, step] = lockstep.step(step, inputs.to(cohort.device), targets.to(cohort.device))
         done = step + 1
         monitor.observe(done)
         if done % log_every == 0 or done == steps:
-            recent = record.losses[:, logged:done]
-            _check_finite(recent, members, cohort, logged)
+            recent = _over_ranks(record.losses[:, logged:done], cohort)
+            _check_finite(recent, cohort, logged)
             logged = done
-            lr = cohort.reference.lrs[-1] * lockstep.schedule(step)
+            lr = cohort.lr * lockstep.schedule(step)
             row: Row = {"step": done, "epoch": done / steps_per_epoch, "lr": lr}
-            train_loss = dict(zip(members, recent.mean(1).tolist(), strict=True))
-            now = {member: divergence.now() for member, divergence in monitor.divergences.items()}
-            for name, member in _named(cohort):
-                row[f"{name}/train_loss"] = train_loss[member]
-                row |= {f"{name}/{key}": value for key, value in now.get(member, {}).items()}
+            train_loss = recent.mean(1).tolist()
+            now = {number: divergence.now() for number, divergence in monitor.divergences.items()}
+            for name, number in cohort.names.items():
+                row[f"{name}/train_loss"] = train_loss[number]
+                row |= {f"{name}/{key}": value for key, value in now.get(number, {}).items()}
             emit(row)
         if validation is not None and (done % steps_per_epoch == 0 or done == steps):
-            emit(_validate(lockstep, validation, done, done / steps_per_epoch, record, device))
-        if stop() and done < steps:
+            record.evaluations = evaluate(cohort, _on(validation, cohort.device), lockstep.loss)
+            emit(_validation_row(cohort, done, done / steps_per_epoch, record))
+        stopping, due = ranks.any([stop(), checkpoints is not None and checkpoints.due(done)])
+        if checkpoints is not None and (stopping or due or done == steps):
+            _save(checkpoints, done, cohort, monitor, record)
+        if stopping and done < steps:
             raise Stopped(done)
+    record.losses = _over_ranks(record.losses, cohort)
     return record
 
 
-def _named(cohort: Cohort) -> Iterator[tuple[str, Member]]:
-    yield "reference", cohort.reference
-    yield from cohort.counterparts.items()
+def _from(batches: Batches, start: int) -> Iterator[Batch]:
+    """Batches from step ``start`` on, without end."""
+    if isinstance(batches, Iterable):
+        return islice(_repeat(batches), start, None)
+    return batches.starting_at(start)
 
 
-def _repeat(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in batches:
@@ -165,41 +235,75 @@ def _repeat(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
             raise ValueError("batches ended before the last step and cannot be iterated again: give a list or a loader")
 
 
-def _initial(monitor: DivergenceMonitor) -> dict[Member, Values]:
-    """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""
-    initial: dict[Member, Values] = {}
-    for member, pair in monitor.pairs.items():
-        weights, quantizer = pair.counterpart.weights, pair.counterpart.quantizer
-        error = ((pair.mapped_reference() - weights).abs().double() / quantizer.max).mean().item()
-        agreement = (pair.reference.level == pair.counterpart.level).double().mean().item()
-        initial[member] = {"initial_alignment_error": error, "initial_quantized_agreement": agreement}
-    return initial
+def _on(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
 
 
-def _validate(
-    lockstep: Lockstep, batches: Batches, step: int, epoch: float, record: Record, device: torch.device
-) -> Row:
+def _over_ranks(losses: Tensor, cohort: Cohort) -> Tensor:
+    """Mean loss over the global batch, from what each rank has of it."""
+    return cohort.layout.ranks.sum(losses / cohort.layout.shard.ranks)
+
+
+def _validation_row(cohort: Cohort, step: int, epoch: float, record: Record) -> Row:
+    losses = [evaluation.loss for evaluation in record.evaluations]
+    accuracies = [evaluation.accuracy for evaluation in record.evaluations]
+    record.validation.append((step, losses, accuracies))
     row: Row = {"step": step, "epoch": epoch}
-    for member in lockstep.members:
-        on_device = ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
-        evaluation = member.evaluate(on_device, lockstep.loss)
-        record.evaluations[member] = evaluation
-        record.validation[member].append((step, evaluation.loss, evaluation.accuracy))
-    for name, member in _named(lockstep.cohort):
-        row[f"{name}/validation_loss"] = record.evaluations[member].loss
-        row[f"{name}/validation_accuracy"] = record.evaluations[member].accuracy
+    for name, number in cohort.names.items():
+        row |= {f"{name}/validation_loss": losses[number], f"{name}/validation_accuracy": accuracies[number]}
     return row
 
 
-def _check_finite(losses: Tensor, members: Sequence[Member], cohort: Cohort, first_step: int) -> None:
+def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: DivergenceMonitor, record: Record) -> None:
+    """Rank 0 writes what it gathers: each member from one of the ranks that train it, metrics and losses from all."""
+    layout = cohort.layout
+    members = cohort.local if layout.shard.rank == 0 else {}
+    own = {
+        "members": {number: member.state_dict() for number, member in members.items()},
+        "divergence": monitor.state_dict(),
+        "losses": record.losses,
+    }
+    if layout.ranks.size > 1:  # pickled one by one: a view would take all of its buffer along
+        own = tree_map_only(Tensor, lambda values: values.detach().cpu().clone(), own)
+    gathered = layout.ranks.gather(own)
+    if gathered is None:
+        return checkpoints.save(None)
+    found: dict[int, Any] = {}
+    for of_rank in gathered:
+        found |= of_rank.pop("members")
+    state = {"step": step, "names": cohort.names, "record": record.plain(), "members": found, "ranks": gathered}
+    return checkpoints.save(state)
+
+
+def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record) -> int:
+    """Number of steps done already. Batches and generators need no state: they are functions of (seed, step)."""
+    state, ranks = checkpoints.take(), cohort.layout.ranks
+    step = state["step"] if state else 0
+    if any(ranks.any([step != ranks.broadcast(step)])):
+        raise ValueError("the ranks do not see the same checkpoint: the run folder must be one that they share")
+    if state is None:
+        return 0
+    if state["names"] != cohort.names or len(state["ranks"]) != ranks.size:
+        raise ValueError("the checkpoint is of a run with other counterparts or another number of ranks")
+    for number, member in cohort.local.items():
+        member.load_state_dict(state["members"][number])
+    cohort.update_slices()
+    own = state["ranks"][ranks.rank]
+    monitor.load_state_dict(own["divergence"])
+    record.restore(state["record"], own["losses"])
+    return step
+
+
+def _check_finite(losses: Tensor, cohort: Cohort, first_step: int) -> None:
     bad = (~torch.isfinite(losses)).nonzero()
     if not len(bad):
         return
-    member_number, offset = bad[bad[:, 1].argmin()].tolist()
-    member = members[member_number]
-    name = next(name for name, candidate in _named(cohort) if candidate is member)
-    tensors = (key for key, parameter in member.model.named_parameters() if not torch.isfinite(parameter).all())
+    number, offset = bad[bad[:, 1].argmin()].tolist()
+    name = next(name for name, candidate in cohort.names.items() if candidate == number)
+    member = cohort.local.get(number)
+    parameters = member.model.named_parameters() if member else ()
+    tensors = (key for key, parameter in parameters if not torch.isfinite(parameter).all())
     raise FloatingPointError(
-        f"the loss of {name} is {losses[member_number, offset].item()} at step {first_step + offset + 1}; "
+        f"the loss of {name} is {losses[number, offset].item()} at step {first_step + offset + 1}; "
         f"first tensor that is not finite by now: {next(tensors, 'none')}. A smaller learning rate may help"
     )

@@ -1,1 +1,1 @@
-"""Data sets held in memory; each a function that returns a ``Dataset``."""
+"""Data sets; each a function that returns a ``Dataset``."""

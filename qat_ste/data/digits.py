@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from qat_ste.data.in_memory import Dataset, Split
+from qat_ste.data.in_memory import InMemoryDataset, Split
 
 
-def digits() -> Dataset:
+def digits() -> InMemoryDataset:
     """1,437 images for training and 360 for testing, pixels in [0, 1]; one split for all seeds.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
@@ -18,4 +18,4 @@ def digits() -> Dataset:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images = (torch.from_numpy(pixels).float() / 16).reshape(-1, 1, 8, 8)[order]
     targets = torch.from_numpy(labels).long()[order]
-    return Dataset(Split(images[:1437], targets[:1437]), Split(images[1437:], targets[1437:]), num_classes=10)
+    return InMemoryDataset(Split(images[:1437], targets[:1437]), Split(images[1437:], targets[1437:]), num_classes=10)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+from qat_ste.data.dataset import Batch, Shard
 
 
 @dataclass(frozen=True)
@@ -26,62 +27,97 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class InMemoryDataset:
     """Training and test images with the number of their classes."""
 
     train: Split
     test: Split
     num_classes: int
+    skipped = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        some = self.train.images[::97].contiguous().numpy()
+        return hashlib.sha256(self.train.labels.numpy().tobytes() + some.tobytes()).hexdigest()[:16]
+
+    def prepare(self) -> None:
+        """Nothing is left to do."""
+
+    def train_batches(
+        self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
+    ) -> InMemoryBatches:
+        return InMemoryBatches(self.train.to(device), batch_size, shuffle, seed, shard)
+
+    def test_batches(self, device: torch.device, shard: Shard = Shard()) -> EvaluationBatches:
+        return EvaluationBatches(self.test.to(device), shard=shard)
 
 
-class InMemoryBatches:
-    """Endless training batches of constant size.
+class EpochOrder:
+    """Which rows each global batch is made of.
 
     With ``shuffle``, epoch e runs through a permutation that is a function of (seed, e), and an incomplete last
-    batch is left out; without, the split is read in file order, wrapping around (the paper's keras set-up).
+    batch is left out; without, rows are read in order, wrapping around (the paper's keras set-up).
 
     Raises:
-        ValueError: the batch is larger than the split.
+        ValueError: the batch is larger than the split, or the ranks do not divide it.
     """
 
-    def __init__(self, split: Split, batch_size: int, shuffle: bool, seed: int) -> None:
-        if not 1 <= batch_size <= len(split):
-            raise ValueError(f"batch_size must be from 1 to {len(split)}, the number of images, got {batch_size}")
-        self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+    def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, shard: Shard = Shard()) -> None:
+        if not 1 <= batch_size <= size:
+            raise ValueError(f"batch_size must be from 1 to {size}, the number of images, got {batch_size}")
+        if batch_size % shard.ranks:
+            raise ValueError(f"batch_size must be a multiple of {shard.ranks}, the number of ranks, got {batch_size}")
+        self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
+        share = batch_size // shard.ranks
+        self._share = slice(shard.rank * share, (shard.rank + 1) * share)
         self._order: tuple[int, Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.split) // self.batch_size
+        return self.size // self.batch_size
 
-    def __iter__(self) -> Iterator[Batch]:
-        step = 0
-        while True:
-            yield self.batch(step)
-            step += 1
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
 
-    def batch(self, step: int) -> Batch:
-        """The batch of this step, whatever was read before."""
-        rows = self._rows(step)
-        return self.split.images[rows], self.split.labels[rows]
-
-    def _rows(self, step: int) -> Tensor:
+    def rows(self, step: int) -> Tensor:
+        """Rows of this shard of the batch of ``step``."""
         if not self.shuffle:
             first = step * self.batch_size
-            return torch.arange(first, first + self.batch_size, device=self.split.labels.device) % len(self.split)
+            return torch.arange(first, first + self.batch_size)[self._share] % self.size
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self.split), generator=generator)
-            self._order = (epoch, order.to(self.split.labels.device))
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+            self._order = (epoch, torch.randperm(self.size, generator=generator))
+        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size][self._share]
+
+
+class InMemoryBatches:
+    """Endless training batches in the order of ``EpochOrder``."""
+
+    def __init__(self, split: Split, batch_size: int, shuffle: bool, seed: int, shard: Shard = Shard()) -> None:
+        self.split = split
+        self.order = EpochOrder(len(split), batch_size, shuffle, seed, shard)
+        self.steps_per_epoch = self.order.steps_per_epoch
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        while True:
+            rows = self.order.rows(step).to(self.split.labels.device)
+            yield self.split.images[rows], self.split.labels[rows]
+            step += 1
 
 
 class EvaluationBatches:
-    """The whole split once, in order."""
+    """The whole split once, in order; with several ranks every so many-th batch."""
 
-    def __init__(self, split: Split, batch_size: int = 1000) -> None:
-        self.split, self.batch_size = split, batch_size
+    def __init__(self, split: Split, batch_size: int = 1000, shard: Shard = Shard()) -> None:
+        self.split, self.batch_size, self.shard = split, batch_size, shard
 
     def __iter__(self) -> Iterator[Batch]:
-        return zip(self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True)
+        images, labels = (values.split(self.batch_size) for values in (self.split.images, self.split.labels))
+        own = slice(self.shard.rank, None, self.shard.ranks)
+        return zip(images[own], labels[own], strict=True)

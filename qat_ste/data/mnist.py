@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qat_ste.data.in_memory import Dataset, Split
+from qat_ste.data.in_memory import InMemoryDataset, Split
 
 # MD5 of the packed file (as torchvision lists it) and of its content.
 FILES = {
@@ -20,7 +20,7 @@ FILES = {
 }
 
 
-def mnist(root: str | Path, download: bool = True) -> Dataset:
+def mnist(root: str | Path, download: bool = True) -> InMemoryDataset:
     """60,000 training and 10,000 test images, 28x28, pixels/255.
 
     Args:
@@ -50,7 +50,7 @@ def mnist(root: str | Path, download: bool = True) -> Dataset:
         images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"]).float().div_(255).unsqueeze(1)
         splits.append(Split(images, torch.from_numpy(arrays[f"{part}-labels-idx1-ubyte"]).long()))
     train, test = splits
-    return Dataset(train, test, num_classes=10)
+    return InMemoryDataset(train, test, num_classes=10)
 
 
 def _find(name: str, folders: list[Path]) -> Path | None:

@@ -4,63 +4,82 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric, Pair, ratio, total
+from qat_ste.divergence.metric import Metric, Pair, WeightMap
+from qat_ste.divergence.pieces import Part, Piece, pieces_of
 from qat_ste.divergence.trajectory import Trajectory
 
 for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Divergence", "Metric", "Pair", "Trajectory", "ratio"]
+__all__ = ["Divergence", "Metric", "Pair", "Part", "Piece", "Trajectory", "WeightMap", "pieces_of"]
 
 Values = dict[str, float | None]
+Reduce = Callable[[Tensor], Tensor]
 
 
 class Divergence:
-    """All metrics of one counterpart against the reference."""
+    """All metrics of one counterpart against the reference.
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
+    Args:
+        reduce: sums a tensor over the ranks, where each has some of the weights.
+    """
+
+    def __init__(self, pair: Pair, reduce: Reduce = lambda sums: sums) -> None:
+        self.pair, self._reduce = pair, reduce
         self.metrics = [metric(pair) for metric in Metric.registry]
 
-    def update(self) -> None:
+    def changed(self, own: Trajectory, positions: Tensor, step: int) -> None:
+        """Weights of ``own``, the reference's or the counterpart's trajectory, changed level."""
+        other = self.pair.counterpart if own is self.pair.reference else self.pair.reference
         for metric in self.metrics:
-            metric.update()
+            metric.changed(own, other, positions, step)
 
     def now(self) -> Values:
         """The metrics that are followed over time."""
-        return {metric.name: ratio(*metric.terms()) for metric in self.metrics if metric.over_time}
+        metrics = [metric for metric in self.metrics if metric.over_time]
+        sums = self._reduce(torch.stack([metric.sums().sum(0) for metric in metrics]))
+        return {metric.name: _ratio(*found) for metric, found in zip(metrics, sums.tolist(), strict=True)}
 
-    def results(self, parts: dict[str, slice]) -> tuple[Values, dict[str, Values]]:
-        """Every metric over all weights, and the same by tensor."""
-        whole: Values = {}
-        layers: dict[str, Values] = {name: {} for name in parts}
-        moved = self.pair.moved
-        for metric in self.metrics:
-            numerators, denominators = metric.terms()
-            variants = {metric.name: (numerators, denominators)}
-            if metric.also_over_moved:
-                variants[f"{metric.name}_moved"] = (numerators * moved, denominators * moved)
-            for name, terms in variants.items():
-                sums = {layer: [total(values[part]) for values in terms] for layer, part in parts.items()}
-                for layer, (above, below) in sums.items():
-                    layers[layer][name] = above / below if below else None
-                above, below = (sum(values) for values in zip(*sums.values(), strict=True))
-                whole[name] = above / below if below else None
+    def results(self, parts: Sequence[str]) -> tuple[Values, dict[str, Values]]:
+        """Every metric over all weights, and the same by tensor, of which ``parts`` are the names."""
+        found = {metric.name: metric.sums() for metric in self.metrics}
+        found |= {f"{metric.name}_moved": metric.sums(True) for metric in self.metrics if metric.also_over_moved}
+        sums = self._reduce(torch.stack(list(found.values())))
+        whole = {name: _ratio(*both) for name, both in zip(found, sums.sum(1).tolist(), strict=True)}
+        layers = {
+            part: {name: _ratio(*both) for name, both in zip(found, of_part, strict=True)}
+            for part, of_part in zip(parts, sums.transpose(0, 1).tolist(), strict=True)
+        }
         return whole, layers
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the metrics gathered along the run."""
+        return {metric.name: metric.state_dict() for metric in self.metrics}
 
-def sample_positions(parts: dict[str, slice], size: int, seed: int) -> Tensor | None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        for metric in self.metrics:
+            metric.load_state_dict(state[metric.name])
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def sample_positions(parts: Sequence[Part], size: int, seed: int) -> Tensor | None:
     """A fixed sample of about ``size`` positions, drawn per tensor in proportion; None where all fit."""
-    total = sum(part.stop - part.start for part in parts.values())
+    total = parts[-1].stop
     if total <= size:
         return None
     generator = torch.Generator().manual_seed(seed)
     drawn = []
-    for part in parts.values():
+    for part in parts:
         count = part.stop - part.start
         wanted = max(1, count * size // total)
         drawn.append(part.start + torch.randperm(count, generator=generator)[:wanted].sort().values)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
+from qat_ste.divergence.pieces import Piece
 
 
 class QuantizedWeightAgreement(Metric):
@@ -15,6 +16,6 @@ class QuantizedWeightAgreement(Metric):
     over_time = True
     also_over_moved = True
 
-    def terms(self) -> tuple[Tensor, Tensor]:
-        same = self.pair.reference.level == self.pair.counterpart.level
+    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
+        same = self.pair.reference.level[piece.where] == self.pair.counterpart.level[piece.where]
         return same, torch.ones_like(same)

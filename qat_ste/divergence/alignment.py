@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
+from qat_ste.divergence.pieces import Piece
 
 
 class WeightAlignmentError(Metric):
@@ -13,13 +14,12 @@ class WeightAlignmentError(Metric):
     name = "weight_alignment_error"
     over_time = True
 
-    def terms(self) -> tuple[Tensor, Tensor]:
-        return self._terms(self.pair.mapped_reference())
+    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
+        return self._terms(self.pair.mapped_reference(piece), number, piece)
 
-    def _terms(self, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, reference: Tensor, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
         counterpart = self.pair.counterpart
-        max_ = counterpart.quantizer.max
-        return (reference - counterpart.weights).abs_() / max_, counterpart.path / max_
+        return (reference - counterpart.weights[piece.where]).abs_() / piece.quantizer.max, counterpart.path[number]
 
 
 class UnmappedWeightAlignmentError(WeightAlignmentError):
@@ -27,5 +27,5 @@ class UnmappedWeightAlignmentError(WeightAlignmentError):
 
     name = "weight_alignment_error_unmapped"
 
-    def terms(self) -> tuple[Tensor, Tensor]:
-        return self._terms(self.pair.reference.weights)
+    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
+        return self._terms(self.pair.reference.weights[piece.where], number, piece)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
+from qat_ste.divergence.pieces import Piece
 from qat_ste.divergence.sequences import Sequences
 
 
@@ -27,18 +28,33 @@ def match(reference: Sequences, counterpart: Sequences) -> tuple[np.ndarray, np.
 
 
 class _Compressed(Metric):
-    def _spread(self, values: np.ndarray) -> Tensor:
-        """From the sampled weights to all; 0 for the others."""
-        level = self.pair.reference.level
-        spread = torch.zeros(len(level), dtype=torch.float64)
-        spread[torch.from_numpy(self.pair.reference.sequences.kept)] = torch.from_numpy(values.astype(np.float64))
-        return spread.to(level.device)
+    """Over the weights whose change events are kept."""
 
     def _match(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return match(self.pair.reference.sequences.compressed(), self.pair.counterpart.sequences.compressed())
 
     def _changes(self) -> np.ndarray:
         return self.pair.reference.sequences.compressed().length - 1
+
+    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("sums are over the kept weights of all pieces at once")
+
+    def sums(self, of_moved: bool = False) -> Tensor:
+        pieces, kept = self.pair.pieces, torch.from_numpy(self.pair.reference.sequences.kept)
+        above, below = (torch.from_numpy(np.asarray(values, dtype=np.float64)) for values in self._kept_terms())
+        if of_moved:
+            moved = self.pair.moved(slice(None)).cpu()[kept]
+            above, below = above * moved, below * moved
+        starts = torch.tensor([piece.where.start for piece in pieces], dtype=torch.long)
+        part = torch.tensor([piece.part for piece in pieces], dtype=torch.long)[
+            torch.searchsorted(starts, kept, right=True) - 1
+        ]
+        found = torch.zeros(self.pair.parts, 2, dtype=torch.float64)
+        return found.index_add_(0, part, torch.stack([above, below], 1))
+
+    def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numerators and denominators of the kept weights."""
+        raise NotImplementedError
 
 
 class CompressedChangePointSequenceAgreement(_Compressed):
@@ -47,9 +63,9 @@ class CompressedChangePointSequenceAgreement(_Compressed):
     name = "compressed_change_point_sequence_agreement"
     also_over_moved = True
 
-    def terms(self) -> tuple[Tensor, Tensor]:
+    def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
         same, _, _ = self._match()
-        return self._spread(same), self._spread(np.ones(len(same)))
+        return same, np.ones(len(same))
 
 
 class AverageCompressedChangePointError(_Compressed):
@@ -57,9 +73,9 @@ class AverageCompressedChangePointError(_Compressed):
 
     name = "average_compressed_change_point_error"
 
-    def terms(self) -> tuple[Tensor, Tensor]:
+    def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
         same, times, _ = self._match()
-        return self._spread(times * same), self._spread(self._changes() * same)
+        return times * same, self._changes() * same
 
 
 class AverageOscillationError(_Compressed):
@@ -67,6 +83,6 @@ class AverageOscillationError(_Compressed):
 
     name = "average_oscillation_error"
 
-    def terms(self) -> tuple[Tensor, Tensor]:
+    def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
         same, _, oscillations = self._match()
-        return self._spread(oscillations * same), self._spread(self._changes() * same)
+        return oscillations * same, self._changes() * same

@@ -5,31 +5,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from qat_ste.divergence.pieces import Piece
 from qat_ste.divergence.trajectory import Trajectory
+from qat_ste.quantizer import UniformQuantizer
+
+WeightMap = Callable[[Tensor, UniformQuantizer], Tensor]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The reference and one counterpart; ``weight_map`` is the paper's R, None for the identity."""
+    """The reference and one counterpart, of whose weights some ``pieces`` of ``parts`` tensors are at hand.
+
+    ``weight_map`` is the paper's R, given a piece's weights and quantizer; None for the identity.
+    """
 
     reference: Trajectory
     counterpart: Trajectory
-    weight_map: Callable[[Tensor], Tensor] | None = None
+    parts: int
+    weight_map: WeightMap | None = None
 
     @property
-    def moved(self) -> Tensor:
-        """Whether each weight ever changed its level in either run."""
-        return self.reference.moved | self.counterpart.moved
+    def pieces(self) -> list[Piece]:
+        return list(self.reference.pieces)
 
-    def mapped_reference(self) -> Tensor:
+    def moved(self, where: slice) -> Tensor:
+        """Whether each weight ever changed its level in either run."""
+        return self.reference.moved(where) | self.counterpart.moved(where)
+
+    def mapped_reference(self, piece: Piece) -> Tensor:
         """R(w_ref)."""
-        weights = self.reference.weights
-        return weights if self.weight_map is None else self.weight_map(weights)
+        weights = self.reference.weights[piece.where]
+        return weights if self.weight_map is None else self.weight_map(weights, piece.quantizer)
 
 
 class Metric(ABC):
@@ -50,18 +61,30 @@ class Metric(ABC):
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
 
-    def update(self) -> None:
-        """Called after each step, when both trajectories have taken it in."""
+    def changed(self, own: Trajectory, other: Trajectory, positions: Tensor, step: int) -> None:
+        """Called when weights of ``own``, one of the pair, changed level at ``step``; its counts are up to date."""
 
     @abstractmethod
-    def terms(self) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator of each weight."""
+    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Numerators and denominators of the weights of piece ``number``."""
 
+    def sums(self, of_moved: bool = False) -> Tensor:
+        """Σ numerators and Σ denominators by part, of all weights or of those that moved; float64, (parts, 2)."""
+        found = torch.zeros(self.pair.parts, 2, dtype=torch.float64)
+        for number, piece in enumerate(self.pair.pieces):
+            terms = self.terms(number, piece)
+            if of_moved:
+                moved = self.pair.moved(piece.where)
+                terms = terms[0] * moved, terms[1] * moved
+            found[piece.part] += torch.tensor([total(values) for values in terms], dtype=torch.float64)
+        return found
 
-def ratio(numerators: Tensor, denominators: Tensor) -> float | None:
-    """Σ numerators / Σ denominators, in float64; None where there is nothing to count."""
-    below = total(denominators)
-    return total(numerators) / below if below else None
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered along the run."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
 
 
 def total(values: Tensor) -> float:

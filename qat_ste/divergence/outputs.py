@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -17,19 +18,32 @@ def correlation(curve_ref: Tensor, curve: Tensor) -> float | None:
     return max(-1.0, min(1.0, (a @ b).item() / norm))
 
 
-def inference_metrics(outputs_ref: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, float | None]:
-    """Agreement of predictions and distance of logits on the same inputs (metrics 9 to 11).
-
-    Shares are over inputs, logit differences means over inputs and classes.
-    """
+def output_sums(outputs_ref: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    """What ``inference_metrics`` is made of, summed over some inputs; float64, to be added over batches."""
     predicted_ref, predicted = outputs_ref.argmax(1), outputs.argmax(1)
     both_wrong = (predicted_ref != targets) & (predicted != targets)
     same = predicted_ref == predicted
     difference = outputs_ref.double() - outputs.double()
-    wrong = both_wrong.sum().item()
+    found = [
+        same.sum(),
+        (same & both_wrong).sum(),
+        both_wrong.sum(),
+        difference.square().sum(),
+        difference.abs().sum(),
+        (predicted == targets).sum(),
+    ]
+    return torch.stack([value.double() for value in found]).cpu()
+
+
+def inference_metrics(sums: Tensor, inputs: float, logits: float) -> dict[str, float | None]:
+    """Agreement of predictions and distance of logits on the same inputs (metrics 9 to 11).
+
+    Shares are over ``inputs``, logit differences means over ``logits`` = inputs x classes.
+    """
+    same, same_wrong, both_wrong, squares, absolutes, _ = sums.tolist()
     return {
-        "inference_agreement": same.double().mean().item(),
-        "incorrect_inference_agreement": (same & both_wrong).sum().item() / wrong if wrong else None,
-        "logit_mse": difference.square().mean().item(),
-        "logit_mae": difference.abs().mean().item(),
+        "inference_agreement": same / inputs,
+        "incorrect_inference_agreement": same_wrong / both_wrong if both_wrong else None,
+        "logit_mse": squares / logits,
+        "logit_mae": absolutes / logits,
     }

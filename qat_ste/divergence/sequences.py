@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -39,7 +41,7 @@ class ChangeSequences:
         kept: positions of the weights whose events are given to ``append``; None for all.
     """
 
-    LIMIT = 4_000_000  # events held before they are compressed, some 40 MB
+    LIMIT = 1_000_000  # events held before they are compressed; that takes some 50 bytes an event for a moment
 
     def __init__(self, level: Tensor, kept: Tensor | None = None) -> None:
         self.kept = np.arange(len(level)) if kept is None else kept.cpu().numpy()
@@ -55,6 +57,16 @@ class ChangeSequences:
         self._held += len(weights)
         if self._held > self.LIMIT:
             self.compressed()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sequences so far, compressed."""
+        sequences = self.compressed()
+        return {field.name: torch.from_numpy(getattr(sequences, field.name)) for field in fields(sequences)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from saved sequences of the same weights."""
+        self._sequences = Sequences(**{name: values.numpy() for name, values in state.items()})
+        self._events, self._held = [], 0
 
     def compressed(self) -> Sequences:
         """All sequences so far, compressed (arXiv 2405.05171, appendix on metrics). More events may follow."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class WandbLogger:
         os.environ.setdefault("WANDB_SILENT", "true")
         self._run: Any = None
         arguments = {"dir": folder, "name": name, "config": config, "project": project, "group": group}
-        arguments["tags"] = list(tags)
+        arguments |= {"tags": list(tags), "id": _run_id(folder), "resume": "allow"}
         reason = _unreachable() if mode in ("online", "shared") else None
         if reason is None:
             reason = self._try(lambda: self._start(mode, arguments))
@@ -103,6 +104,12 @@ class WandbLogger:
         except Exception as error:  # whatever W&B raises must not reach the run
             return (" ".join(str(error).split()) or type(error).__name__)[:200]
         return None
+
+
+def _run_id(folder: Path) -> str:
+    """Of the W&B run that this folder holds already, so that a run which is continued stays one; else a new one."""
+    found = sorted(path.name for path in (folder / "wandb").glob("*run-*-*"))
+    return found[-1].rpartition("-")[2] if found else secrets.token_hex(4)
 
 
 def _unreachable() -> str | None:

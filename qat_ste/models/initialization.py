@@ -10,8 +10,13 @@ from qat_ste.fake_quantize import he_uniform_bound
 
 @torch.no_grad()
 def he_uniform_(model: nn.Module, biases: bool) -> nn.Module:
-    """Draws weights from U(-b, b) with b = √(6 / fan_in), in place; biases of convolutions likewise, or zero."""
+    """Draws the weights of convolutions and dense layers from U(-b, b) with b = √(6 / fan_in), in place.
+
+    Biases of convolutions are drawn likewise, or are zero as those of dense layers; other layers stay as they are.
+    """
     for module in model.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             if name != "bias" or (biases and isinstance(module, nn.Conv2d)):
                 bound = he_uniform_bound(parameter)

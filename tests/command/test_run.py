@@ -143,9 +143,12 @@ def test_a_finished_run_is_not_overwritten_and_a_cut_off_one_kept_aside(qat_run)
     before = first.read("results.json")
     again = qat_run(*SHORT, "logger=none", "train.seed=7")
     assert again.code == 2
-    assert "holds a finished run; choose another folder" in again.err
+    assert "results.json was made with train.seed=42; go on with that, or choose another hydra.run.dir" in again.err
     assert again.read("results.json") == before
-    (first.folder / "results.json").unlink()
+    same = qat_run(*SHORT, "logger=none")
+    assert (same.code, same.out) == (0, f"finished already: {first.folder}/report.html\n")
+    for name in ("results.json", "checkpoint.pt"):
+        (first.folder / name).unlink()
     rows = (first.folder / "metrics.jsonl").read_text()
     assert qat_run(*SHORT, "logger=none", "train.seed=7").code == 0
     assert (first.folder / "metrics.previous.jsonl").read_text() == rows

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from qat_ste import UniformQuantizer
-from qat_ste.divergence import Divergence, Metric, Pair, Trajectory, sample_positions
-from qat_ste.divergence.metric import ratio
-from qat_ste.divergence.outputs import correlation, inference_metrics
+from qat_ste.divergence import Divergence, Metric, Pair, Part, Trajectory, pieces, pieces_of, sample_positions
+from qat_ste.divergence.outputs import correlation, inference_metrics, output_sums
 
 from . import slow
 
 WEIGHTS, STEPS = 60, 80
-PARTS = {"first": slice(0, 25), "second": slice(25, 60)}
+BOUNDS = {"first": (0, 25), "second": (25, 60)}
+
+
+def parts(max_=(1.0, 1.0)) -> list[Part]:
+    return [Part(name, *bounds, UniformQuantizer(2, end)) for (name, bounds), end in zip(BOUNDS.items(), max_)]
 
 
 def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -29,15 +32,17 @@ def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
     return start.expand(STEPS, WEIGHTS) * 0.999
 
 
-def observe(runs, quantizer, weight_map=None, sampled=None):
-    buffers = [run[0].clone() for run in runs]
-    trajectories = [Trajectory(buffer, quantizer, sampled) for buffer in buffers]
-    divergence = Divergence(Pair(*trajectories, weight_map))
+def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS):
+    """The divergence of two recorded runs, over weights ``first`` to ``last``."""
+    buffers = [run[0, first:last].clone() for run in runs]
+    found = pieces_of(of_parts, first, last)
+    flags = torch.zeros(last - first, dtype=torch.bool)
+    trajectories = [Trajectory(buffer, found, sampled, flags) for buffer in buffers]
+    divergence = Divergence(Pair(*trajectories, len(of_parts), weight_map))
     for step in range(1, STEPS):
         for buffer, run, trajectory in zip(buffers, runs, trajectories, strict=True):
-            buffer.copy_(run[step])
-            trajectory.observe(step)
-        divergence.update()
+            buffer.copy_(run[step, first:last])
+            divergence.changed(trajectory, trajectory.observe(step), step)
     return divergence
 
 
@@ -53,45 +58,94 @@ def test_every_metric_is_what_a_slow_look_at_the_whole_record_gives(kinds, seed)
     max_ = torch.where(torch.arange(WEIGHTS) < 25, 1.0, 0.5).double()
     runs = [(run * max_).float() for run in (first, second)]
     quantizer = UniformQuantizer(2, max_)
-    divergence = observe(runs, quantizer, weight_map=lambda w: w * 0.9)
-    total, layers = divergence.results(PARTS)
-    for part, found in ((slice(None), total), *((PARTS[name], values) for name, values in layers.items())):
+    divergence = observe(runs, parts((1.0, 0.5)), weight_map=lambda w, quantizer: w * 0.9)
+    total, layers = divergence.results(list(BOUNDS))
+    found = [(slice(None), total), *((slice(*BOUNDS[name]), values) for name, values in layers.items())]
+    for part, values in found:
         levels = [quantizer.index(run)[:, part].tolist() for run in runs]
         weights = [run[:, part].double().tolist() for run in runs]
         mapped = (runs[0][-1] * 0.9)[part].double().tolist()
         expected = slow.metrics(*levels, mapped, weights[1], max_[part].tolist())
         for name, value in expected.items():
-            assert found[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
+            assert values[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
+
+
+@pytest.mark.parametrize("cuts", [(0, 60), (0, 25, 60), (0, 7, 31, 60), (0, 60, 60)])
+def test_slices_of_the_weights_add_up_to_the_whole(cuts, monkeypatch):
+    """As several ranks measure it, and in pieces however short; a range by channel as one by tensor."""
+    generator = torch.Generator().manual_seed(1)
+    runs = [random_walk("drift", generator) for _ in range(2)]
+    runs[1][:, ::2] = runs[0][:, ::2].roll(2, 0)
+    whole = observe(runs, parts((1.0, 0.5)), lambda w, quantizer: w * 0.9).results(list(BOUNDS))
+    monkeypatch.setattr(pieces, "PIECE_WEIGHTS", 9)
+    by_channel = [Part(part.name, part.start, part.stop, UniformQuantizer(
+        2, torch.full((part.stop - part.start,), part.quantizer.max).double())) for part in parts((1.0, 0.5))]  # fmt: skip
+    sums = []
+    for of_parts in (parts((1.0, 0.5)), by_channel):
+        slices = [
+            observe(runs, of_parts, lambda w, quantizer: w * 0.9, first=a, last=b) for a, b in zip(cuts, cuts[1:])
+        ]
+        for divergence in slices:
+            divergence._reduce = lambda found: sums.append(found) or sum(sums)
+            total, layers = divergence.results(list(BOUNDS))
+        sums.clear()
+        for found, expected in ((total, whole[0]), *((layers[name], whole[1][name]) for name in BOUNDS)):
+            assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_saved_state_goes_on_as_if_nothing_had_been():
+    generator = torch.Generator().manual_seed(4)
+    runs = [random_walk(kind, generator) for kind in ("drift", "oscillation")]
+    at = pieces_of(parts(), 0, WEIGHTS)
+
+    def new(step):
+        buffers = [run[step].clone() for run in runs]
+        pair = Pair(*(Trajectory(buffer, at) for buffer in buffers), 2)
+        return buffers, Divergence(pair)
+
+    def go(buffers, divergence, steps):
+        for step in steps:
+            for buffer, run, own in zip(buffers, runs, (divergence.pair.reference, divergence.pair.counterpart)):
+                buffer.copy_(run[step])
+                divergence.changed(own, own.observe(step), step)
+        return divergence
+
+    undisturbed = go(*new(0), range(1, STEPS)).results(list(BOUNDS))
+    first = go(*new(0), range(1, 30))
+    states = [first.pair.reference.state_dict(), first.pair.counterpart.state_dict(), first.state_dict()]
+    buffers, second = new(29)
+    for target, state in zip((second.pair.reference, second.pair.counterpart, second), states):
+        target.load_state_dict(state)
+    assert go(buffers, second, range(30, STEPS)).results(list(BOUNDS)) == undisturbed
 
 
 def test_unmapped_error_and_quantities_over_time():
     generator = torch.Generator().manual_seed(0)
     runs = [random_walk("drift", generator) for _ in range(2)]
-    divergence = observe(runs, UniformQuantizer(2, torch.ones(WEIGHTS).double()), weight_map=lambda w: w * 0.5)
+    divergence = observe(runs, parts(), weight_map=lambda w, quantizer: w * 0.5)
     path = (runs[1][1:] - runs[1][:-1]).abs().double().sum()
     unmapped = ((runs[0][-1] - runs[1][-1]).abs().double().sum() / path).item()
     now = divergence.now()
     assert now["weight_alignment_error_unmapped"] == pytest.approx(unmapped, rel=1e-5)
     assert now["weight_alignment_error"] != pytest.approx(unmapped, rel=1e-2)
     assert set(now) == {"weight_alignment_error", "weight_alignment_error_unmapped", "quantized_weight_agreement"}
-    assert now.items() <= divergence.results(PARTS)[0].items()
+    assert now.items() <= divergence.results(list(BOUNDS))[0].items()
 
 
 def test_two_equal_runs_are_exactly_equal():
     run = random_walk("oscillation", torch.Generator().manual_seed(3))
-    total, _ = observe([run, run.clone()], UniformQuantizer(2, torch.ones(WEIGHTS).double())).results(PARTS)
+    total, _ = observe([run, run.clone()], parts()).results(list(BOUNDS))
     for name, value in total.items():
         assert value == (1 if "agreement" in name else 0), name
 
 
 def test_nothing_to_count_is_null():
     run = torch.rand(1, WEIGHTS).expand(STEPS, WEIGHTS) * 0.2
-    total, _ = observe([run, run.clone()], UniformQuantizer(2, torch.ones(WEIGHTS).double())).results(PARTS)
+    total, _ = observe([run, run.clone()], parts()).results(list(BOUNDS))
     for name in ("weight_alignment_error", "average_change_point_error", "average_oscillation_error",
                  "average_compressed_change_point_error", "quantized_weight_agreement_moved"):  # fmt: skip
         assert total[name] is None
     assert total["quantized_weight_agreement"] == total["change_point_sequence_agreement"] == 1
-    assert ratio(torch.zeros(0), torch.zeros(0)) is None
 
 
 def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
@@ -99,26 +153,27 @@ def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
     first = random_walk("drift", generator)
     second = first.clone()
     second[2:, ::3] = first[:-2, ::3]
-    quantizer = UniformQuantizer(2, torch.ones(WEIGHTS).double())
-    sampled = sample_positions(PARTS, 24, seed=0)
+    quantizer = UniformQuantizer(2, 1.0)
+    sampled = sample_positions(parts(), 24, seed=0)
     assert len(sampled) == 10 + 14
     assert sampled.tolist() == sorted(set(sampled.tolist()))
-    total, _ = observe([first, second], quantizer, sampled=sampled).results(PARTS)
+    total, _ = observe([first, second], parts(), sampled=sampled).results(list(BOUNDS))
     levels = [quantizer.index(run)[:, sampled].tolist() for run in (first, second)]
     weights = second[:, sampled].double().tolist()
     expected = slow.metrics(*levels, weights[-1], weights, [1.0] * len(sampled))
     for name in ("compressed_change_point_sequence_agreement", "average_compressed_change_point_error",
                  "average_oscillation_error"):  # fmt: skip
         assert total[name] == pytest.approx(expected[name]), name
-    assert sample_positions(PARTS, WEIGHTS, seed=0) is None
+    assert sample_positions(parts(), WEIGHTS, seed=0) is None
 
 
 def test_observing_changes_nothing():
     buffer = torch.randn(100)
     before, state = buffer.clone(), torch.get_rng_state()
-    trajectory = Trajectory(buffer, UniformQuantizer(2, torch.ones(100).double()))
-    Divergence(Pair(trajectory, trajectory)).update()
-    trajectory.observe(1)
+    trajectory = Trajectory(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
+    buffer.sub_(0.5)
+    before.sub_(0.5)
+    assert len(trajectory.observe(1))
     assert torch.equal(buffer, before)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -129,13 +184,13 @@ def test_a_metric_is_one_class():
 
         name = "same_sign"
 
-        def terms(self):
-            same = self.pair.reference.weights.sign() == self.pair.counterpart.weights.sign()
+        def terms(self, number, piece):
+            same = self.pair.reference.weights[piece.where].sign() == self.pair.counterpart.weights[piece.where].sign()
             return same, torch.ones_like(same)
 
     try:
         runs = [random_walk("drift", torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-        total, layers = observe(runs, UniformQuantizer(2, torch.ones(WEIGHTS).double())).results(PARTS)
+        total, layers = observe(runs, parts()).results(list(BOUNDS))
         assert total["same_sign"] == pytest.approx((runs[0][-1].sign() == runs[1][-1].sign()).float().mean().item())
         assert "same_sign" in layers["first"]
     finally:
@@ -158,9 +213,13 @@ def test_inference_metrics_by_hand():
     """Both right; both wrong, alike; both wrong, otherwise, twice; only the reference wrong."""
     predicted_ref, predicted, targets = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 2, 0], [0, 0, 1, 1, 0]])
     reference, other = (3.0 * torch.nn.functional.one_hot(classes, 3) for classes in (predicted_ref, predicted))
-    found = inference_metrics(reference, other, targets)
+    sums = output_sums(reference, other, targets)
+    assert torch.equal(sum(output_sums(*(v[[i]] for v in (reference, other, targets))) for i in range(5)), sums)
+    assert sums[-1] == 2
+    found = inference_metrics(sums, 5, 15)
     assert found["inference_agreement"] == 2 / 5
     assert found["incorrect_inference_agreement"] == pytest.approx(1 / 3)
     assert found["logit_mse"] == pytest.approx(6 * 9 / 15)
     assert found["logit_mae"] == pytest.approx(6 * 3 / 15)
-    assert inference_metrics(reference, other, predicted_ref)["incorrect_inference_agreement"] is None
+    none_wrong = inference_metrics(output_sums(reference, other, predicted_ref), 5, 15)
+    assert none_wrong["incorrect_inference_agreement"] is None

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from qat_ste import L2Penalty
-from qat_ste.cohort import Cohort, FlatWeights, jitter_percent, unknown_counterparts
+from qat_ste import L2Penalty, SteEquivalent
+from qat_ste.cohort import Cohort, Execution, FlatWeights, jitter_percent, parts_of, unknown_counterparts
 from qat_ste.estimators import Pwl, Ste, Tanh
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
 from qat_ste.training import Stopped
@@ -44,15 +45,18 @@ def test_members_are_what_the_design_says():
 def test_ste_starts_from_the_map_of_the_same_draw_and_at_the_scaled_rate():
     model = quantize_weights(network(), 2, Tanh(5.5))
     cohort = Cohort(model, SGD, 0.1, ["ste", "naive", "jitter_5"])
-    reference, ste = cohort.reference, cohort.counterparts["ste"]
-    assert torch.equal(ste.weights.buffer, cohort.pair.weight_map(reference.weights.buffer))
+    members = {name: cohort.local[number] for name, number in cohort.names.items()}
+    reference, ste = members["reference"], members["ste"]
+    for part in cohort.parts:
+        before, after = (member.weights.buffer[part.start : part.stop] for member in (reference, ste))
+        assert torch.equal(after, SteEquivalent(Tanh(5.5), part.quantizer).weight_map(before))
     assert not torch.equal(ste.weights.buffer, reference.weights.buffer)
     assert reference.lrs == pytest.approx([0.1, 0.1])
     assert ste.lrs == pytest.approx([0.1 * cohort.pair.lr_factor, 0.1]), "unquantized tensors keep η"
-    assert cohort.counterparts["naive"].lrs == pytest.approx([0.1, 0.1])
-    assert cohort.counterparts["jitter_5"].lrs == pytest.approx([0.105, 0.105])
-    assert torch.equal(cohort.counterparts["naive"].weights.buffer, reference.weights.buffer)
-    unquantized = [dict(member.model.named_parameters())["1.weight"] for member in cohort.members]
+    assert members["naive"].lrs == pytest.approx([0.1, 0.1])
+    assert members["jitter_5"].lrs == pytest.approx([0.105, 0.105])
+    assert torch.equal(members["naive"].weights.buffer, reference.weights.buffer)
+    unquantized = [dict(member.model.named_parameters())["1.weight"] for member in members.values()]
     assert all(torch.equal(unquantized[0], other) for other in unquantized)
 
 
@@ -97,8 +101,8 @@ def test_pwl_is_refused_where_the_gradient_passes_outside_the_range():
 def test_naive_and_ste_are_one_run_under_keep():
     model = quantize_weights(network(), 2, Tanh(5.5))
     cohort = Cohort(model, ADAM, 0.01, ["ste", "naive", "jitter"])
-    assert cohort.counterparts["ste"] is cohort.counterparts["naive"]
-    assert len(cohort.members) == 3
+    assert cohort.counterparts == {"ste": 1, "naive": 1, "jitter": 2}
+    assert len(cohort.local) == 3
     found = run(optimizer=ADAM, lr=0.01)
     assert found.equivalence == "keep"
     assert vars(found.counterparts["ste"]) == vars(found.counterparts["naive"])
@@ -155,16 +159,15 @@ def test_l2_penalty_shrinks_weights():
 def test_latent_weights_are_views_of_one_buffer():
     model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
     before = {name: latent.detach().clone() for name, latent, _ in quantized_tensors(model)}
-    flat = FlatWeights(model)
+    parts = {part.name: slice(part.start, part.stop) for part in parts_of(model)}
+    flat = FlatWeights(model, parts_of(model), size=10_000)
     optimizer = SGD(model.parameters(), lr=0.1)
-    for name, latent, fake_quantize in quantized_tensors(model):
-        part = flat.parts[name]
-        assert torch.equal(flat.buffer[part].view_as(latent), before[name])
-        assert torch.equal(flat.quantizer(flat.buffer)[part].view_as(latent), fake_quantize.quantizer(latent))
+    for name, latent, _ in quantized_tensors(model):
+        assert torch.equal(flat.buffer[parts[name]].view_as(latent), before[name])
     model(batches()[0][0]).sum().backward()
     optimizer.step()
     for name, latent, _ in quantized_tensors(model):
-        assert torch.equal(flat.buffer[flat.parts[name]].view_as(latent), latent)
+        assert torch.equal(flat.buffer[parts[name]].view_as(latent), latent)
         assert not torch.equal(latent, before[name])
 
 
@@ -262,3 +265,46 @@ def test_saturated_and_moved_fractions_are_those_of_the_final_weights():
 def test_on_a_gpu():
     found = run(device="cuda", counterparts=["ste", "naive", "jitter", "replica"])
     assert found.counterparts["ste"].initial_quantized_agreement == 1
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    def plain():
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).double()
+
+    data = [(inputs.double(), targets) for inputs, targets in batches(size=15)]
+    arguments = {"build_model": plain, "batches": data, "validation": None, "steps": 12}
+    whole = run(**arguments)
+    parts = run(**arguments, execution=Execution(accumulate=4))  # of 4, 4, 4 and 3 images
+    for name, numbers in whole.counterparts.items():
+        assert parts.counterparts[name].weight_alignment_error == pytest.approx(
+            numbers.weight_alignment_error, rel=1e-9
+        )
+    assert [row["ste/train_loss"] for row in parts.rows] == pytest.approx([row["ste/train_loss"] for row in whole.rows])
+    other = run(**arguments | {"batches": [(x[:12], y[:12]) for x, y in data]}, execution=Execution(accumulate=4))
+    assert other.rows[-1]["ste/train_loss"] != pytest.approx(whole.rows[-1]["ste/train_loss"], rel=1e-6)
+
+
+def test_bf16_rounds_the_passes_and_leaves_the_latent_weights_alone():
+    full, half = (run(steps=10, counterparts=["ste"], execution=Execution(p)) for p in ("fp32", "bf16"))
+    assert all(parameter.dtype == torch.float32 for parameter in half.models["ste"].parameters())
+    assert half.reference.test_loss != full.reference.test_loss
+    assert half.reference.test_loss == pytest.approx(full.reference.test_loss, rel=0.05)
+    assert half.counterparts["ste"].initial_alignment_error == 0
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("precision", "fp16", "precision must be one of fp32, bf16, got 'fp16'"),
+    ("accumulate", 0, "accumulate must be a whole number of at least 1, got 0"),
+])  # fmt: skip
+def test_execution_refuses(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        Execution(**{name: value})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_is_eager_but_for_rounding():
+    eager = run(steps=6, counterparts=["ste"], lr=0.003)
+    compiled = run(steps=6, counterparts=["ste"], lr=0.003, execution=Execution(compile=True))
+    assert compiled.reference.test_loss == pytest.approx(eager.reference.test_loss, rel=1e-4)
+    assert not any("_orig_mod" in name for name in compiled.models["ste"].state_dict())

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from qat_ste.data.dataset import Shard
 from qat_ste.data.digits import digits
 from qat_ste.data.in_memory import EvaluationBatches, InMemoryBatches, Split
 from qat_ste.data.mnist import FILES, mnist
@@ -13,6 +14,10 @@ from qat_ste.data.mnist import FILES, mnist
 
 def numbered(count: int) -> Split:
     return Split(torch.arange(count).float().reshape(-1, 1, 1, 1), torch.arange(count))
+
+
+def batch(batches: InMemoryBatches, step: int):
+    return next(batches.starting_at(step))
 
 
 def test_digits_are_the_1797_real_ones():
@@ -27,29 +32,45 @@ def test_digits_are_the_1797_real_ones():
 
 def test_file_order_wraps_around():
     batches = InMemoryBatches(numbered(10), 4, shuffle=False, seed=0)
-    assert [batches.batch(step)[1].tolist() for step in (0, 1, 2, 5)] == [
+    assert [batch(batches, step)[1].tolist() for step in (0, 1, 2, 5)] == [
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [0, 1, 2, 3]]  # fmt: skip
 
 
 def test_shuffled_epochs_are_permutations_that_depend_on_seed_and_epoch_alone():
     batches = InMemoryBatches(numbered(10), 3, shuffle=True, seed=5)
-    epochs = [torch.cat([batches.batch(3 * epoch + place)[1] for place in range(3)]).tolist() for epoch in range(3)]
+    epochs = [torch.cat([batch(batches, 3 * epoch + place)[1] for place in range(3)]).tolist() for epoch in range(3)]
     assert all(len(set(epoch)) == 9 for epoch in epochs)
     assert epochs[0] != epochs[1]
     other = InMemoryBatches(numbered(10), 3, shuffle=True, seed=5)
-    assert other.batch(4)[1].tolist() == epochs[1][3:6], "whatever was read before"
-    assert InMemoryBatches(numbered(10), 3, shuffle=True, seed=6).batch(0)[1].tolist() != epochs[0][:3]
-    read = [labels.tolist() for _, (_, labels) in zip(range(4), batches, strict=False)]
+    assert batch(other, 4)[1].tolist() == epochs[1][3:6], "whatever was read before"
+    assert batch(InMemoryBatches(numbered(10), 3, shuffle=True, seed=6), 0)[1].tolist() != epochs[0][:3]
+    read = [labels.tolist() for _, (_, labels) in zip(range(4), batches.starting_at(0), strict=False)]
     assert read[:3] == [epochs[0][:3], epochs[0][3:6], epochs[0][6:]]
 
 
 def test_images_and_labels_stay_together():
     for images, labels in (
-        InMemoryBatches(numbered(50), 7, True, 0).batch(3),
+        batch(InMemoryBatches(numbered(50), 7, True, 0), 3),
         next(iter(EvaluationBatches(numbered(50)))),
     ):
         assert torch.equal(images.flatten().long(), labels)
     assert sum(len(labels) for _, labels in EvaluationBatches(numbered(50), 8)) == 50
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_shards_side_by_side_are_the_global_batch(shuffle, ranks):
+    whole = InMemoryBatches(numbered(30), 8, shuffle, 3).starting_at(2)
+    shards = [InMemoryBatches(numbered(30), 8, shuffle, 3, Shard(r, ranks)).starting_at(2) for r in range(ranks)]
+    for (_, labels), *parts in zip(whole, *shards, range(9), strict=False):
+        assert torch.equal(torch.cat([own for _, own in parts[:-1]]), labels)
+    read = torch.cat([y for r in range(ranks) for _, y in EvaluationBatches(numbered(50), 8, Shard(r, ranks))])
+    assert sorted(read.tolist()) == list(range(50))
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 3, the number of ranks, got 8"):
+        InMemoryBatches(numbered(30), 8, True, 0, Shard(0, 3))
 
 
 @pytest.mark.parametrize("size", [0, 11, 99999])

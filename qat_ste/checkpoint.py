@@ -1,0 +1,132 @@
+"""Checkpoints of a run: whole or not there, the last few, only for the configuration that they were made with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint is there, but of another configuration; ``differences`` are (key, saved value, value now)."""
+
+    def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
+        lines = [
+            f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
+            for key, saved, now in differences
+        ]
+        super().__init__("\n".join(lines))
+        self.differences = differences
+
+
+class Checkpoints:
+    """Reads and writes ``checkpoint.pt`` in ``folder``; ``checkpoint.1.pt`` and so on are the ones before.
+
+    Args:
+        config: what a checkpoint has to agree with to be continued; nested, of plain values.
+        every_steps, every_seconds: when one is due; None: never for this reason.
+        keep: how many files stay.
+
+    Raises:
+        CheckpointMismatch: the newest readable checkpoint has another ``config``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        every_steps: int | None = None,
+        every_seconds: float | None = 600,
+        keep: int = 2,
+    ) -> None:
+        self.paths = [folder / ("checkpoint.pt" if not age else f"checkpoint.{age}.pt") for age in range(keep)]
+        self.config = json.loads(json.dumps(config))
+        self.every_steps, self.every_seconds = every_steps, every_seconds
+        self._saved_at = time.monotonic()
+        self._state = self._load()
+
+    def take(self) -> dict[str, Any] | None:
+        """The state to go on from, once; None where there is none."""
+        state, self._state = self._state, None
+        return state
+
+    @property
+    def step(self) -> int:
+        """Steps done in the state to go on from; 0 where there is none."""
+        return self._state["step"] if self._state else 0
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows logged in the state to go on from."""
+        return json.loads(self._state["record"])["rows"] if self._state else []
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint should be written after this step."""
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        return by_steps or (self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds)
+
+    def save(self, state: dict[str, Any] | None) -> None:
+        """Writes a checkpoint beside the last, then takes its place. What fails costs a warning, not the run.
+
+        None where another rank writes it.
+        """
+        self._saved_at = time.monotonic()
+        if state is None:
+            return
+        newest = self.paths[0]
+        temporary = newest.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state | {"config": json.dumps(self.config), "config_hash": _hash(self.config)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            for younger, older in reversed(list(zip(self.paths, self.paths[1:], strict=False))):
+                if younger.exists():  # linked, not moved: at no moment is there no checkpoint
+                    older.with_suffix(".tmp").unlink(missing_ok=True)
+                    os.link(younger, older.with_suffix(".tmp"))
+                    older.with_suffix(".tmp").replace(older)
+            temporary.replace(newest)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            reason = str(error).splitlines()[0]
+            log.warning("no checkpoint at step %s: %s; the one before stays", state["step"], reason)
+            temporary.unlink(missing_ok=True)
+
+    def _load(self) -> dict[str, Any] | None:
+        for path in self.paths:
+            if not path.exists():
+                continue
+            try:
+                with zipfile.ZipFile(path) as file:
+                    if file.testzip() is not None:  # torch itself does not look at checksums
+                        raise ValueError("its checksum is wrong")
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                saved = json.loads(state["config"])
+            except Exception as error:  # whatever a damaged file leads to
+                log.warning("%s cannot be read (%s): looking for an older one", path, str(error).splitlines()[0])
+                continue
+            if found := differences(saved, self.config):
+                raise CheckpointMismatch(path, found)
+            return state
+        return None
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value saved, value now) wherever two nested configurations differ."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        names = [*saved, *(name for name in now if name not in saved)]
+        return [d for name in names for d in differences(saved.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
+    return [] if saved == now else [(key, saved, now)]

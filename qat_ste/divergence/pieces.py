@@ -1,0 +1,45 @@
+"""Where quantized tensors lie in a flat buffer of weights, and in what pieces it is worked through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qat_ste.quantizer import UniformQuantizer
+
+PIECE_WEIGHTS = 1 << 19  # a few buffers of this many float32 fit into a processor's cache
+
+
+@dataclass(frozen=True)
+class Part:
+    """One quantized tensor: weights ``start`` to ``stop`` of the whole buffer; a ``max`` by channel is spread flat."""
+
+    name: str
+    start: int
+    stop: int
+    quantizer: UniformQuantizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some neighbouring weights of one part, ``where`` they lie in the buffer at hand."""
+
+    part: int
+    where: slice
+    quantizer: UniformQuantizer
+
+
+def pieces_of(parts: Sequence[Part], first: int, last: int) -> list[Piece]:
+    """Weights ``first`` to ``last`` of the whole buffer in pieces that lie within one part and are not too long."""
+    found = []
+    for number, part in enumerate(parts):
+        for start in range(max(part.start, first), min(part.stop, last), PIECE_WEIGHTS):
+            stop = min(start + PIECE_WEIGHTS, part.stop, last)
+            quantizer = part.quantizer
+            if isinstance(quantizer.max, Tensor):
+                max_ = quantizer.max[start - part.start : stop - part.start]
+                quantizer = UniformQuantizer(quantizer.bits, max_, quantizer.saturation)
+            found.append(Piece(number, slice(start - first, stop - first), quantizer))
+    return found

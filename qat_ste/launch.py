@@ -1,0 +1,97 @@
+"""Several ranks for one run, started inside the job."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from omegaconf import DictConfig, OmegaConf
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+
+from qat_ste.checkpoint import CheckpointMismatch
+from qat_ste.config import ConfigError
+from qat_ste.data.image_files import BrokenImageError
+from qat_ste.preparation import Preparation
+from qat_ste.runner import StopRequest, run
+
+log = logging.getLogger(__name__)
+TOLD_IN_ONE_LINE = (ConfigError, CheckpointMismatch, BrokenImageError)
+
+
+def join(device: torch.device, init_method: str = "env://", rank: int = -1, size: int = -1) -> None:
+    """Makes this process one of several ranks. Control messages go through gloo, what lies on a GPU through NCCL."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method, rank=rank, world_size=size)
+
+
+def launch(cfg: DictConfig, folder: Path, command: str, job_logging: dict[str, Any]) -> int:
+    """Starts ``runtime.devices`` ranks on this machine, each of which calls ``run``; returns the exit code.
+
+    Raises:
+        ConfigError: what a rank had to tell in one line.
+    """
+    context = mp.get_context("spawn")
+    told: Any = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as meeting:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        arguments = (cfg.runtime.devices, f"file://{meeting}/ranks", plain, folder, command, job_logging, told)
+        processes = start_processes(_rank, arguments, nprocs=cfg.runtime.devices, join=False, start_method="spawn")
+        with StopRequest([process.pid for process in processes.processes]):
+            try:
+                while not processes.join(timeout=1.0):
+                    pass
+            except (ProcessExitedException, ProcessRaisedException) as error:
+                reason = str(error)
+            else:
+                return 0
+    faults = []
+    while not told.empty():
+        one_line, text = told.get()
+        if one_line:
+            raise ConfigError([text])
+        faults.append(text)
+    codes = [process.exitcode for process in processes.processes]
+    if faults or min(codes) < 0:
+        log.error("the run failed in one of its ranks: %s", faults[0] if faults else reason)
+        return 1
+    return codes[0]
+
+
+def _rank(
+    rank: int,
+    size: int,
+    init_method: str,
+    plain: dict[str, Any],
+    folder: Path,
+    command: str,
+    job_logging: dict[str, Any],
+    told: Any,
+) -> None:
+    os.setsid()  # a Ctrl-C reaches the launching process alone, which passes it on
+    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(rank), str(size)
+    if rank == 0:
+        logging.config.dictConfig(job_logging)
+    try:
+        cfg = OmegaConf.create(plain)
+        parts = Preparation(cfg).parts()
+        join(parts.device, init_method, rank, size)
+        code = run(cfg, parts, folder, command)
+        dist.destroy_process_group()
+    except TOLD_IN_ONE_LINE as error:
+        told.put((True, str(error)))
+        code = 2
+    except Exception:
+        told.put((False, traceback.format_exc()[-10_000:]))
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,111 @@
+"""The processes that train one cohort together: which members each of them trains, and what they tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qat_ste.data.dataset import Shard
+
+PLACEMENTS = ("together", "spread")
+
+
+class Ranks:
+    """All processes of ``torch.distributed``'s default group, or this one alone where there is none."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks, on each of them."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag whether it is set on any rank."""
+        if self.size == 1:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks on rank 0, None elsewhere."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, found)
+        return found
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on each rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+
+class Layout:
+    """Which of ``members`` networks this rank trains, on which shard of a batch, and which weights it measures.
+
+    Args:
+        placement: ``together``: all members on each rank, the batch shared out. ``spread``: the ranks fall into as
+            many equal groups as there are members, or fewer; a group trains its members and shares out the batch.
+
+    Either way each rank measures one slice of the weights of *all* members, so that the cost of the metrics and
+    their memory fall with the number of ranks.
+
+    Raises:
+        ValueError: unknown placement.
+    """
+
+    def __init__(self, ranks: Ranks, placement: str, members: int) -> None:
+        if placement not in PLACEMENTS:
+            raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
+        self.ranks = ranks
+        size = ranks.size
+        self.groups = max(n for n in range(1, members + 1) if size % n == 0) if placement == "spread" else 1
+        self._group_size = size // self.groups
+        self.group, place = divmod(ranks.rank, self._group_size)
+        self.shard = Shard(place, self._group_size)
+        self.data_group: Any = None
+        self.peers: Any = None
+        if self.groups > 1:  # every rank has to take part in making every group
+            groups = [range(g * self._group_size, (g + 1) * self._group_size) for g in range(self.groups)]
+            peers = [range(p, size, self._group_size) for p in range(self._group_size)]
+            self.data_group = [dist.new_group(list(group)) for group in groups][self.group]
+            self.peers = [dist.new_group(list(group)) for group in peers][place]
+
+    def trains(self, member: int) -> bool:
+        """Whether this rank trains the member."""
+        return member % self.groups == self.group
+
+    def slice_size(self, weights: int) -> int:
+        """Number of weights that a rank measures, of ``weights`` in all; the last has fewer."""
+        return -(-weights // self.ranks.size)
+
+    def scatter(self, member: int, buffer: Tensor | None, out: Tensor) -> None:
+        """From a member's ``buffer`` (None where it is not trained) to each rank its slice."""
+        owner = self._owner(member, 0)
+        parts = list(buffer.split(len(out))) if buffer is not None and owner == self.ranks.rank else None
+        dist.scatter(out, parts, src=owner)
+
+    def share_outputs(self, outputs: dict[int, Tensor], members: int) -> list[Tensor]:
+        """Outputs of all members on this rank's batch, from those that this rank has."""
+        if self.groups == 1:
+            return [outputs[member] for member in range(members)]
+        like = next(iter(outputs.values()))
+        shared = [outputs.get(member, like).contiguous().clone() for member in range(members)]
+        for member, values in enumerate(shared):
+            dist.broadcast(values, src=self._owner(member, self.shard.rank), group=self.peers)
+        return shared
+
+    def _owner(self, member: int, place: int) -> int:
+        return (member % self.groups) * self._group_size + place
