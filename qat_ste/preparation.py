@@ -165,6 +165,8 @@ class Preparation:
                 model(images)
         except Exception as error:  # whatever a model says to images that do not fit
             size = "x".join(map(str, images.shape[1:]))
+            if str(error).split(" ")[0] in self.cfg.model:
+                return self._refused("model", error)
             self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
             return
         try:

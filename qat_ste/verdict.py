@@ -85,6 +85,12 @@ def _statement(
     if percent is not None:
         distance += f" (like a change of {percent:.2g} %)"
     control = naive_ratio if equivalence == "remap" else None  # elsewhere it is the same run
+    if control is not None and max(ste_ratio, control) <= NEGLIGIBLE:
+        return (
+            f"The estimator did not matter, nor did the adjustment: {adjusted} ended {distance}, swapped in without "
+            f"adjustment {_times(control)} as far. Here so small a change already parts the weights about as far as they "
+            "part at all; a smaller learning rate may tell more."
+        )
     if control is not None and ste_ratio > CREDITED_SHARE * control:
         return (
             f"The claim does not hold here: {adjusted} ended {distance}, hardly closer than the STE swapped in without "

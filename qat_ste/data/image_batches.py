@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import math
@@ -118,18 +119,20 @@ def training_keys(order: EpochOrder, first: int) -> Iterator[list[tuple[int, int
 
 
 class BatchLoader:
-    """Crops for each of ``batches`` of at most ``batch_size`` keys, by workers that stay as long as this object.
+    """Crops for each of ``batches`` of at most ``batch_size`` keys, by worker processes.
+
+    With ``stay`` they wait for the next iteration, of which there is one at a time; else they end with this one.
 
     Pixels come through a ring of buffers: to ask for new shared memory each time costs as much as to crop and resize,
     and containers are often short of it. What is yielded is valid until the next is asked for.
     """
 
     def __init__(
-        self, crops: RandomCrops | CentreCrops, batches: Iterable[Sequence], batch_size: int, workers: int
+        self, crops: RandomCrops | CentreCrops, batches: Iterable[Sequence], batch_size: int, workers: int, stay: bool
     ) -> None:
         slots = FETCHED_AHEAD * workers + 1  # those under way and the one in use
         self._ring = shared_memory(slots, batch_size, crops.size, crops.size, 3)
-        self._loader = start_workers(_Filler(crops, self._ring), _Tasks(batches, slots), workers)
+        self._loader = start_workers(_Filler(crops, self._ring), _Tasks(batches, slots), workers, stay)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[BrokenImageError]]]:
         """Pixels (uint8, N x height x width x channels), labels, and what was left out.
@@ -139,7 +142,10 @@ class BatchLoader:
         """
         for filled in self._loader:
             if isinstance(filled, ValueError):
-                raise filled
+                try:
+                    raise filled
+                finally:
+                    del filled  # else the error's traceback holds the error, and both the workers
             slot, labels, broken = filled
             yield self._ring[slot, : len(labels)], torch.tensor(labels), broken
 
@@ -171,16 +177,16 @@ class _Filler(Dataset):
         return slot, labels, broken
 
 
-def start_workers(dataset: Dataset, batches: Iterable, workers: int) -> DataLoader:
+def start_workers(dataset: Dataset, batches: Iterable, workers: int, stay: bool = False) -> DataLoader:
     """A loader of ``dataset.__getitems__`` for each of ``batches``."""
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
         num_workers=workers,
         prefetch_factor=FETCHED_AHEAD if workers else None,
-        persistent_workers=workers > 0,
+        persistent_workers=stay and workers > 0,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_main,
+        worker_init_fn=_leave_to_main,
         # fork: file list and ring are shared, and a script need not be importable; workers start no OpenMP threads
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # else a number would be drawn from the caller's
@@ -191,8 +197,9 @@ def _as_it_is(values: Any) -> Any:
     return values
 
 
-def _leave_signals_to_main(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to the process group; main ends its workers itself, once it has saved."""
+def _leave_to_main(_: int) -> None:
+    gc.freeze()  # main's garbage: a loader that is collected here ends the workers of main's
+    # Ctrl-C and a scheduler's SIGTERM go to the process group; main ends its workers itself, once it has saved.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -39,18 +40,18 @@ def test_option_lists_the_arguments_of_its_target(option):
     module, _, name = node._target_.rpartition(".")
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
     inspect.signature(getattr(import_module(module), name)).bind_partial(**arguments)
-    assert set(parameters) - LEFT_OUT - GIVEN_BY_THE_RUNNER == set(arguments)
+    assert set(parameters) - LEFT_OUT - GIVEN_BY_THE_RUNNER == set(arguments) - GIVEN_BY_THE_RUNNER
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_states_claim_command_hardware_time_and_numbers(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     header = text[: text.index("defaults:")]
-    for word in ("# Claim:", "# Command: qat-run experiment=" + name, "# Hardware:", "# Time:", "# Measured:"):
-        assert word in header, word
+    for word in ("# Claim: ", f"# Command: qat-run experiment={name} ", "# Hardware: ", "# Time: ", "# Measured: "):
+        assert re.search(re.escape(word) + r"\S", header), word
     cfg = composed(f"experiment={name}", "train.epochs=3")
     assert cfg.train.epochs == 3
-    assert cfg.train.steps_per_epoch == 100
+    assert cfg.train.steps_per_epoch == (100 if "mnist" in name else None)
     assert OmegaConf.to_container(cfg, resolve=True)
 
 
@@ -65,8 +66,32 @@ def test_experiments_are_the_papers():
     assert (flax.estimator.k, flax.quantizer.biases) == (6.5, False)
 
 
+def test_imagenet_is_trained_as_in_the_paper_whichever_way_it_is_asked_for():
+    by_groups = composed("dataset=imagenet", "model=resnet50", "estimator=tanh", "optimizer=sgd")
+    assert by_groups == composed("experiment=imagenet_sgd")
+    train = by_groups.train
+    assert (train.epochs, train.batch_size, train.warmup, train.l2) == (100, 256, 0.05, 5e-5)
+    assert (by_groups.optimizer.lr, by_groups.optimizer.momentum) == (0.1, 0.9)
+    adam = composed("experiment=imagenet_adam")
+    assert adam == composed("dataset=imagenet", "model=resnet50", "optimizer=adam")
+    assert (list(adam.optimizer.betas), adam.train.epochs) == ([0.9, 0.95], 100)
+    assert composed("dataset=imagenet", "train.batch_size=64").train.batch_size == 64
+    assert composed("optimizer=sgd").train.batch_size == 64, "other data sets keep the defaults"
+    assert by_groups.dataset.image_size == 224
+
+
+def test_the_penalty_of_imagenet_is_on_kernels_alone():
+    from fnmatch import fnmatchcase
+
+    from qat_ste.models import torchvision_model
+
+    patterns = composed("experiment=imagenet_sgd").train.l2_include
+    for name, parameter in torchvision_model("resnet50").named_parameters():
+        assert any(fnmatchcase(name, pattern) for pattern in patterns) == (parameter.ndim > 1), name
+
+
 def test_all_yaml_files_are_reachable():
-    known = {f"{group}/" for group in (*GROUPS, "experiment")}
+    known = {f"{group}/" for group in (*GROUPS, "experiment", "recipe")}
     for path in CONF.rglob("*.yaml"):
         yaml.safe_load(path.read_text())
         relative = path.relative_to(CONF)

@@ -7,7 +7,7 @@ from torch import nn
 from qat_ste import quantize_weights, quantized_tensors
 from qat_ste.estimators import Ste
 from qat_ste.fake_quantize import he_uniform_bound
-from qat_ste.models import flax_cnn, keras_cnn, small_cnn
+from qat_ste.models import flax_cnn, keras_cnn, small_cnn, torchvision_model
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,33 @@ def test_weights_fill_the_quantizers_range_and_no_more(build):
 
 def test_small_cnn_fits_any_square_image():
     assert small_cnn(3, 28, 7)(torch.rand(2, 3, 28, 28)).shape == (2, 7)
+
+
+def test_resnet50_has_every_convolution_quantized_and_the_final_layer_not():
+    model = quantize_weights(torchvision_model("resnet50", num_classes=10), 2, Ste(), ["Conv2d"])
+    latent = {name: parameter for name, parameter, _ in quantized_tensors(model)}
+    assert len(latent) == 53
+    assert sum(parameter.numel() for parameter in latent.values()) == 23_454_912
+    assert {"conv1.weight", "layer1.0.downsample.0.weight"} <= set(latent)
+    assert "fc.weight" not in latent
+    for name, parameter in latent.items():
+        assert parameter.abs().max() > 0.98 * he_uniform_bound(parameter), name
+    assert torch.equal(model.bn1.weight, torch.ones(64)), "batch norm starts as torchvision has it"
+
+
+def test_torchvision_initialization_is_torchvisions():
+    from torchvision.models import resnet18
+
+    torch.manual_seed(3)
+    own = torchvision_model("resnet18", "torchvision", num_classes=5).state_dict()
+    torch.manual_seed(3)
+    assert all(torch.equal(own[name], value) for name, value in resnet18(num_classes=5).state_dict().items())
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"name": "resnet"}, "name must be a torchvision network such as resnet18, mobilenet_v2 or vit_b_16, got 'resnet'"),
+    ({"initialization": "he"}, "initialization must be one of he_uniform, torchvision, got 'he'"),
+])  # fmt: skip
+def test_torchvision_model_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        torchvision_model(**arguments)
