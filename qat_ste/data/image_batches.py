@@ -119,20 +119,23 @@ def training_keys(order: EpochOrder, first: int) -> Iterator[list[tuple[int, int
 
 
 class BatchLoader:
-    """Crops for each of ``batches`` of at most ``batch_size`` keys, by worker processes.
+    """Crops for each of ``batches`` of at most ``batch_size`` keys, by worker processes that live as long as this.
 
-    With ``stay`` they wait for the next iteration, of which there is one at a time; else they end with this one.
+    It is iterated over once at a time.
 
     Pixels come through a ring of buffers: to ask for new shared memory each time costs as much as to crop and resize,
     and containers are often short of it. What is yielded is valid until the next is asked for.
     """
 
     def __init__(
-        self, crops: RandomCrops | CentreCrops, batches: Iterable[Sequence], batch_size: int, workers: int, stay: bool
+        self, crops: RandomCrops | CentreCrops, batches: Iterable[Sequence], batch_size: int, workers: int
     ) -> None:
         slots = FETCHED_AHEAD * workers + 1  # those under way and the one in use
         self._ring = shared_memory(slots, batch_size, crops.size, crops.size, 3)
-        self._loader = start_workers(_Filler(crops, self._ring), _Tasks(batches, slots), workers, stay)
+        self._loader = start_workers(_Filler(crops, self._ring), _Tasks(batches, slots), workers)
+        # In a cycle of garbage (an error that somebody keeps, say) the workers' pipes might be closed before the workers
+        # are told to end; what a finalizer holds is in no such cycle.
+        weakref.finalize(self, _as_it_is, self._loader).atexit = False
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[BrokenImageError]]]:
         """Pixels (uint8, N x height x width x channels), labels, and what was left out.
@@ -142,10 +145,7 @@ class BatchLoader:
         """
         for filled in self._loader:
             if isinstance(filled, ValueError):
-                try:
-                    raise filled
-                finally:
-                    del filled  # else the error's traceback holds the error, and both the workers
+                raise filled
             slot, labels, broken = filled
             yield self._ring[slot, : len(labels)], torch.tensor(labels), broken
 
@@ -177,14 +177,14 @@ class _Filler(Dataset):
         return slot, labels, broken
 
 
-def start_workers(dataset: Dataset, batches: Iterable, workers: int, stay: bool = False) -> DataLoader:
+def start_workers(dataset: Dataset, batches: Iterable, workers: int) -> DataLoader:
     """A loader of ``dataset.__getitems__`` for each of ``batches``."""
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
         num_workers=workers,
         prefetch_factor=FETCHED_AHEAD if workers else None,
-        persistent_workers=stay and workers > 0,
+        persistent_workers=workers > 0,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_to_main,
         # fork: file list and ring are shared, and a script need not be importable; workers start no OpenMP threads

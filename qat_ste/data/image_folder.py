@@ -106,7 +106,7 @@ class ImageFolderDataset:
         crops = RandomCrops(self._train_images, self.image_shape[1], seed, self.skip)
 
         def starting_at(step: int) -> Iterator[Batch]:
-            loader = BatchLoader(crops, training_keys(order, step), batch_size // shard.ranks, self.workers, stay=False)
+            loader = BatchLoader(crops, training_keys(order, step), batch_size // shard.ranks, self.workers)
             return self._deliver(loader, device)
 
         return RandomCropBatches(order.steps_per_epoch, starting_at)
@@ -116,7 +116,7 @@ class ImageFolderDataset:
             crops = CentreCrops(self._val_images, self.image_shape[1], self.resize, self.skip)
             firsts = range(shard.rank * TEST_BATCH, len(self.val), shard.ranks * TEST_BATCH)
             batches = [range(first, min(first + TEST_BATCH, len(self.val))) for first in firsts]
-            self._test_loaders[shard] = BatchLoader(crops, batches, TEST_BATCH, self.workers, stay=True)
+            self._test_loaders[shard] = BatchLoader(crops, batches, TEST_BATCH, self.workers)
         loader = self._test_loaders[shard]
         return CentreCropBatches(lambda: self._deliver(loader, device))
 
