@@ -109,7 +109,7 @@ class Checkpoints:
                 with zipfile.ZipFile(path) as file:
                     if file.testzip() is not None:  # torch itself does not look at checksums
                         raise ValueError("its checksum is wrong")
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                 saved = json.loads(state["config"])
             except Exception as error:  # whatever a damaged file leads to
                 log.warning("%s cannot be read (%s): looking for an older one", path, str(error).splitlines()[0])

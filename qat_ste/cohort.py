@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -230,9 +230,8 @@ class Cohort:
         counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         ranks, placement: who trains them; see ``Layout``.
 
-    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from, and
-    ``local`` those that this rank trains. Counterparts with the same recipe are the same run by construction: trained
-    once, found under each name. ``slices`` are this rank's share of every member's weights, ``first`` to ``last``.
+    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from.
+    Counterparts with the same recipe are the same run by construction: trained once, found under each name.
 
     Raises:
         ValueError: an unknown counterpart, or ``ste`` asked for where the theorem cannot apply.
@@ -269,19 +268,25 @@ class Cohort:
             self.names[name] = self.recipes.index(recipe, 1)
         self.layout = Layout(ranks or Ranks(), placement, len(self.recipes))
         share = self.layout.slice_size(self.quantized_weights)
-        if execution.sync_batchnorm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model, self.layout.data_group)
-        self.local = {
-            number: self._member(model, share, optimizer, lr, recipe, execution)
-            for number, recipe in enumerate(self.recipes)
-            if self.layout.trains(number)
-        }
-        self.device = next(iter(self.local.values())).weights.buffer.device
         self.first = min(share * self.layout.ranks.rank, self.quantized_weights)
         self.last = min(self.first + share, self.quantized_weights)
-        self._slices = [self._slice(number, share) for number in range(len(self.recipes))]
-        self.slices = [values[: self.last - self.first] for values in self._slices]
+        self.device = next(model.parameters()).device
+        self._model, self._optimizer, self._execution, self._share = model, optimizer, execution, share
+
+    @cached_property
+    def local(self) -> dict[int, Member]:
+        """Members that this rank trains, by number; made when first asked for."""
+        if self._execution.sync_batchnorm:
+            self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
+        return {
+            number: self._member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)
+        }
+
+    @cached_property
+    def slices(self) -> list[Tensor]:
+        """This rank's share of every member's weights, ``first`` to ``last``."""
         self.update_slices()
+        return [values[: self.last - self.first] for values in self._slices]
 
     @property
     def counterparts(self) -> dict[str, int]:
@@ -302,25 +307,26 @@ class Cohort:
             return None
         return lambda w, quantizer: pair.on(quantizer).weight_map(w)
 
-    def _member(
-        self, model: nn.Module, share: int, optimizer: MakeOptimizer, lr: float, recipe: Recipe, execution: Execution
-    ) -> Member:
-        model = copy.deepcopy(model)
+    def _member(self, recipe: Recipe) -> Member:
+        model = copy.deepcopy(self._model)
         for module in model.modules():
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator
-        weights = FlatWeights(model, self.parts, share * self.layout.ranks.size)
+        weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
                 some.copy_(self.pair.on(piece.quantizer).weight_map(some))
-        return Member(model, weights, optimizer, lr, recipe, execution, self.layout)
+        return Member(model, weights, self._optimizer, self.lr, recipe, self._execution, self.layout)
 
-    def _slice(self, number: int, share: int) -> Tensor:
-        if self.layout.groups > 1:
-            return torch.zeros(share, dtype=next(iter(self.local.values())).weights.buffer.dtype, device=self.device)
-        start = share * self.layout.ranks.rank
-        return self.local[number].weights.buffer[start : start + share]
+    @cached_property
+    def _slices(self) -> list[Tensor]:
+        """Of equal size on all ranks; where each rank trains all members, views of their weights."""
+        share, first = self._share, self._share * self.layout.ranks.rank
+        if self.layout.groups == 1:
+            return [self.local[number].weights.buffer[first : first + share] for number in range(len(self.recipes))]
+        like = next(iter(self.local.values())).weights.buffer
+        return [torch.zeros_like(like[:share]) for _ in self.recipes]
 
 
 def _common_quantizer(parts: Sequence[Part]) -> UniformQuantizer:

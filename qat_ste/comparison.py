@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import Schedule, by_name
-from qat_ste.training import Batches, DivergenceMonitor, Lockstep, Record, Row, train
+from qat_ste.training import Batches, DivergenceMonitor, Lockstep, Record, Row, from_step, train
 from qat_ste.verdict import Verdict, decide
 
 OF_OUTPUTS = (  # what only validation batches can tell
@@ -119,16 +119,21 @@ def compare(
         model = build_model().to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation)
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement)
+        # Processes that read ahead start here, before there are members whose memory would be shared with them.
+        shard = cohort.layout.shard
+        own = batches(shard) if callable(batches) else batches
+        own_validation = validation(shard) if callable(validation) else validation
+        source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), l2, seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
         record = train(
             lockstep,
             monitor,
-            batches(cohort.layout.shard) if callable(batches) else batches,
+            source,
             steps,
-            validation=validation(cohort.layout.shard) if callable(validation) else validation,
-            steps_per_epoch=steps_per_epoch,
+            validation=own_validation,
+            steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
             log_every=log_every,
             on_row=on_row,
             stop=stop,

@@ -166,8 +166,9 @@ class Preparation:
         except Exception as error:  # whatever a model says to images that do not fit
             size = "x".join(map(str, images.shape[1:]))
             if str(error).split(" ")[0] in self.cfg.model:
-                return self._refused("model", error)
-            self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
+                self._refused("model", error)
+            else:
+                self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
             return
         try:
             quantize_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -153,7 +153,7 @@ class Record:
 def train(
     lockstep: Lockstep,
     monitor: DivergenceMonitor,
-    batches: Batches,
+    batches: Iterator[Batch],
     steps: int,
     *,
     validation: Iterable[Batch] | None = None,
@@ -166,9 +166,9 @@ def train(
     """Trains the cohort for ``steps`` steps.
 
     Args:
-        batches: this rank's shard, read anew whenever it ends, or ``TrainingBatches``.
+        batches: this rank's shard, from the step on that ``checkpoints`` go on from.
         validation: evaluated at the end of each epoch and of the run; iterated anew each time.
-        steps_per_epoch: by default one pass over ``batches`` if they have a length, else the whole run.
+        steps_per_epoch: by default the whole run.
         log_every: steps between rows; by default 200 rows a run.
         on_row: called with each row as it is made.
         stop: asked after each step.
@@ -177,11 +177,11 @@ def train(
     Raises:
         Stopped: ``stop`` said so.
         FloatingPointError: a loss is not finite; names step, member and tensor.
-        ValueError: ``batches`` ended before ``steps`` and cannot be iterated again.
+        ValueError: ``batches`` cannot be iterated again, or the checkpoint is of another cohort.
     """
     cohort, ranks = lockstep.cohort, lockstep.cohort.layout.ranks
     log_every = log_every or max(1, steps // 200)
-    steps_per_epoch = steps_per_epoch or (len(batches) if isinstance(batches, Sized) else steps)
+    steps_per_epoch = steps_per_epoch or steps
     record = Record(torch.zeros(len(cohort.recipes), steps, device=cohort.device), monitor.initial())
     start = _restore(checkpoints, cohort, monitor, record) if checkpoints else 0
 
@@ -190,7 +190,7 @@ def train(
         on_row(row)
 
     logged = start - start % log_every
-    for step, (inputs, targets) in zip(range(start, steps), _from(batches, start), strict=False):
+    for step, (inputs, targets) in zip(range(start, steps), batches, strict=False):
         record.losses[:, step] = lockstep.step(step, inputs.to(cohort.device), targets.to(cohort.device))
         done = step + 1
         monitor.observe(done)
@@ -218,11 +218,11 @@ def train(
     return record
 
 
-def _from(batches: Batches, start: int) -> Iterator[Batch]:
-    """Batches from step ``start`` on, without end."""
+def from_step(step: int, batches: Batches) -> Iterator[Batch]:
+    """Batches from ``step`` on, without end."""
     if isinstance(batches, Iterable):
-        return islice(_repeat(batches), start, None)
-    return batches.starting_at(start)
+        return islice(_repeat(batches), step, None)
+    return batches.starting_at(step)
 
 
 def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -88,8 +88,8 @@ def _statement(
     if control is not None and max(ste_ratio, control) <= NEGLIGIBLE:
         return (
             f"The estimator did not matter, nor did the adjustment: {adjusted} ended {distance}, swapped in without "
-            f"adjustment {_times(control)} as far. Here so small a change already parts the weights about as far as they "
-            "part at all; a smaller learning rate may tell more."
+            f"adjustment {_times(control)} as far. Here so small a change already parts the weights about as far as "
+            "they part at all; a smaller learning rate may tell more."
         )
     if control is not None and ste_ratio > CREDITED_SHARE * control:
         return (

@@ -3,6 +3,7 @@
 
     python scripts/benchmark.py                       keras_cnn, two members, batches of 128
     python scripts/benchmark.py --model small_cnn --members 4
+    python scripts/benchmark.py --model resnet50 --image-size 64 --batch-size 16 --steps 2 --rounds 8
 
 In one process and in turn: (1) fp32 steps of the plain network, no quantizer; (2) the same number of steps of every
 member, no metrics; (3) with all metrics at the default rate of logging. Prints the median over rounds of the ratios
@@ -29,7 +30,7 @@ from qat_ste.optimizers import KerasSGD
 from qat_ste.schedules import constant
 from qat_ste.training import DivergenceMonitor, Lockstep
 
-SIZES = {"keras_cnn": 28, "flax_cnn": 28, "small_cnn": 8}
+OWN = {"keras_cnn": 28, "flax_cnn": 28, "small_cnn": 8}  # networks for grey images of this size
 COUNTERPARTS = ("ste", "naive", "jitter", "replica")
 LOG_EVERY = 10  # a row every 10 steps is what 200 rows are in a run of 2,000 steps
 
@@ -59,20 +60,24 @@ class Members:
         self.lockstep = Lockstep(cohort, F.cross_entropy, constant(), None, seed=0)
         self.monitor = DivergenceMonitor(cohort, sequence_weights=1_000_000, seed=0) if metrics else None
         self.done = 0
+        self.metrics_seconds = 0.0
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         self.lockstep.step(self.done, inputs, targets)
         self.done += 1
         if self.monitor is not None:
+            start = time.perf_counter()
             self.monitor.observe(self.done)
             if self.done % LOG_EVERY == 0:
                 for divergence in self.monitor.divergences.values():
                     divergence.now()
+            self.metrics_seconds += time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SIZES, default="keras_cnn")
+    parser.add_argument("--model", default="keras_cnn", help="one of ours or of torchvision")
+    parser.add_argument("--image-size", type=int, default=224, help="for torchvision's networks")
     parser.add_argument("--members", type=int, choices=range(2, 6), default=2)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="steps of a round")
@@ -80,18 +85,23 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    build_model = getattr(models, arguments.model)
-    size = SIZES[arguments.model]
-    inputs = torch.rand(arguments.batch_size, 1, size, size)
+    if arguments.model in OWN:
+        build_model, channels, size = getattr(models, arguments.model), 1, OWN[arguments.model]
+    else:
+        build_model, channels, size = partial(models.torchvision_model, arguments.model), 3, arguments.image_size
+    inputs = torch.rand(arguments.batch_size, channels, size, size).to(memory_format=torch.channels_last)
     targets = torch.randint(0, 10, (arguments.batch_size,))
+    with_metrics = Members(build_model, arguments.members, 1e-3, metrics=True)
     contestants: dict[str, Plain | Members] = {
         "plain fp32 steps": Plain(build_model, arguments.members, lr=1e-3),
         "cohort, no metrics": Members(build_model, arguments.members, 1e-3, metrics=False),
-        "cohort, all metrics": Members(build_model, arguments.members, 1e-3, metrics=True),
+        "cohort, all metrics": with_metrics,
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    metrics_seconds: list[float] = []
     for round_ in range(arguments.rounds + 1):
         taken = dict.fromkeys(contestants, 0.0)
+        with_metrics.metrics_seconds = 0.0
         for _ in range(arguments.steps):
             for name, contestant in contestants.items():
                 start = time.perf_counter()
@@ -100,6 +110,7 @@ def main() -> None:
         if round_:  # the first warms up
             for name in contestants:
                 seconds[name].append(taken[name])
+            metrics_seconds.append(with_metrics.metrics_seconds)
 
     plain, bare, full = seconds.values()
     milliseconds = 1e3 * statistics.median(plain) / arguments.steps / arguments.members
@@ -111,8 +122,10 @@ def main() -> None:
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
         print(f"{name:20}  {statistics.median(ratios):6.3f} x plain   (quartiles {low:.3f} to {high:.3f})")
     quantizer = statistics.median((b - p) / p for b, p in zip(bare, plain, strict=True))
-    metrics = statistics.median((f - b) / p for f, b, p in zip(full, bare, plain, strict=True))
+    metrics = statistics.median(m / p for m, p in zip(metrics_seconds, plain, strict=True))
+    beside_step = statistics.median(m / (f - m) for m, f in zip(metrics_seconds, full, strict=True))
     print(f"share of plain: quantizer and estimator {100 * quantizer:.1f} %, metrics {100 * metrics:.1f} %")
+    print(f"metrics beside a step of the cohort: {100 * beside_step:.1f} %")
 
 
 if __name__ == "__main__":

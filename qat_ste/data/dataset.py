@@ -25,7 +25,7 @@ class TrainingBatches(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def starting_at(self, step: int) -> Iterator[Batch]:
-        """The batches of ``step``, ``step + 1``, …, whatever was read before."""
+        """The batches of ``step``, ``step + 1``, …, whatever was read before; what reads them ahead starts now."""
 
 
 class Dataset(Protocol):

@@ -133,17 +133,30 @@ class BatchLoader:
         slots = FETCHED_AHEAD * workers + 1  # those under way and the one in use
         self._ring = shared_memory(slots, batch_size, crops.size, crops.size, 3)
         self._loader = start_workers(_Filler(crops, self._ring), _Tasks(batches, slots), workers)
-        # In a cycle of garbage (an error that somebody keeps, say) the workers' pipes might be closed before the workers
-        # are told to end; what a finalizer holds is in no such cycle.
+        self._forked = workers == 0
+        # In a cycle of garbage (somebody kept an error, say) the pipes to the workers may be closed before these are
+        # told to end; what a finalizer holds is in no such cycle.
         weakref.finalize(self, _as_it_is, self._loader).atexit = False
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[BrokenImageError]]]:
-        """Pixels (uint8, N x height x width x channels), labels, and what was left out.
+        """Pixels (uint8, N x height x width x channels), labels, and what was left out; workers start at once.
 
         Raises:
-            ValueError: an image is broken and broken ones are not skipped, or the cache is damaged.
+            ValueError: when a batch is asked for: an image is broken and broken ones are not skipped, or the cache is
+                damaged.
         """
-        for filled in self._loader:
+        if not self._forked:
+            gc.collect()  # a loader that is garbage by now would be collected in a worker and end other workers
+            self._forked = True
+        return self._unpacked(iter(self._loader))
+
+    def start(self) -> None:
+        """Starts the workers before they are needed, while there is little memory to share with them."""
+        if not self._forked:
+            iter(self)
+
+    def _unpacked(self, tasks: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor, list[BrokenImageError]]]:
+        for filled in tasks:
             if isinstance(filled, ValueError):
                 raise filled
             slot, labels, broken = filled
@@ -186,7 +199,7 @@ def start_workers(dataset: Dataset, batches: Iterable, workers: int) -> DataLoad
         prefetch_factor=FETCHED_AHEAD if workers else None,
         persistent_workers=workers > 0,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_to_main,
+        worker_init_fn=_leave_signals_to_main,
         # fork: file list and ring are shared, and a script need not be importable; workers start no OpenMP threads
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # else a number would be drawn from the caller's
@@ -197,9 +210,8 @@ def _as_it_is(values: Any) -> Any:
     return values
 
 
-def _leave_to_main(_: int) -> None:
-    gc.freeze()  # main's garbage: a loader that is collected here ends the workers of main's
-    # Ctrl-C and a scheduler's SIGTERM go to the process group; main ends its workers itself, once it has saved.
+def _leave_signals_to_main(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to the process group; main ends its workers itself, once it has saved."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -247,22 +259,21 @@ def deliver(
     Raises:
         ValueError: as ``BatchLoader``.
     """
-    return _ahead(loader, normalise, device, note) if device.type == "cuda" else _at_once(loader, normalise, note)
+    batches = _told(iter(loader), note)
+    return _ahead(batches, normalise, device) if device.type == "cuda" else _at_once(batches, normalise)
 
 
-def _at_once(loader: BatchLoader, normalise: Normalise, note: Callable[[BrokenImageError], None]) -> Iterator[Batch]:
-    for pixels, labels in _told(loader, note):
+def _at_once(batches: Iterator[Batch], normalise: Normalise) -> Iterator[Batch]:
+    for pixels, labels in batches:
         yield normalise(pixels), labels
 
 
-def _ahead(
-    loader: BatchLoader, normalise: Normalise, device: torch.device, note: Callable[[BrokenImageError], None]
-) -> Iterator[Batch]:
+def _ahead(batches: Iterator[Batch], normalise: Normalise, device: torch.device) -> Iterator[Batch]:
     """Copies the next batch on a stream of its own while the caller works on this one."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # on which normalise was made
     waiting: tuple[Batch, torch.cuda.Event] | None = None
-    for pixels, labels in _told(loader, note):
+    for pixels, labels in batches:
         with torch.cuda.stream(stream):
             images = normalise(pixels.pin_memory().to(device, non_blocking=True))
             batch = images, labels.pin_memory().to(device, non_blocking=True)
@@ -282,8 +293,10 @@ def _arrived(batch: Batch, ready: torch.cuda.Event) -> Batch:
     return batch
 
 
-def _told(loader: BatchLoader, note: Callable[[BrokenImageError], None]) -> Iterator[Batch]:
-    for pixels, labels, broken in loader:
+def _told(
+    batches: Iterator[tuple[Tensor, Tensor, list[BrokenImageError]]], note: Callable[[BrokenImageError], None]
+) -> Iterator[Batch]:
+    for pixels, labels, broken in batches:
         for error in broken:
             note(error)
         if len(labels):

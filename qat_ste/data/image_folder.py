@@ -118,6 +118,7 @@ class ImageFolderDataset:
             batches = [range(first, min(first + TEST_BATCH, len(self.val))) for first in firsts]
             self._test_loaders[shard] = BatchLoader(crops, batches, TEST_BATCH, self.workers)
         loader = self._test_loaders[shard]
+        loader.start()
         return CentreCropBatches(lambda: self._deliver(loader, device))
 
     @cached_property

@@ -46,7 +46,9 @@ class TerminalLogger:
         now, step = time.monotonic(), row["step"]
         self._began = self._began or (now, step)
         seconds, steps = now - self._began[0], step - self._began[1]
-        speed = f"{steps / seconds:.0f} steps/s" if seconds and steps else ""
+        speed = ""
+        if seconds and steps:
+            speed = f"{steps / seconds:.0f} steps/s" if steps > seconds else f"{seconds / steps:.1f} s/step"
         errors = [
             f"{name.removesuffix('/weight_alignment_error')} {shown(value)}"
             for name, value in row.items()
