@@ -96,8 +96,8 @@ class Checkpoints:
                     os.link(younger, older.with_suffix(".tmp"))
                     older.with_suffix(".tmp").replace(older)
             temporary.replace(newest)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            reason = str(error).splitlines()[0]
+        except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own on top of the system's
+            reason = str(error.__context__ or error).splitlines()[0]
             log.warning("no checkpoint at step %s: %s; the one before stays", state["step"], reason)
             temporary.unlink(missing_ok=True)
 

@@ -93,13 +93,19 @@ class FlatWeights:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
-        by_name = {name: parameter for name, parameter, _ in quantized_tensors(model)}
-        self.parameters = [by_name[part.name] for part in parts]
+        by_name = {name: (parameter, fake_quantize) for name, parameter, fake_quantize in quantized_tensors(model)}
+        self.parameters = [by_name[part.name][0] for part in parts]
+        self._parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
         first = self.parameters[0]
         self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
         for parameter, part in zip(self.parameters, parts, strict=True):
             view = self.buffer[part.start : part.stop].view(parameter.shape)
             parameter.data = view.copy_(parameter.detach())
+
+    def remember(self, index: Tensor) -> None:
+        """Spares the next forward pass the search for the levels of all weights, whose numbers these are."""
+        for parameter, part, fake_quantize in zip(self.parameters, self._parts, self._quantizers, strict=True):
+            fake_quantize.remember(index[part.start : part.stop].view(parameter.shape), parameter)
 
 
 @dataclass(frozen=True)
@@ -271,12 +277,12 @@ class Cohort:
         self.first = min(share * self.layout.ranks.rank, self.quantized_weights)
         self.last = min(self.first + share, self.quantized_weights)
         self.device = next(model.parameters()).device
-        self._model, self._optimizer, self._execution, self._share = model, optimizer, execution, share
+        self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
 
     @cached_property
     def local(self) -> dict[int, Member]:
         """Members that this rank trains, by number; made when first asked for."""
-        if self._execution.sync_batchnorm:
+        if self.execution.sync_batchnorm:
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
         return {
             number: self._member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)
@@ -317,7 +323,7 @@ class Cohort:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
                 some.copy_(self.pair.on(piece.quantizer).weight_map(some))
-        return Member(model, weights, self._optimizer, self.lr, recipe, self._execution, self.layout)
+        return Member(model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout)
 
     @cached_property
     def _slices(self) -> list[Tensor]:

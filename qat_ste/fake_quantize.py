@@ -23,15 +23,15 @@ class _FakeQuantizeFunction(torch.autograd.Function):
     """Forward Q(w); backward multiplies the incoming gradient by g(w), never by autograd's own clamp."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, quantizer: UniformQuantizer, estimator: Estimator) -> Tensor:
+    def forward(ctx: Any, w: Tensor, quantizer: UniformQuantizer, estimator: Estimator, index: Tensor | None) -> Tensor:
         ctx.save_for_backward(w)
         ctx.quantizer, ctx.estimator = quantizer, estimator
-        return quantizer(w)
+        return quantizer(w) if index is None else quantizer.level(index.to(w.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (w,) = ctx.saved_tensors
-        return grad * ctx.estimator.derivative(w, ctx.quantizer), None, None
+        return grad * ctx.estimator.derivative(w, ctx.quantizer), None, None, None
 
 
 class FakeQuantize(nn.Module):
@@ -44,9 +44,18 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.estimator = estimator
+        self._known: tuple[Tensor, Tensor, int] | None = None
 
     def forward(self, w: Tensor) -> Tensor:
-        return _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator)
+        index = None
+        if self._known is not None:
+            known, latent, version = self._known
+            index = known if w is latent and w._version == version else None
+        return _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator, index)
+
+    def remember(self, index: Tensor, w: Tensor) -> None:
+        """Uses ``index``, the numbers of the levels of ``w`` as it is now, until ``w`` changes (but by ``w.data``)."""
+        self._known = (index, w, w._version)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         """Assigning to the weight sets the latent weight."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
 import os
+import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from qat_ste.checkpoint import CheckpointMismatch
 from qat_ste.config import ConfigError
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.loggers.files import write_json
 from qat_ste.preparation import Preparation
+from qat_ste.ranks import Ranks
 from qat_ste.runner import StopRequest, run
 
 log = logging.getLogger(__name__)
@@ -41,6 +46,7 @@ def launch(cfg: DictConfig, folder: Path, command: str, job_logging: dict[str, A
     Raises:
         ConfigError: what a rank had to tell in one line.
     """
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = mp.get_context("spawn")
     told: Any = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
@@ -51,8 +57,8 @@ def launch(cfg: DictConfig, folder: Path, command: str, job_logging: dict[str, A
             try:
                 while not processes.join(timeout=1.0):
                     pass
-            except (ProcessExitedException, ProcessRaisedException) as error:
-                reason = str(error)
+            except (ProcessExitedException, ProcessRaisedException):
+                pass  # what happened is found below
             else:
                 return 0
     faults = []
@@ -62,10 +68,24 @@ def launch(cfg: DictConfig, folder: Path, command: str, job_logging: dict[str, A
             raise ConfigError([text])
         faults.append(text)
     codes = [process.exitcode for process in processes.processes]
-    if faults or min(codes) < 0:
-        log.error("the run failed in one of its ranks: %s", faults[0] if faults else reason)
-        return 1
-    return codes[0]
+    # When one rank ends the others are terminated; their connections break before that.
+    killed = [
+        f"rank {rank} was killed by {signal.Signals(-code).name}"
+        for rank, code in enumerate(codes)
+        if code < 0 and code != -signal.SIGTERM
+    ]
+    if not (killed or faults):
+        return max(codes) if max(codes) >= 0 else 128 + signal.SIGTERM
+    why = (killed or faults)[0]
+    log.error("the run failed: %s", why)
+    _tell_status(folder / "status.json", why.strip().splitlines()[-1])
+    return 1
+
+
+def _tell_status(path: Path, error: str) -> None:
+    """Why the run failed, in place of what rank 0 had seen of it."""
+    with suppress(OSError, ValueError):
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": error})
 
 
 def _rank(
@@ -87,6 +107,8 @@ def _rank(
         parts = Preparation(cfg).parts()
         join(parts.device, init_method, rank, size)
         code = run(cfg, parts, folder, command)
+        if code != 2:  # all ranks come to the same end: they leave together
+            Ranks().any([True])
         dist.destroy_process_group()
     except TOLD_IN_ONE_LINE as error:
         told.put((True, str(error)))

@@ -103,14 +103,14 @@ class UniformQuantizer:
             return self.index(w).to(self.index_dtype)
         # With few levels it is faster to count the thresholds passed.
         step = self.step_in(w.dtype, w.device)
-        index = torch.zeros_like(w, dtype=torch.uint8)
-        for i in range(self.num_levels - 1):
+        index = (w >= (1 - self.num_levels // 2) * step).view(torch.uint8)
+        for i in range(1, self.num_levels - 1):
             index += (w >= (i + 1 - self.num_levels // 2) * step).view(torch.uint8)
         return index
 
     def level(self, index: Tensor) -> Tensor:
         """Values of the levels with these numbers, in the dtype and shape of ``index``."""
-        return (index + (0.5 - self.num_levels // 2)) * self.step_in(index.dtype, index.device)
+        return (index + (0.5 - self.num_levels // 2)).mul_(self.step_in(index.dtype, index.device))
 
     def __call__(self, w: Tensor) -> Tensor:
         """Nearest level of each weight, in the dtype and shape of ``w``."""

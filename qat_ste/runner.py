@@ -9,6 +9,7 @@ import platform
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -61,7 +62,8 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         for process in self._processes:
-            os.kill(process, number)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.kill(process, number)
         if self.signal == signal.SIGINT == number:  # a second Ctrl-C means now
             raise KeyboardInterrupt
         self.signal = number

@@ -82,8 +82,11 @@ class DivergenceMonitor:
 
     def observe(self, step: int) -> None:
         """Takes in the weights after optimizer step ``step`` (1, 2, …)."""
+        cohort = self.cohort
         for number, trajectory in enumerate(self.trajectories):
             changed = trajectory.observe(step)
+            if cohort.layout.ranks.size == 1 and not cohort.execution.compile:
+                cohort.local[number].weights.remember(trajectory.level)
             for counterpart, divergence in self.divergences.items():
                 if len(changed) and number in (0, counterpart):
                     divergence.changed(trajectory, changed, step)

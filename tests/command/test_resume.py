@@ -20,6 +20,7 @@ from qat_ste import cli
 from .test_run import numbers
 
 RUN = ("train.steps=60", "train.steps_per_epoch=20", "metrics.every=7", "checkpoint.every_steps=5", "logger=none")
+TWO_RANKS = ("runtime.devices=2", "runtime.device=cpu", "train.steps=400", "checkpoint.every_steps=10")
 
 
 def start(folder: Path, *more: str, **options) -> subprocess.Popen:
@@ -162,7 +163,7 @@ def test_no_room_for_a_checkpoint_costs_a_warning(undisturbed, tmp_path):
     process = start(folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "no checkpoint at step 5: " in err
+    assert "no checkpoint at step 5: [Errno 27] File too large; the one before stays" in err
     assert "Traceback" not in err
     assert not list(folder.glob("checkpoint*"))
     assert read(folder) == read(undisturbed)
@@ -185,17 +186,44 @@ def test_a_continued_run_is_one_run_for_wandb(qat_run, monkeypatch):
     assert len(names) == 1
 
 
+@pytest.fixture(scope="module")
+def undisturbed_on_two(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two") / "run"
+    finish(folder, *TWO_RANKS)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_ranks_killed_and_continued(tmp_path):
-    more = ("runtime.devices=2", "runtime.device=cpu")
-    finish(tmp_path / "whole", *more)
-    process = start(tmp_path / "run", *more)
-    while not (tmp_path / "run" / "checkpoint.pt").exists():
+@pytest.mark.parametrize("victim", ["a rank", "the launching process"])
+def test_two_ranks_disturbed_and_continued(undisturbed_on_two, tmp_path, victim):
+    folder = tmp_path / "run"
+    process = start(folder, *TWO_RANKS)
+    while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
-    process.communicate(timeout=100)
-    assert process.returncode == 1
-    finish(tmp_path / "run", *more)
-    assert read(tmp_path / "run") == read(tmp_path / "whole")
+    if victim == "a rank":
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        _, err = process.communicate(timeout=100)
+        assert (process.returncode, err.strip()) == (1, "the run failed: rank 1 was killed by SIGKILL")
+        assert json.loads((folder / "status.json").read_text())["status"] == "failed"
+    else:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=100)
+        assert (process.returncode, err) == (143, "")
+        assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
+    finish(folder, *TWO_RANKS)
+    assert read(folder) == read(undisturbed_on_two)
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_started(undisturbed_on_two, tmp_path):
+    """One run folder, by rank 0, with the numbers of ranks started here."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "qat_ste.cli"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [*launcher, *RUN, *TWO_RANKS[1:], f"paths.output={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").glob("*/*")
+    assert read(folder)[1] == read(undisturbed_on_two)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
