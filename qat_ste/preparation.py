@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -177,6 +178,7 @@ class Preparation:
         except ValueError as error:
             self._add("quantizer.include", str(error), "[Conv2d]")
             return
+        self._check_room(model)
         if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
             return
         if "ste" in self.cfg.counterparts:
@@ -185,6 +187,18 @@ class Preparation:
                 SteEquivalent(estimator, UniformQuantizer(settings.bits, max_, settings.saturation))
             except ValueError as error:
                 self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
+
+
+    def _check_room(self, model: nn.Module) -> None:
+        """Whether one checkpoint fits on the disk; of an estimate, since optimizers differ in what they keep."""
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        quantized = sum(latent.numel() for _, latent, _ in quantized_tensors(model))
+        needed = (1 + len(self.cfg.counterparts)) * (8 * weights + 20 * quantized)
+        output = Path(self.cfg.paths.output).absolute()
+        free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
+        if needed > free:
+            told = f"has {free / 1e9:.2g} GB free, and a checkpoint takes about {needed / 1e9:.2g} GB"
+            self._add("paths.output", told, "FOLDER_WITH_MORE_ROOM")
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
