@@ -188,7 +188,6 @@ class Preparation:
             except ValueError as error:
                 self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
 
-
     def _check_room(self, model: nn.Module) -> None:
         """Whether one checkpoint fits on the disk; of an estimate, since optimizers differ in what they keep."""
         weights = sum(parameter.numel() for parameter in model.parameters())

@@ -137,7 +137,9 @@ def test_no_room_for_a_single_checkpoint(qat_run, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     line = one_line(qat_run("paths.output=there"))
-    assert line.startswith("qat-run: paths.output=there: has 0.001 GB free, and a checkpoint takes about 0.0022 GB; for")
+    assert line.startswith(
+        "qat-run: paths.output=there: has 0.001 GB free, and a checkpoint takes about 0.0022 GB; for"
+    )
 
 
 def test_ranks_that_do_not_divide_the_batch(qat_run):
