@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qat_ste import estimators
-    from qat_ste.cohort import L2Penalty
+    from qat_ste.checkpoint import Checkpoints
     from qat_ste.comparison import Comparison, compare
     from qat_ste.equivalence import SteEquivalent
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
+    from qat_ste.member import Execution, L2Penalty
     from qat_ste.quantizer import UniformQuantizer
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Checkpoints": "checkpoint",
     "Comparison": "comparison",
-    "L2Penalty": "cohort",
+    "Execution": "member",
+    "L2Penalty": "member",
     "SteEquivalent": "equivalence",
     "UniformQuantizer": "quantizer",
     "compare": "comparison",
@@ -27,7 +30,9 @@ _HOME = {
     "remove_quantizers": "fake_quantize",
 }
 __all__ = [
+    "Checkpoints",
     "Comparison",
+    "Execution",
     "L2Penalty",
     "SteEquivalent",
     "UniformQuantizer",

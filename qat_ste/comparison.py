@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from qat_ste.checkpoint import Checkpoints
-from qat_ste.cohort import Cohort, Execution, L2Penalty, Loss, MakeOptimizer
+from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.divergence import WeightMap, pieces_of
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
+from qat_ste.member import Execution, L2Penalty, Loss, MakeOptimizer
+from qat_ste.monitor import DivergenceMonitor
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import Schedule, by_name
-from qat_ste.training import Batches, DivergenceMonitor, Lockstep, Record, Row, from_step, train
+from qat_ste.training import Batches, Lockstep, Record, Row, from_step, train
 from qat_ste.verdict import Verdict, decide
 
 OF_OUTPUTS = (  # what only validation batches can tell

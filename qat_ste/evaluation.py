@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qat_ste.cohort import Cohort, Loss
+from qat_ste.cohort import Cohort
 from qat_ste.divergence.outputs import inference_metrics, output_sums
+from qat_ste.member import Loss
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat_ste.cohort import COUNTERPARTS, MakeOptimizer, unknown_counterparts
 from qat_ste.config import ConfigError, Problem, section_problems
 from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.member import MakeOptimizer
 from qat_ste.quantizer import UniformQuantizer
+from qat_ste.recipes import COUNTERPARTS, unknown_counterparts
 
 
 @dataclass(frozen=True)

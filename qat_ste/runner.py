@@ -22,13 +22,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.checkpoint import CheckpointMismatch, Checkpoints, differences
-from qat_ste.cohort import Execution, L2Penalty
 from qat_ste.comparison import Comparison, compare
 from qat_ste.config import identity
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
+from qat_ste.member import Execution, L2Penalty
 from qat_ste.preparation import Parts
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qat_ste.cohort import jitter_percent
+from qat_ste.recipes import jitter_percent
 
 # Where the verdict turns, in distances of the jitter run: up to the first the estimator "did not matter" (two runs that
 # differ by noise are as far apart), beyond the second it "mattered".

@@ -26,9 +26,10 @@ from qat_ste import models
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantize_weights
+from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import KerasSGD
 from qat_ste.schedules import constant
-from qat_ste.training import DivergenceMonitor, Lockstep
+from qat_ste.training import Lockstep
 
 OWN = {"keras_cnn": 28, "flax_cnn": 28, "small_cnn": 8}  # networks for grey images of this size
 COUNTERPARTS = ("ste", "naive", "jitter", "replica")

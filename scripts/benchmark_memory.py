@@ -25,8 +25,9 @@ from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantize_weights
 from qat_ste.models import torchvision_model
+from qat_ste.monitor import DivergenceMonitor
 from qat_ste.schedules import constant
-from qat_ste.training import DivergenceMonitor, Lockstep
+from qat_ste.training import Lockstep
 
 
 def highest_resident_bytes() -> int:

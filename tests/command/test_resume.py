@@ -101,7 +101,7 @@ def test_terminated_and_continued(undisturbed, tmp_path):
 
 def cut_off(qat_run, monkeypatch, at: int, *more: str):
     """A run that ends after step ``at`` as if by a fault of ours."""
-    from qat_ste.training import DivergenceMonitor
+    from qat_ste.monitor import DivergenceMonitor
 
     observe = DivergenceMonitor.observe
 

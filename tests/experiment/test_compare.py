@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from qat_ste import L2Penalty, SteEquivalent
-from qat_ste.cohort import Cohort, Execution, FlatWeights, jitter_percent, parts_of, unknown_counterparts
+from qat_ste.cohort import Cohort
 from qat_ste.estimators import Pwl, Ste, Tanh
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.member import Execution, FlatWeights, parts_of
+from qat_ste.recipes import jitter_percent, unknown_counterparts
 from qat_ste.training import Stopped
 
 from .tiny import ADAM, SGD, batches, network, run

@@ -1,0 +1,184 @@
+"""One network of a cohort: its quantized weights in one buffer, its optimizer, its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.parallel import DistributedDataParallel
+
+from qat_ste.divergence import Part
+from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.quantizer import UniformQuantizer
+from qat_ste.ranks import Layout
+from qat_ste.recipes import Recipe
+
+PRECISIONS = ("fp32", "bf16")
+Loss = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[..., optim.Optimizer]
+
+
+def parts_of(model: nn.Module) -> list[Part]:
+    """Where each quantized tensor of the model lies in a flat buffer of them all; tied weights are there once."""
+    parts: list[Part] = []
+    seen, start = set(), 0
+    for name, parameter, fake_quantize in quantized_tensors(model):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        quantizer = fake_quantize.quantizer
+        if isinstance(quantizer.max, Tensor):
+            max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
+            quantizer = UniformQuantizer(quantizer.bits, max_, quantizer.saturation)
+        parts.append(Part(name, start, start + parameter.numel(), quantizer))
+        start += parameter.numel()
+    return parts
+
+
+class FlatWeights:
+    """All quantized latent weights of a model in one buffer, of which the model's parameters become views.
+
+    Optimizers work in place, so the buffer is always current and metrics read it without a copy.
+
+    Args:
+        size: length of the buffer; what the weights leave of it is zero.
+    """
+
+    def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
+        by_name = {name: (parameter, fake_quantize) for name, parameter, fake_quantize in quantized_tensors(model)}
+        self.parameters = [by_name[part.name][0] for part in parts]
+        self._parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
+        first = self.parameters[0]
+        self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            view = self.buffer[part.start : part.stop].view(parameter.shape)
+            parameter.data = view.copy_(parameter.detach())
+
+    def remember(self, index: Tensor) -> None:
+        """Spares the next forward pass the search for the levels of all weights, whose numbers these are."""
+        for parameter, part, fake_quantize in zip(self.parameters, self._parts, self._quantizers, strict=True):
+            fake_quantize.remember(index[part.start : part.stop].view(parameter.shape), parameter)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training step is computed.
+
+    Args:
+        precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast, whose rounding is larger
+            than most of what is measured here; latent weights, maps and metrics stay as they are.
+        accumulate: parts that a rank's batch is worked through in; their gradients are those of the whole, but for
+            layers that look across the batch.
+        compile: whether forward and backward passes go through ``torch.compile``.
+        sync_batchnorm: whether batch norm takes its statistics over all ranks of a member (CUDA).
+
+    Raises:
+        ValueError: an argument is out of its bounds.
+    """
+
+    precision: str = "fp32"
+    accumulate: int = 1
+    compile: bool = False
+    sync_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
+
+
+@dataclass(frozen=True)
+class L2Penalty:
+    """strength·Σw² over the latent values of the parameters whose names match a pattern (arXiv 2405.05171).
+
+    Its gradient 2·strength·w is added to what the estimator lets through, and is not multiplied by g itself.
+    """
+
+    strength: float
+    include: Sequence[str] = ("*",)
+
+    @torch.no_grad()
+    def add_gradient(self, model: nn.Module) -> None:
+        gradients: list[Tensor] = []
+        weights: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and self._wanted(name):
+                gradients.append(parameter.grad)
+                weights.append(parameter)
+        if weights:
+            torch._foreach_add_(gradients, weights, alpha=2 * self.strength)
+
+    def _wanted(self, name: str) -> bool:
+        name = name.replace("parametrizations.", "").removesuffix(".original")
+        return any(fnmatchcase(name, pattern) for pattern in self.include)
+
+
+class Member:
+    """One model of the cohort with its optimizer."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: FlatWeights,
+        optimizer: MakeOptimizer,
+        lr: float,
+        recipe: Recipe,
+        execution: Execution,
+        layout: Layout,
+    ) -> None:
+        self.model, self.weights, self.execution = model, weights, execution
+        quantized = {id(parameter) for parameter in weights.parameters}
+        others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
+        lr = lr * recipe.lr_jitter
+        groups = [{"params": weights.parameters, "lr": lr * recipe.lr_factor}, {"params": others, "lr": lr}]
+        self.optimizer = optimizer([group for group in groups if group["params"]], lr=lr)
+        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._parallel = None
+        if layout.shard.ranks > 1:
+            self._parallel = DistributedDataParallel(model, process_group=layout.data_group)
+        forward: nn.Module = self._parallel or model
+        self._forward = torch.compile(forward) if execution.compile else forward
+        self._autocast = partial(
+            torch.autocast, weights.buffer.device.type, torch.bfloat16, enabled=execution.precision == "bf16"
+        )
+
+    def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float, l2: L2Penalty | None) -> Tensor:
+        """One training step; returns the loss without the penalty, detached."""
+        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = lr * lr_factor
+        self.optimizer.zero_grad()
+        value: Tensor | float = 0.0
+        parts = self.execution.accumulate
+        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        for number, (some, their_targets) in enumerate(chunks, 1):
+            wait = self._parallel is not None and number < len(chunks)
+            with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
+                with self._autocast():
+                    part = loss(self._forward(some), their_targets)
+                if len(chunks) > 1:
+                    part = part * (len(some) / len(inputs))
+                part.backward()
+            value = value + part.detach()
+        if l2 is not None:
+            l2.add_gradient(self.model)
+        self.optimizer.step()
+        return cast(Tensor, value)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Outputs in the precision of training, as float32."""
+        with self._autocast():
+            return self.model(inputs).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

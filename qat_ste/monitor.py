@@ -1,0 +1,79 @@
+"""What is measured of a cohort while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qat_ste.cohort import Cohort
+from qat_ste.divergence import Divergence, Pair, Trajectory, Values, pieces_of, sample_positions
+
+
+class DivergenceMonitor:
+    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights."""
+
+    def __init__(self, cohort: Cohort, sequence_weights: int, seed: int) -> None:
+        self.cohort = cohort
+        sampled = sample_positions(cohort.parts, sequence_weights, seed)
+        self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
+        if sampled is not None:
+            sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
+        pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
+        flags = torch.zeros_like(cohort.slices[0], dtype=torch.bool)
+        self.trajectories = [Trajectory(weights, pieces, sampled, flags) for weights in cohort.slices]
+        reference = self.trajectories[0]
+        self.divergences = {
+            number: Divergence(
+                Pair(reference, self.trajectories[number], len(cohort.parts), cohort.weight_map(number)),
+                cohort.layout.ranks.sum,
+            )
+            for number in cohort.counterparts.values()
+        }
+
+    def observe(self, step: int) -> None:
+        """Takes in the weights after optimizer step ``step`` (1, 2, …)."""
+        cohort = self.cohort
+        for number, trajectory in enumerate(self.trajectories):
+            changed = trajectory.observe(step)
+            if cohort.layout.ranks.size == 1 and not cohort.execution.compile:
+                cohort.local[number].weights.remember(trajectory.level)
+            for counterpart, divergence in self.divergences.items():
+                if len(changed) and number in (0, counterpart):
+                    divergence.changed(trajectory, changed, step)
+
+    def initial(self) -> list[Values]:
+        """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""
+        found: list[Values] = [{} for _ in self.trajectories]
+        for number, divergence in self.divergences.items():
+            sums = self.cohort.layout.ranks.sum(torch.stack([metric.sums().sum(0) for metric in divergence.metrics]))
+            by_name = dict(zip((metric.name for metric in divergence.metrics), sums[:, 0].tolist(), strict=True))
+            found[number] = {
+                "initial_alignment_error": by_name["weight_alignment_error"] / self.cohort.quantized_weights,
+                "initial_quantized_agreement": by_name["quantized_weight_agreement"] / self.cohort.quantized_weights,
+            }
+        return found
+
+    def shares(self) -> list[Values]:
+        """Of each member, the shares of weights that ever moved and of those that lie beyond the range now."""
+        counts = torch.zeros(len(self.trajectories), 2, dtype=torch.float64)
+        for trajectory, count in zip(self.trajectories, counts, strict=True):
+            for piece in trajectory.pieces:
+                saturated = piece.quantizer.saturated(trajectory.weights[piece.where])
+                flags = (trajectory.moved(piece.where), saturated)
+                count += torch.tensor([flag.count_nonzero().item() for flag in flags])
+        shares = self.cohort.layout.ranks.sum(counts) / self.cohort.quantized_weights
+        return [{"moved_fraction": moved, "saturated_fraction": saturated} for moved, saturated in shares.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trajectories": [trajectory.state_dict() for trajectory in self.trajectories],
+            "divergences": {number: divergence.state_dict() for number, divergence in self.divergences.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state; the weights have been restored before."""
+        for trajectory, saved in zip(self.trajectories, state["trajectories"], strict=True):
+            trajectory.load_state_dict(saved)
+        for number, divergence in self.divergences.items():
+            divergence.load_state_dict(state["divergences"][number])

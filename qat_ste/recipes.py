@@ -1,0 +1,49 @@
+"""What distinguishes a reference's counterparts: estimator, initial weights and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from qat_ste.estimators import Estimator, Ste
+from qat_ste.optimizers import Equivalence
+
+COUNTERPARTS = ("ste", "naive", "jitter", "replica")
+
+
+def jitter_percent(name: str) -> float | None:
+    """Change of learning rate in per cent of the counterpart ``jitter`` (1) or ``jitter_<percent>``; else None."""
+    if name == "jitter":
+        return 1.0
+    head, _, percent = name.partition("_")
+    try:
+        return float(percent) if head == "jitter" and float(percent) > 0 else None
+    except ValueError:
+        return None
+
+
+def unknown_counterparts(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are no counterpart."""
+    return [name for name in names if name not in COUNTERPARTS and jitter_percent(name) is None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a member is made from; equal recipes give the same run."""
+
+    estimator: Estimator
+    remap: bool = False  # initial quantized weights M(w₀) instead of w₀
+    lr_factor: float = 1.0  # on quantized tensors
+    lr_jitter: float = 1.0  # on all tensors
+
+    @classmethod
+    def of(cls, name: str, estimator: Estimator, equivalence: Equivalence, alpha: float) -> Recipe:
+        """The recipe of the counterpart with this name, for a reference trained with ``estimator``."""
+        percent = jitter_percent(name)
+        if percent is not None:
+            return cls(estimator, lr_jitter=1 + percent / 100)
+        if name == "replica":
+            return cls(estimator)
+        if name == "ste" and equivalence is Equivalence.REMAP:
+            return cls(Ste(), remap=True, lr_factor=alpha)
+        return cls(Ste())
