@@ -130,6 +130,6 @@ class Cohort:
 
 def _common_quantizer(parts: Sequence[Part]) -> UniformQuantizer:
     """A quantizer with the ranges of all parts, for what is asked of every one of them."""
-    ranges = torch.cat([torch.as_tensor(part.quantizer.max, dtype=torch.float64).reshape(-1) for part in parts])
+    ranges = torch.cat([torch.as_tensor(part.quantizer.max, dtype=torch.float64).cpu().reshape(-1) for part in parts])
     first = parts[0].quantizer
     return UniformQuantizer(first.bits, ranges.unique(), first.saturation)
