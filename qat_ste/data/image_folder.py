@@ -103,9 +103,9 @@ class ImageFolderDataset:
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> RandomCropBatches:
         order = EpochOrder(len(self.train), batch_size, shuffle, seed, shard)
-        crops = RandomCrops(self._train_images, self.image_shape[1], seed, self.skip)
 
-        def starting_at(step: int) -> Iterator[Batch]:
+        def starting_at(step: int) -> Iterator[Batch]:  # not before: the cache may have to be made first
+            crops = RandomCrops(self._train_images, self.image_shape[1], seed, self.skip)
             loader = BatchLoader(crops, training_keys(order, step), batch_size // shard.ranks, self.workers)
             return self._deliver(loader, device)
 

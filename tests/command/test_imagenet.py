@@ -83,6 +83,19 @@ def test_a_model_of_the_users_own_package(qat_run, few_images, tmp_path, monkeyp
     assert run.read("results.json")["quantized_weights"] == 6 * 3 * 9
 
 
+def test_decoded_images_are_kept_and_used_again(qat_run, few_images, tmp_path):
+    arguments = (*TWO_STEPS, f"paths.data={few_images}", "model=torchvision", "dataset.image_size=32",
+                 f"dataset.cache={tmp_path / 'cache'}")  # fmt: skip
+    first = qat_run(*arguments, folder="first")
+    assert first.code == 0, first.err
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("pixels")}
+    assert len(made) == 2
+    again = qat_run(*arguments, "dataset.workers=1", folder="again")
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert (again.folder / "metrics.jsonl").read_text() == (first.folder / "metrics.jsonl").read_text()
+
+
 def one_line(run) -> str:
     assert run.code == 2, run.err
     assert "Traceback" not in run.err
