@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from qat_ste.data.image_batches import shared_memory, start_workers
 from qat_ste.data.image_files import BrokenImageError, ImageFiles
+from qat_ste.data.workers import shared_memory, start_workers
 
 log = logging.getLogger(__name__)
 

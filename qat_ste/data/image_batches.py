@@ -3,119 +3,22 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import itertools
-import math
-import mmap
-import os
-import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
+from torch.utils.data import Dataset
 
+from qat_ste.data.crops import CentreCrops, RandomCrops
 from qat_ste.data.dataset import Batch
 from qat_ste.data.image_files import BrokenImageError
-from qat_ste.data.in_memory import EpochOrder
+from qat_ste.data.workers import FETCHED_AHEAD, as_it_is, shared_memory, start_workers
 
-FETCHED_AHEAD = 2  # batches a worker
 SERIAL = 32767  # values of which torch makes one thread's work
-
-
-class Images(Protocol):
-    """Where images come from: their files or the cache."""
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> Tensor: ...
-
-
-class Cropped(NamedTuple):
-    """Images of one size, uint8, height x width x channels, with labels, and those left out as broken."""
-
-    images: list[Tensor]
-    labels: list[int]
-    broken: list[BrokenImageError]
-
-
-class RandomCrops:
-    """RandomResizedCrop and RandomHorizontalFlip, a function of (seed, epoch, index) alone; keys are (epoch, index)."""
-
-    def __init__(self, images: Images, size: int, seed: int, skip: bool) -> None:
-        self.images, self.size, self.seed, self.skip = images, size, seed, skip
-        self._crop = v2.RandomResizedCrop(size, antialias=True)
-
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> Cropped:
-        cropped = Cropped([], [], [])
-        with torch.random.fork_rng(devices=[]):
-            for epoch, index in keys:
-                image, label = self._readable(index, cropped.broken)
-                digest = hashlib.blake2b(f"{self.seed} {epoch} {index}".encode(), digest_size=8).digest()
-                # torch.manual_seed would store a stack trace a call where CUDA has not started yet
-                torch.default_generator.manual_seed(int.from_bytes(digest))
-                cropped.images.append(self._augment(image))
-                cropped.labels.append(label)
-        return cropped
-
-    def _readable(self, index: int, broken: list[BrokenImageError]) -> tuple[Tensor, int]:
-        """The image or, if broken ones are skipped, the next that can be read, so that the batch keeps its size."""
-        for candidate in itertools.chain(range(index, len(self.images)), range(index)):
-            try:
-                return self.images.read(candidate), int(self.images.labels[candidate])
-            except BrokenImageError as error:
-                if not self.skip:
-                    raise
-                broken.append(error)
-        raise ValueError(f"not one of {len(self.images)} training images can be read; the last: {broken[-1]}")
-
-    def _augment(self, image: Tensor) -> Tensor:
-        place = self._crop.make_params([image])
-        rows = slice(place["top"], place["top"] + place["height"])
-        columns = slice(place["left"], place["left"] + place["width"])
-        # A contiguous crop halves the time of the resize and changes no bit of it.
-        image = image.permute(1, 2, 0)[rows, columns].contiguous().permute(2, 0, 1)
-        image = functional.resize(image, [self.size, self.size], antialias=True)
-        if torch.rand(1) < 0.5:
-            image = functional.horizontal_flip(image)
-        return image.permute(1, 2, 0)
-
-
-class CentreCrops:
-    """Centre crops of images resized to ``resize`` on the shorter side; keys are indices."""
-
-    def __init__(self, images: Images, size: int, resize: int, skip: bool) -> None:
-        self.images, self.size, self.skip = images, size, skip
-        self._transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
-
-    def __call__(self, keys: Sequence[int]) -> Cropped:
-        cropped = Cropped([], [], [])
-        for index in keys:
-            try:
-                image = self.images.read(index)
-            except BrokenImageError as error:
-                if not self.skip:
-                    raise
-                cropped.broken.append(error)
-            else:
-                cropped.images.append(self._transform(image).permute(1, 2, 0))
-                cropped.labels.append(int(self.images.labels[index]))
-        return cropped
-
-
-def training_keys(order: EpochOrder, first: int) -> Iterator[list[tuple[int, int]]]:
-    """Endless batches of keys (epoch, index), from step ``first`` on."""
-    for step in itertools.count(first):
-        epoch = order.epoch(step)
-        yield [(epoch, index) for index in order.rows(step).tolist()]
 
 
 class BatchLoader:
@@ -136,7 +39,7 @@ class BatchLoader:
         self._forked = workers == 0
         # In a cycle of garbage (somebody kept an error, say) the pipes to the workers may be closed before these are
         # told to end; what a finalizer holds is in no such cycle.
-        weakref.finalize(self, _as_it_is, self._loader).atexit = False
+        weakref.finalize(self, as_it_is, self._loader).atexit = False
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[BrokenImageError]]]:
         """Pixels (uint8, N x height x width x channels), labels, and what was left out; workers start at once.
@@ -188,37 +91,6 @@ class _Filler(Dataset):
         if images:
             torch.stack(images, out=self.ring[slot, : len(images)])
         return slot, labels, broken
-
-
-def start_workers(dataset: Dataset, batches: Iterable, workers: int) -> DataLoader:
-    """A loader of ``dataset.__getitems__`` for each of ``batches``."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
-        num_workers=workers,
-        prefetch_factor=FETCHED_AHEAD if workers else None,
-        persistent_workers=workers > 0,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_main,
-        # fork: file list and ring are shared, and a script need not be importable; workers start no OpenMP threads
-        multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),  # else a number would be drawn from the caller's
-    )
-
-
-def _as_it_is(values: Any) -> Any:
-    return values
-
-
-def _leave_signals_to_main(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to the process group; main ends its workers itself, once it has saved."""
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def shared_memory(*shape: int) -> Tensor:
-    """uint8 zeros that forked processes share."""
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
 
 
 class Normalise:

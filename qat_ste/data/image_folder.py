@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from qat_ste.data.crops import CentreCrops, Images, RandomCrops, training_keys
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_room, make_cache
-from qat_ste.data.image_batches import BatchLoader, CentreCrops, Images, Normalise, RandomCrops, deliver, training_keys
+from qat_ste.data.image_batches import BatchLoader, Normalise, deliver
 from qat_ste.data.image_files import BrokenImageError, ImageFiles, find_images
 from qat_ste.data.in_memory import EpochOrder
 

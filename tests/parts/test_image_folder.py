@@ -18,8 +18,9 @@ from torchvision.io import decode_image, write_jpeg
 from torchvision.transforms import v2
 
 from qat_ste.data import image_folder
+from qat_ste.data.crops import RandomCrops
 from qat_ste.data.dataset import Shard
-from qat_ste.data.image_batches import Normalise, RandomCrops
+from qat_ste.data.image_batches import Normalise
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.data.imagenet import imagenet
 from tests.conftest import shared
