@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint is there, but of another configuration; ``differences`` are (key, saved value, value now)."""
+    """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
 
     def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
         lines = [
@@ -26,7 +26,6 @@ class CheckpointMismatch(ValueError):
             for key, saved, now in differences
         ]
         super().__init__("\n".join(lines))
-        self.differences = differences
 
 
 class Checkpoints:

@@ -193,9 +193,6 @@ def _compare(
             logger.log_row(row)
 
     train, runtime, ranks, dataset = cfg.train, cfg.runtime, Ranks(), parts.dataset
-    if ranks.rank == 0:
-        dataset.prepare()
-    ranks.any([True])  # all wait for rank 0
     dataset.prepare()
     comparison = compare(
         parts.build_model,

@@ -43,7 +43,7 @@ class Dataset(Protocol):
         """Images left out so far because they could not be read."""
 
     def prepare(self) -> None:
-        """What has to be done once, before the first batch and before other ranks start."""
+        """What has to be done before the first batch; of several ranks one does it and the others wait."""
 
     def train_batches(
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
