@@ -51,10 +51,13 @@ def _job(cfg: DictConfig) -> None:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    command = shlex.join(["qat-run", *hydra_config.overrides.task])
+    choices = {
+        group: choice for group, choice in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
+    }
+    origin = {"command": shlex.join(["qat-run", *hydra_config.overrides.task]), "choices": choices}
     rank = _outer_rank()
     try:
-        preparation = Preparation(cfg, packaged_default(config_dir(), dict(hydra_config.runtime.choices)))
+        preparation = Preparation(cfg, packaged_default(config_dir(), choices))
         if rank is not None:
             parts = preparation.parts()
             join(parts.device)
@@ -68,9 +71,9 @@ def _job(cfg: DictConfig) -> None:
         if rank is None and cfg.runtime.devices > 1:
             parts.dataset.prepare()
             job_logging: Any = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
-            exit_code = launch(cfg, folder, command, job_logging)
+            exit_code = launch(cfg, folder, origin, job_logging)
         else:
-            exit_code = run(cfg, parts, folder, command)
+            exit_code = run(cfg, parts, folder, origin)
     except TOLD_IN_ONE_LINE as error:
         if not rank and not (folder / "status.json").exists():
             status = {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": str(error)}

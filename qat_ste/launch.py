@@ -40,7 +40,7 @@ def join(device: torch.device, init_method: str = "env://", rank: int = -1, size
     dist.init_process_group(backend, init_method, rank=rank, world_size=size)
 
 
-def launch(cfg: DictConfig, folder: Path, command: str, job_logging: dict[str, Any]) -> int:
+def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: dict[str, Any]) -> int:
     """Starts ``runtime.devices`` ranks on this machine, each of which calls ``run``; returns the exit code.
 
     Raises:
@@ -51,7 +51,7 @@ def launch(cfg: DictConfig, folder: Path, command: str, job_logging: dict[str, A
     told: Any = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
         plain = OmegaConf.to_container(cfg, resolve=True)
-        arguments = (cfg.runtime.devices, f"file://{meeting}/ranks", plain, folder, command, job_logging, told)
+        arguments = (cfg.runtime.devices, f"file://{meeting}/ranks", plain, folder, origin, job_logging, told)
         processes = start_processes(_rank, arguments, nprocs=cfg.runtime.devices, join=False, start_method="spawn")
         with StopRequest([process.pid for process in processes.processes]):
             try:
@@ -94,7 +94,7 @@ def _rank(
     init_method: str,
     plain: dict[str, Any],
     folder: Path,
-    command: str,
+    origin: dict[str, Any],
     job_logging: dict[str, Any],
     told: Any,
 ) -> None:
@@ -106,7 +106,7 @@ def _rank(
         cfg = OmegaConf.create(plain)
         parts = Preparation(cfg).parts()
         join(parts.device, init_method, rank, size)
-        code = run(cfg, parts, folder, command)
+        code = run(cfg, parts, folder, origin)
         if code != 2:  # all ranks come to the same end: they leave together
             Ranks().any([True])
         dist.destroy_process_group()

@@ -94,10 +94,11 @@ def finished(folder: Path, cfg: DictConfig) -> bool:
     return bool(status == "done")
 
 
-def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
+def run(cfg: DictConfig, parts: Parts, folder: Path, origin: dict[str, Any]) -> int:
     """Runs one comparison in ``folder``, or goes on with the one that was cut off there; returns the exit code.
 
-    Where several ranks train, each has to call this; rank 0 does all the telling.
+    Where several ranks train, each has to call this; rank 0 does all the telling. ``origin`` goes into ``results.json``
+    as it is: ``command`` and ``choices``, the option of each group.
 
     Raises:
         CheckpointMismatch: what was cut off there had another configuration.
@@ -121,7 +122,7 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, command: str) -> int:
             if cfg.logger.get("_target_"):
                 loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
             comparison, skipped = _compare(cfg, parts, loggers, stop, checkpoints)
-            results = _results(config, comparison, files.wall_seconds, command, parts.device, skipped)
+            results = origin | _results(config, comparison, files.wall_seconds, parts.device, skipped)
             for logger in loggers:
                 logger.log_results(results)
             _report(folder, comparison)
@@ -230,7 +231,6 @@ def _results(
     config: dict[str, Any],
     comparison: Comparison,
     wall_seconds: float,
-    command: str,
     device: torch.device,
     skipped: list[str],
 ) -> dict[str, Any]:
@@ -238,7 +238,6 @@ def _results(
     versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     return {
         "schema": 1,
-        "command": command,
         "config": config,
         "versions": versions,
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
