@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from qat_ste import quantize_weights, quantized_tensors
 from qat_ste.estimators import Ste
 from qat_ste.fake_quantize import he_uniform_bound
 from qat_ste.models import flax_cnn, keras_cnn, small_cnn, torchvision_model
+from qat_ste.models.layout import ChannelsLast
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,31 @@ def test_torchvision_initialization_is_torchvisions():
 def test_torchvision_model_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         torchvision_model(**arguments)
+
+
+def test_keras_cnn_is_the_textbook_network():
+    """ReLU before the pooling, channels outermost, in float64: same value and gradients but for the order of sums."""
+
+    def textbook(model, images):
+        for conv in (model.conv1, model.conv2, model.conv3):
+            images = F.max_pool2d(F.relu(conv(images)), 2)
+        return model.dense(images.flatten(1))
+
+    model, images = keras_cnn().double(), torch.rand(8, 1, 28, 28, dtype=torch.float64)
+    weighed = torch.randn(8, 10, dtype=torch.float64)
+    found = []
+    for forward in (model, lambda images: textbook(model, images)):
+        model.zero_grad()
+        outputs = forward(images)
+        (outputs * weighed).sum().backward()
+        found.append([outputs.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_changes_the_order_in_memory_alone(channels):
+    images = torch.rand(2, channels, 4, 5)
+    found = ChannelsLast()(images)
+    assert torch.equal(found, images)
+    assert found.stride()[1] == 1
+    assert nn.Conv2d(channels, 8, 3)(found).is_contiguous(memory_format=torch.channels_last)
