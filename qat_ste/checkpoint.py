@@ -14,18 +14,9 @@ from typing import Any
 
 import torch
 
+from qat_ste.identity import CheckpointMismatch, differences
+
 log = logging.getLogger(__name__)
-
-
-class CheckpointMismatch(ValueError):
-    """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
-
-    def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
-        lines = [
-            f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
-            for key, saved, now in differences
-        ]
-        super().__init__("\n".join(lines))
 
 
 class Checkpoints:
@@ -121,11 +112,3 @@ class Checkpoints:
 
 def _hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, value saved, value now) wherever two nested configurations differ."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        names = [*saved, *(name for name in now if name not in saved)]
-        return [d for name in names for d in differences(saved.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
-    return [] if saved == now else [(key, saved, now)]

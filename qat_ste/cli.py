@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import shlex
-import subprocess
+import signal
 import sys
+import threading
+import time
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +21,137 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_ste.composition import composition_problems
+from qat_ste.composition import composition_problems, config_dir, packaged_default
 from qat_ste.config import RunConfig
+from qat_ste.job import Job, outer_rank, tell, tell_fault
+from qat_ste.sweep import Sweep, folder_name, note, sweep_name
 
-
-def config_dir() -> str:
-    """Folder of the YAML files: inside the installed package, else beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return str(folder)
-    raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
-
-
-def folder_name(overrides: str) -> str:
-    """Overrides as part of a folder's name: nothing that a shell or a file system minds, and not too long."""
-    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-")
-    return name[:120].rstrip("-,") or "default"
-
+log = logging.getLogger(__name__)
+_launching_process: int | None = None
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+# Cached, as Hydra's own ${now:}: jobs in other processes are given what the launching process found.
+OmegaConf.register_new_resolver("sweep_name", lambda: sweep_name(sys.argv[1:]), replace=True, use_cache=True)
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
 def _job(cfg: DictConfig) -> None:
-    from qat_ste.launch import TOLD_IN_ONE_LINE, join, launch
-    from qat_ste.loggers.files import write_json
-    from qat_ste.preparation import Preparation, packaged_default
-    from qat_ste.ranks import Ranks
-    from qat_ste.runner import finished, run
-
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
+    sweeping = hydra_config.mode is RunMode.MULTIRUN
+    if sweeping and cfg.logger.get("group", "") is None:
+        cfg.logger.group = Path(hydra_config.sweep.dir).name
     choices = {
         group: choice for group, choice in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
     }
-    origin = {"command": shlex.join(["qat-run", *hydra_config.overrides.task]), "choices": choices}
-    rank = _outer_rank()
+    job_logging: Any = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
+    job = Job(
+        cfg,
+        Path(hydra_config.runtime.output_dir),
+        {"command": shlex.join(["qat-run", *hydra_config.overrides.task]), "choices": choices},
+        packaged_default(config_dir(), choices),
+        job_logging,
+    )
+    if cfg.dry_run:
+        _describe(job)
+    elif not sweeping:
+        try:
+            exit_code = job.run()
+        except Exception as error:
+            exit_code = tell_fault(error, job.folder)
+        if exit_code:
+            raise SystemExit(exit_code)
+    elif _launching_process == os.getpid():
+        _run_of_sweep(job)
+    else:
+        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # run.log has it all
+            _run_of_sweep(job)
+
+
+def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: str | None) -> None:
+    """Puts what the run is called among others where the logger takes it and nothing was asked for."""
+    tags = [choice for name in ("experiment", "row", "estimator", "optimizer") if (choice := choices.get(name))]
+    for key, value in {"group": group, "job_type": choices.get("row"), "tags": tags}.items():
+        if logger.get(key, "") is None:
+            logger[key] = value
+
+
+def _end_with(parent: int) -> None:
+    """Stops this process as a signal would, with a checkpoint, when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _describe(job: Job) -> None:
+    """Prints the line and leaves no folder behind; of a sweep the other lines follow."""
     try:
-        preparation = Preparation(cfg, packaged_default(config_dir(), choices))
-        if rank is not None:
-            parts = preparation.parts()
-            join(parts.device)
-            folder = Ranks().broadcast(folder)  # each evaluated the time for itself
-        if finished(folder, cfg):
-            if not rank:
-                print(f"finished already: {folder / 'report.html'}")  # noqa: T201
-            return
-        if rank is None:
-            parts = preparation.parts()
-        if rank is None and cfg.runtime.devices > 1:
-            parts.dataset.prepare()
-            job_logging: Any = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
-            exit_code = launch(cfg, folder, origin, job_logging)
-        else:
-            exit_code = run(cfg, parts, folder, origin)
-    except TOLD_IN_ONE_LINE as error:
-        if not rank and not (folder / "status.json").exists():
-            status = {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": str(error)}
-            write_json(folder / "status.json", status)
-        _tell(str(error).splitlines())
-        if hydra_config.mode is RunMode.MULTIRUN:  # the other jobs go on
-            raise
-        raise SystemExit(2) from None
-    if exit_code == 1 and hydra_config.mode is RunMode.MULTIRUN:
-        raise RuntimeError(f"the run failed; {folder / 'run.log'} says why")
-    if exit_code:
-        raise SystemExit(exit_code)
+        print(job.describe())  # noqa: T201
+    except Exception as error:
+        exit_code = tell_fault(error, None)
+        if Sweep.current is None:
+            raise SystemExit(exit_code) from None
+        Sweep.current.faults += 1
+    finally:
+        with suppress(OSError):  # not empty: a run is there
+            os.removedirs(job.folder)
 
 
-def _outer_rank() -> int | None:
-    """This process's rank where torchrun or srun started several of them, else None; sets what torch looks for.
-
-    A batch script's own process has SLURM's task variables too, but not those of a step.
-    """
-    env = os.environ
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-        )
-        env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = (
-            env[name] for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-        )
-        env["LOCAL_WORLD_SIZE"] = env["SLURM_STEP_TASKS_PER_NODE"].partition("(")[0].partition(",")[0]
-        env.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
-        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
-    return int(env["RANK"]) if int(env.get("WORLD_SIZE", 1)) > 1 else None
+def _run_of_sweep(job: Job) -> None:
+    """Runs it and notes what came of it. Only a signal keeps the jobs after it from their turn."""
+    note(job.folder, "running")
+    try:
+        skipped = job.finished()
+        exit_code = 0 if skipped else job.run()
+    except Exception as error:
+        reason = str(error)
+        try:
+            tell_fault(error, job.folder)
+        except Exception:
+            log.exception("the run failed")
+            reason = f"{type(error).__name__}: {error}"
+        note(job.folder, "failed", reason)
+        return
+    if exit_code > 128:
+        note(job.folder, "preempted", signal.Signals(exit_code - 128).name)
+        if _launching_process == os.getpid():
+            raise SystemExit(exit_code)
+        if callable(signal.getsignal(exit_code - 128)):  # of a launcher, which may want to queue the job again
+            signal.raise_signal(exit_code - 128)
+    elif exit_code:
+        note(job.folder, "failed", f"see {job.folder / 'run.log'}")
+    else:
+        note(job.folder, "skipped" if skipped else "done")
 
 
 def main() -> None:
-    """Entry point. Bad input: one line a problem and exit code 2."""
+    """Entry point. Bad input: one line a problem and exit code 2; a sweep of which not all runs are done: 1."""
+    global _launching_process
+    _launching_process = os.getpid()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
-    if _outer_rank():  # rank 0 keeps the run folder
+    if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+    if "dry_run=true" in sys.argv:
+        sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+        sys.argv += ["hydra/launcher=basic"] if {"-m", "--multirun"} & set(sys.argv) else []
+    exit_code = 0
     try:
         _job()
     except (HydraException, OmegaConfBaseException) as error:
-        _tell(composition_problems(config_dir(), sys.argv[1:], error))
+        tell(composition_problems(config_dir(), sys.argv[1:], error))
         raise SystemExit(2) from None
-
-
-def _tell(problems: list[str]) -> None:
-    for problem in problems:
-        print(f"qat-run: {problem}", file=sys.stderr)  # noqa: T201
+    except SystemExit as stopped:
+        if Sweep.current is None:
+            raise
+        exit_code = int(stopped.code or 0)
+    except Exception as error:
+        if Sweep.current is None:
+            raise
+        tell([f"the launcher failed: {type(error).__name__}: {' '.join(str(error).split())[-500:]}"])
+        exit_code = 1
+    if Sweep.current is not None:
+        raise SystemExit(exit_code or Sweep.current.end(dry_run="dry_run=true" in sys.argv))
 
 
 if __name__ == "__main__":

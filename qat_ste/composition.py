@@ -1,9 +1,9 @@
-"""Says in one line each why overrides do not compose; tries them one by one, so that no fault hides another."""
+"""Where the YAML files are, and why overrides do not compose: a line each, so that no fault hides another."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,30 @@ from qat_ste.config import ConfigError
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def config_dir() -> str:
+    """Folder of the YAML files: inside the installed package, else beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return str(folder)
+    raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
+
+
+def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
+    """Looks a key up in the packaged configuration, under the choices of this run."""
+
+    def default(key: str) -> Any:
+        group, _, name = key.partition(".")
+        for path in (Path(config_dir) / group / f"{choices.get(group)}.yaml", Path(config_dir) / "config.yaml"):
+            if path.is_file():
+                found = OmegaConf.select(OmegaConf.load(path), name if path.parent.name == group else key)
+                if found is not None:
+                    return found
+        return "null"
+
+    return default
 
 
 def composition_problems(config_dir: str, arguments: list[str], error: Exception) -> list[str]:
@@ -41,7 +65,7 @@ def composition_problems(config_dir: str, arguments: list[str], error: Exception
 
 def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
     """What is wrong with the values of overrides that compose."""
-    from qat_ste.preparation import Preparation, packaged_default
+    from qat_ste.preparation import Preparation
 
     try:
         cfg = _compose(config_dir, overrides, return_hydra_config=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -54,6 +53,10 @@ def _optional(minimum: int, example: str) -> Any:
     )
 
 
+def _positive(example: str) -> Any:
+    return _checked(lambda value: 0 < value < math.inf, "must be a positive finite number", example)
+
+
 def _at_least(minimum: int, example: str) -> Any:
     return _checked(lambda value: value >= minimum, f"must be a whole number of at least {minimum}", example)
 
@@ -89,6 +92,9 @@ class TrainConfig(_Section):
     steps: int = _at_least(1, "1500")
     epochs: int | None = _optional(1, "10")
     steps_per_epoch: int | None = _optional(1, "100")
+    length_scale: float = _positive("1")
+    lr_scale: float = _positive("1")
+    share: float = _checked(lambda value: 0 < value <= 1, "must be a share of the length, above 0 and up to 1", "0.1")
     batch_size: int = _at_least(1, "64")
     shuffle: bool = MISSING
     schedule: str = _one_of("cosine", "constant", "step")
@@ -119,7 +125,7 @@ class RuntimeConfig(_Section):
     compile: bool = MISSING
     sync_batchnorm: bool = MISSING
     threads: int | None = _optional(1, "2")
-    line_seconds: float = _checked(lambda value: 0 < value < math.inf, "must be a positive number of seconds", "5")
+    line_seconds: float = _positive("5")
 
 
 @dataclass
@@ -152,6 +158,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
     paths: PathsConfig = MISSING
     counterparts: list[str] = MISSING
+    dry_run: bool = False
     dataset: Any = MISSING
     model: Any = MISSING
     estimator: Any = MISSING
@@ -160,10 +167,6 @@ class RunConfig:
 
 
 SECTIONS = ("quantizer", "train", "metrics", "runtime", "checkpoint")
-# What may be different when a run is continued: where things lie, what is told, and how fast it goes.
-FREE_TO_CHANGE = (
-    "paths", "logger", "checkpoint", "runtime.line_seconds", "dataset.root", "dataset.cache", "dataset.workers"
-)  # fmt: skip
 
 
 def section_problems(cfg: DictConfig) -> list[Problem]:
@@ -180,13 +183,9 @@ def section_problems(cfg: DictConfig) -> list[Problem]:
     return problems
 
 
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration on which the numbers of a run depend."""
-    kept = copy.deepcopy(dict(config))
-    for key in FREE_TO_CHANGE:
-        section, _, name = key.partition(".")
-        if not name:
-            kept.pop(section, None)
-        elif isinstance(kept.get(section), dict):
-            kept[section].pop(name, None)
-    return kept
+def length(train: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of the run: whole epochs, at least one, where it is counted in them."""
+    scale = train.length_scale * train.share
+    if train.epochs is None:
+        return max(1, round(train.steps * scale))
+    return max(1, round(train.epochs * scale)) * steps_per_epoch

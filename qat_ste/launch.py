@@ -20,9 +20,9 @@ import torch.multiprocessing as mp
 from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from qat_ste.checkpoint import CheckpointMismatch
 from qat_ste.config import ConfigError
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.identity import CheckpointMismatch
 from qat_ste.loggers.files import write_json
 from qat_ste.preparation import Preparation
 from qat_ste.ranks import Ranks

@@ -16,14 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat_ste.config import ConfigError, Problem, section_problems
+from qat_ste.config import ConfigError, Problem, length, section_problems
 from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
 from qat_ste.member import MakeOptimizer
+from qat_ste.optimizers import equivalence_of
 from qat_ste.quantizer import UniformQuantizer
-from qat_ste.recipes import COUNTERPARTS, unknown_counterparts
+from qat_ste.recipes import COUNTERPARTS, Recipe, unknown_counterparts
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Parts:
     steps: int
     steps_per_epoch: int
     device: torch.device
+    members: int
 
 
 class Preparation:
@@ -78,8 +80,9 @@ class Preparation:
         assert estimator is not None and optimizer is not None and device is not None
         assert dataset is not None and build_model is not None and steps_per_epoch is not None
         steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
-        steps = cfg.train.epochs * steps_per_epoch if cfg.train.epochs else cfg.train.steps
-        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device)
+        steps = length(cfg.train, steps_per_epoch)
+        members = self._members(estimator, optimizer)
+        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, members)
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
         """A problem with a key; its example is the packaged default unless given."""
@@ -119,6 +122,12 @@ class Preparation:
             self._refused("optimizer", error)
             return None
         return make
+
+    def _members(self, estimator: Estimator, optimizer: MakeOptimizer) -> int:
+        """Networks that are trained: the reference and its counterparts, two names of one run counted once."""
+        equivalence = equivalence_of(optimizer([{"params": [torch.zeros(1)]}], lr=self.cfg.optimizer.lr))
+        recipes = [Recipe.of(name, estimator, equivalence, alpha=1.0) for name in self.cfg.counterparts]
+        return 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
 
     def _device(self) -> torch.device | None:
         runtime = self.cfg.runtime
@@ -199,18 +208,3 @@ class Preparation:
         if needed > free:
             told = f"has {free / 1e9:.2g} GB free, and a checkpoint takes about {needed / 1e9:.2g} GB"
             self._add("paths.output", told, "FOLDER_WITH_MORE_ROOM")
-
-
-def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
-    """Looks a key up in the packaged configuration, under the choices of this run."""
-
-    def default(key: str) -> Any:
-        group, _, name = key.partition(".")
-        for path in (Path(config_dir) / group / f"{choices.get(group)}.yaml", Path(config_dir) / "config.yaml"):
-            if path.is_file():
-                found = OmegaConf.select(OmegaConf.load(path), name if path.parent.name == group else key)
-                if found is not None:
-                    return found
-        return "null"
-
-    return default

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -21,10 +20,10 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.checkpoint import CheckpointMismatch, Checkpoints, differences
+from qat_ste.checkpoint import Checkpoints
 from qat_ste.comparison import Comparison, compare
-from qat_ste.config import identity
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.identity import identity
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
@@ -75,23 +74,6 @@ class StopRequest:
     def exit_code(self) -> int:
         """As a shell has it; of a rank that was stopped by what another one was told, SIGTERM's."""
         return 128 + (self.signal or signal.SIGTERM)
-
-
-def finished(folder: Path, cfg: DictConfig) -> bool:
-    """Whether the folder holds this run, done.
-
-    Raises:
-        CheckpointMismatch: it holds a finished run of another configuration.
-    """
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError):
-        return False
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    if status == "done" and (found := differences(identity(results["config"]), identity(config))):
-        raise CheckpointMismatch(folder / "results.json", found)
-    return bool(status == "done")
 
 
 def run(cfg: DictConfig, parts: Parts, folder: Path, origin: dict[str, Any]) -> int:
@@ -164,9 +146,11 @@ def _take_part(cfg: DictConfig, parts: Parts, checkpoints: Checkpoints, stop: St
 def _set_up_torch(cfg: DictConfig, ranks: Ranks) -> None:
     # TF32 rounds to 10 bits, which would drown what is measured.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.runtime.tf32
-    if cfg.runtime.threads or ranks.size > 1:
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    if cfg.runtime.threads or given or ranks.size > 1:
         here = cfg.runtime.devices if cfg.runtime.devices > 1 else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(cfg.runtime.threads or max(1, (os.cpu_count() or 1) // here))
+        cores = int(given or os.cpu_count() or 1)
+        torch.set_num_threads(cfg.runtime.threads or max(1, cores // here))
 
 
 def _say_what_is_special(
@@ -202,7 +186,7 @@ def _compare(
         bits=cfg.quantizer.bits,
         estimator=parts.estimator,
         optimizer=parts.optimizer,
-        lr=cfg.optimizer.lr,
+        lr=cfg.optimizer.lr * train.lr_scale,
         steps=parts.steps,
         validation=lambda shard: dataset.test_batches(parts.device, shard),
         steps_per_epoch=parts.steps_per_epoch,

@@ -26,7 +26,7 @@ class WandbLogger:
         name: of the W&B run.
         config: resolved configuration.
         mode: ``online``, ``offline``, ``shared`` or ``disabled``.
-        project, group, tags: as W&B has them.
+        project, group, job_type, tags: as W&B has them.
     """
 
     def __init__(
@@ -37,12 +37,13 @@ class WandbLogger:
         mode: str = "offline",
         project: str = "qat_ste",
         group: str | None = None,
-        tags: Sequence[str] = (),
+        job_type: str | None = None,
+        tags: Sequence[str] | None = None,
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         self._run: Any = None
         arguments = {"dir": folder, "name": name, "config": config, "project": project, "group": group}
-        arguments |= {"tags": list(tags), "id": _run_id(folder), "resume": "allow"}
+        arguments |= {"tags": tags, "job_type": job_type, "id": _run_id(folder), "resume": "allow"}
         reason = _unreachable() if mode in ("online", "shared") else None
         if reason is None:
             reason = self._try(lambda: self._start(mode, arguments))

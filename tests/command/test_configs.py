@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from qat_ste.cli import config_dir
+from qat_ste.composition import config_dir
+from qat_ste.config import length
 
 CONF = Path(config_dir())
 GROUPS = ("dataset", "model", "estimator", "optimizer", "logger")
@@ -91,8 +92,42 @@ def test_the_penalty_of_imagenet_is_on_kernels_alone():
 
 
 def test_all_yaml_files_are_reachable():
-    known = {f"{group}/" for group in (*GROUPS, "experiment", "recipe")}
+    known = {f"{group}/" for group in (*GROUPS, "experiment", "recipe", "row", "reproduce", "hydra")}
     for path in CONF.rglob("*.yaml"):
         yaml.safe_load(path.read_text())
         relative = path.relative_to(CONF)
         assert str(relative) == "config.yaml" or f"{relative.parts[0]}/" in known
+
+
+@pytest.mark.parametrize("setup", ["mnist", "mnist_flax", "imagenet"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_rows_of_the_matrix_fit_each_experiment(setup, optimizer):
+    """The paper's scaledown, its length matched, and the bits with their k; the rest is the experiment's own."""
+    experiment = composed(f"experiment={setup}_{optimizer}")
+    expected = {
+        "default": (1, 1, experiment.quantizer.bits, experiment.estimator.k, ["ste", "naive", "jitter"]),
+        "scaledown": (3, 0.1, experiment.quantizer.bits, experiment.estimator.k, ["ste"]),
+        "scaledown_matched": (10, 0.1, experiment.quantizer.bits, experiment.estimator.k, ["ste"]),
+        "bits_1": (1, 1, 1, 2, ["ste", "naive", "jitter"]),
+        "bits_4": (1, 1, 4, 18, ["ste", "naive", "jitter"]),
+    }
+    assert sorted(expected) == sorted(path.stem for path in (CONF / "row").glob("*.yaml"))
+    for row, found in expected.items():
+        for share in (1.0, 0.08):
+            cfg = composed(f"experiment={setup}_{optimizer}", f"row={row}", f"reproduce={'full' if share == 1 else 'short'}")
+            train = cfg.train
+            assert (train.length_scale, train.lr_scale, cfg.quantizer.bits, cfg.estimator.k, cfg.counterparts) == found
+            assert train.share == share
+            epochs = {"mnist": 50, "mnist_flax": 25, "imagenet": 100}[setup]
+            assert length(train, 100) == 100 * round(epochs * found[0] * share)
+            for key in ("lr_scale", "length_scale", "share"):
+                train[key] = experiment.train[key]
+            changed = {"counterparts": 0, "quantizer": 0, "estimator": 0}
+            assert {**cfg} | changed == {**experiment} | changed
+
+
+def test_a_length_is_whole_epochs_and_never_nothing():
+    cfg = composed("train.epochs=3", "train.share=0.01")
+    assert length(cfg.train, 100) == 100
+    cfg = composed("train.steps=1500", "train.length_scale=3", "train.share=0.1")
+    assert length(cfg.train, 100) == 450

@@ -1,0 +1,68 @@
+"""Which configurations make the same run, and whether a folder holds it, done. Imports no torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# What may be different when a run is continued: where things lie, what is told, and how fast it goes.
+FREE_TO_CHANGE = (
+    "dry_run",
+    "paths",
+    "logger",
+    "checkpoint",
+    "runtime.line_seconds",
+    "dataset.root",
+    "dataset.cache",
+    "dataset.workers",
+)
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
+
+    def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
+        lines = [
+            f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
+            for key, saved, now in differences
+        ]
+        super().__init__("\n".join(lines))
+
+
+def identity(config: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The part of a resolved configuration on which the numbers of a run depend, less the keys in ``leave_out``."""
+    kept = copy.deepcopy(dict(config))
+    for key in FREE_TO_CHANGE + leave_out:
+        section, _, name = key.partition(".")
+        if not name:
+            kept.pop(section, None)
+        elif isinstance(kept.get(section), dict):
+            kept[section].pop(name, None)
+    return kept
+
+
+def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value saved, value now) wherever two nested configurations differ."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        names = [*saved, *(name for name in now if name not in saved)]
+        return [d for name in names for d in differences(saved.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
+    return [] if saved == now else [(key, saved, now)]
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the run of this resolved configuration, done.
+
+    Raises:
+        CheckpointMismatch: it holds a finished run of another configuration.
+    """
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError):
+        return False
+    if status == "done" and (found := differences(identity(results["config"]), identity(config))):
+        raise CheckpointMismatch(folder / "results.json", found)
+    return bool(status == "done")

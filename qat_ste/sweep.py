@@ -1,0 +1,133 @@
+"""A sweep: what its jobs came to, told by a file in each run folder and a table at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from qat_ste.loggers.files import write_json
+
+FILE = "job.json"
+MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
+WATCH_SECONDS = 5.0
+
+
+def folder_name(overrides: str) -> str:
+    """Overrides as part of a folder's name: nothing that a shell or a file system minds, and not too long."""
+    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-")
+    if len(name) > 120:  # W&B takes no more than 128
+        name = f"{name[:110].rstrip('-,')}-{sha256(name.encode()).hexdigest()[:8]}"
+    return name or "default"
+
+
+def sweep_name(arguments: list[str]) -> str:
+    """The same name for the same command, so that a sweep which is started again finds what is done."""
+    leave_out = ("-", "hydra", "paths.data=", "paths.output=", "dry_run=")
+    return folder_name(",".join(argument for argument in arguments if not argument.startswith(leave_out)))
+
+
+def note(folder: Path, outcome: str, reason: str | None = None) -> None:
+    """Says in the run folder what its job came to: running, done, skipped, failed or preempted."""
+    write_json(folder / FILE, {"outcome": outcome, "reason": reason, "host": os.uname().nodename, "pid": os.getpid()})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one job: its folder's name, what it came to, and why."""
+
+    name: str
+    outcome: str
+    reason: str | None
+    step: int
+    wall_seconds: float
+
+
+class Sweep(Callback):
+    """Hydra calls it where a sweep begins; ``current`` is the one of this process, if any."""
+
+    current: Sweep | None = None
+
+    def __init__(self) -> None:
+        self.folder, self.since, self.faults = Path(), 0, 0
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Notes where and when, by the clock of the disk that the jobs write to."""
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark = self.folder / "multirun.yaml"  # which the sweeper is about to write
+        mark.touch()
+        self.since = mark.stat().st_mtime_ns
+        Sweep.current = self
+        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def outcomes(self) -> list[Outcome]:
+        """What came of each job that has been started, by name."""
+        files = [path for path in self.folder.glob(f"*/{FILE}") if path.stat().st_mtime_ns >= self.since]
+        return [_outcome(path) for path in sorted(files)]
+
+    def end(self, dry_run: bool) -> int:
+        """Tells what came of it; returns the exit code."""
+        Sweep.current = None
+        if dry_run:
+            if [path.name for path in self.folder.iterdir()] == ["multirun.yaml"]:
+                (self.folder / "multirun.yaml").unlink()
+                os.removedirs(self.folder)
+            return 2 if self.faults else 0
+        return 1 if self.tell() else 0
+
+    def tell(self, console: Console | None = None) -> int:
+        """Prints the table; returns how many jobs are not done."""
+        outcomes, console = self.outcomes(), console or Console()
+        if not console.is_terminal:
+            console.width = 250
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("run", "outcome", "step", "time", "reason"):
+            table.add_column(title, justify="right" if title in ("step", "time") else "left", overflow="fold")
+        for job in outcomes:
+            reason = "was done already" if job.outcome == "skipped" else " ".join((job.reason or "").split())
+            shown = "cut off" if job.outcome == "running" else job.outcome
+            mark = MARKS[job.outcome]
+            table.add_row(job.name, f"[{mark}]{shown}[/]", f"{job.step}", f"{job.wall_seconds:.0f} s", reason)
+        console.print(table)
+        counts = Counter("cut off" if job.outcome == "running" else job.outcome for job in outcomes)
+        told = ", ".join(f"{number} {name}" for name, number in counts.items())
+        console.print(f"{told or 'no job was started'}: {self.folder}", highlight=False, soft_wrap=True)
+        return len(outcomes) - counts["done"] - counts["skipped"]
+
+    def _watch(self) -> None:
+        told = ""
+        while Sweep.current is self:
+            counts = Counter(job.outcome for job in self.outcomes())
+            text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
+            if text != told:
+                print(text, flush=True)  # noqa: T201
+                told = text
+            time.sleep(WATCH_SECONDS)
+
+
+def _outcome(path: Path) -> Outcome:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        outcome, reason = found["outcome"], found["reason"]
+    except (OSError, ValueError, KeyError):
+        outcome, reason = "failed", f"{path} cannot be read"
+    try:
+        status = json.loads((path.parent / "status.json").read_text(encoding="utf-8"))
+        step, seconds = int(status["step"]), float(status["wall_seconds"])
+    except (OSError, ValueError, KeyError):
+        step, seconds = 0, 0.0
+    return Outcome(path.parent.name, outcome, reason, step, seconds)
