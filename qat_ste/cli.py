@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,10 @@ OmegaConf.register_new_resolver("sweep_name", lambda: sweep_name(sys.argv[1:]), 
 def _job(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     sweeping = hydra_config.mode is RunMode.MULTIRUN
-    if sweeping and cfg.logger.get("group", "") is None:
-        cfg.logger.group = Path(hydra_config.sweep.dir).name
     choices = {
         group: choice for group, choice in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
     }
+    _name_for_logger(cfg.logger, choices, Path(hydra_config.sweep.dir).name if sweeping else None)
     job_logging: Any = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
     job = Job(
         cfg,
@@ -64,7 +64,7 @@ def _job(cfg: DictConfig) -> None:
     elif _launching_process == os.getpid():
         _run_of_sweep(job)
     else:
-        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        _end_with_parent()
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # run.log has it all
             _run_of_sweep(job)
 
@@ -77,15 +77,22 @@ def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: 
             logger[key] = value
 
 
-def _end_with(parent: int) -> None:
-    """Stops this process as a signal would, with a checkpoint, when the one that started it is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+@cache
+def _end_with_parent() -> None:
+    """From now on stops this process as a signal would, with a checkpoint, when the one that started it is gone."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        while True:  # a job may have been waiting for its turn
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    threading.Thread(target=watch, args=[os.getppid()], daemon=True).start()
 
 
 def _describe(job: Job) -> None:
-    """Prints the line and leaves no folder behind; of a sweep the other lines follow."""
+    """Prints the line and leaves no run folder behind; of a sweep the other lines follow."""
     try:
         print(job.describe())  # noqa: T201
     except Exception as error:
@@ -95,7 +102,7 @@ def _describe(job: Job) -> None:
         Sweep.current.faults += 1
     finally:
         with suppress(OSError):  # not empty: a run is there
-            os.removedirs(job.folder)
+            job.folder.rmdir()
 
 
 def _run_of_sweep(job: Job) -> None:
@@ -120,7 +127,7 @@ def _run_of_sweep(job: Job) -> None:
         if callable(signal.getsignal(exit_code - 128)):  # of a launcher, which may want to queue the job again
             signal.raise_signal(exit_code - 128)
     elif exit_code:
-        note(job.folder, "failed", f"see {job.folder / 'run.log'}")
+        note(job.folder, "failed")  # its status says why
     else:
         note(job.folder, "skipped" if skipped else "done")
 

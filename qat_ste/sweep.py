@@ -17,12 +17,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qat_ste.loggers.files import write_json
 
 FILE = "job.json"
 MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
-WATCH_SECONDS = 5.0
+WATCH_SECONDS, LINE_SECONDS = 2.0, 60.0
 
 
 def folder_name(overrides: str) -> str:
@@ -85,7 +86,7 @@ class Sweep(Callback):
         if dry_run:
             if [path.name for path in self.folder.iterdir()] == ["multirun.yaml"]:
                 (self.folder / "multirun.yaml").unlink()
-                os.removedirs(self.folder)
+                self.folder.rmdir()
             return 2 if self.faults else 0
         return 1 if self.tell() else 0
 
@@ -99,9 +100,8 @@ class Sweep(Callback):
             table.add_column(title, justify="right" if title in ("step", "time") else "left", overflow="fold")
         for job in outcomes:
             reason = "was done already" if job.outcome == "skipped" else " ".join((job.reason or "").split())
-            shown = "cut off" if job.outcome == "running" else job.outcome
-            mark = MARKS[job.outcome]
-            table.add_row(job.name, f"[{mark}]{shown}[/]", f"{job.step}", f"{job.wall_seconds:.0f} s", reason)
+            shown = Text("cut off" if job.outcome == "running" else job.outcome, MARKS[job.outcome])
+            table.add_row(Text(job.name), shown, f"{job.step}", f"{job.wall_seconds:.0f} s", Text(reason))
         console.print(table)
         counts = Counter("cut off" if job.outcome == "running" else job.outcome for job in outcomes)
         told = ", ".join(f"{number} {name}" for name, number in counts.items())
@@ -109,25 +109,28 @@ class Sweep(Callback):
         return len(outcomes) - counts["done"] - counts["skipped"]
 
     def _watch(self) -> None:
-        told = ""
+        """A line whenever a job begins or ends, and each minute; the jobs themselves are elsewhere."""
+        counts, told_at = Counter[str](), time.monotonic()
         while Sweep.current is self:
-            counts = Counter(job.outcome for job in self.outcomes())
-            text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
-            if text != told:
-                print(text, flush=True)  # noqa: T201
-                told = text
             time.sleep(WATCH_SECONDS)
+            outcomes = self.outcomes()
+            found = Counter(job.outcome for job in outcomes)
+            if found == counts and time.monotonic() - told_at < LINE_SECONDS:
+                continue
+            counts, told_at = found, time.monotonic()
+            steps = ", ".join(str(job.step) for job in outcomes if job.outcome == "running")
+            text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
+            print(f"{text} (at step {steps})" if steps else text, flush=True)  # noqa: T201
 
 
 def _outcome(path: Path) -> Outcome:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        outcome, reason = found["outcome"], found["reason"]
-    except (OSError, ValueError, KeyError):
-        outcome, reason = "failed", f"{path} cannot be read"
-    try:
-        status = json.loads((path.parent / "status.json").read_text(encoding="utf-8"))
-        step, seconds = int(status["step"]), float(status["wall_seconds"])
-    except (OSError, ValueError, KeyError):
-        step, seconds = 0, 0.0
-    return Outcome(path.parent.name, outcome, reason, step, seconds)
+        status = path.parent / "status.json"
+        run = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
+        reason = found["reason"] or (run.get("error") if found["outcome"] == "failed" else None)
+        return Outcome(
+            path.parent.name, found["outcome"], reason, int(run.get("step", 0)), float(run.get("wall_seconds", 0))
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Outcome(path.parent.name, "failed", f"its files cannot be read ({error})", 0, 0.0)

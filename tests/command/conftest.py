@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from qat_ste import cli
 
-SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
+from ..conftest import SHORT  # noqa: F401  # the tests here take it from this file
 
 
 @pytest.fixture
@@ -39,17 +36,3 @@ def qat_run(tmp_path, monkeypatch, capsys):
         return SimpleNamespace(code=code, out=out, err=err, folder=run, read=read)
 
     return call
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory) -> Path:
-    """One short run of the installed command with offline W&B."""
-    output = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "qat_ste.cli", *SHORT, "logger=wandb", f"paths.output={output}"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
-    done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (folder,) = output.glob("*/*")
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder

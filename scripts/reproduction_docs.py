@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Writes docs/reproduction.md from the measured results in docs/results/*.json.
+
+    qat-report outputs/mnist_full --summary docs/results/mnist_full.json
+    python scripts/reproduction_docs.py            write the page
+    python scripts/reproduction_docs.py --check    exit code 1 if it is not what the results give
+
+Where results differ from the paper's and why stands in docs/results/<name>.md, written by hand, and is taken over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from qat_ste.report.claims import TEST, counted
+from qat_ste.report.paper_table import paper_tables
+from qat_ste.report.summary import read_summary
+from qat_ste.report.writers import markdown_claims, markdown_lines, markdown_table, markdown_text
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+INTRODUCTION = """\
+# Reproduction
+
+Made by `scripts/reproduction_docs.py` from the files in `docs/results`: change those, not this page.
+
+What the paper ([arXiv 2405.05171](https://arxiv.org/abs/2405.05171)) says, in words:
+
+1. With SGD and momentum, training with a custom estimator is training with the STE, once the learning rate is rescaled
+   by α and the initial weights are re-mapped by M; with Adam, β₂ = 0.95, nothing needs adjusting. The two runs
+   (`default`) end about as close as two runs whose learning rates differ by 1 % (`jitter`).
+2. With SGD both adjustments are needed: without them (`no-warp`) the runs do not stay close.
+3. The agreement improves as the learning rate goes to 0 (`scaledown`: 0.1 η, 3 × the epochs; that mixes smaller steps
+   with less training, so `scaledown (matched)` takes 10 × the epochs).
+4. It is not peculiar to 2 bits (`1 bit`, `4 bits`).
+"""
+
+
+def page(results: Path) -> str:
+    """The whole page as Markdown, from the ``*.json`` files in the folder, by name."""
+    parts = [INTRODUCTION, f"{TEST}\n"]
+    for path in sorted(results.glob("*.json")):
+        parts.append(_section(path))
+    return "\n".join(parts)
+
+
+def _section(path: Path) -> str:
+    content, measured, claims = read_summary(path)
+    lines = [f"## {markdown_text(path.stem)}", "", counted(claims), ""]
+    for setup, order in content["orders"].items():
+        lines.append(f"- {markdown_text(setup)}: {markdown_text(order)}")
+    lines += ["", "### Claims", "", markdown_claims(claims), ""]
+    for table in paper_tables(measured):
+        lines += [f"### {markdown_text(table.setup)}", "", "Mean ± standard deviation over n seeds.", ""]
+        lines += [markdown_table(table), ""]
+    lines += ["### On what, how long", "", _conditions(content), "", _machine(content), ""]
+    differences = path.with_suffix(".md")
+    if differences.is_file():
+        lines += ["### Where we differ, and why", "", differences.read_text(encoding="utf-8").strip(), ""]
+    return "\n".join(lines)
+
+
+def _conditions(content: dict[str, Any]) -> str:
+    header = ["set-up", "row", "seeds", "steps", "length", "share of the epochs", "time of all seeds", "device"]
+    lines = [
+        [
+            setup,
+            row,
+            _listed(about["seeds"]),
+            _listed(about["steps"]),
+            _listed(about["reproduce"]),
+            _listed(about["fraction_of_epochs"]),
+            f"{about['wall_seconds']:.0f} s",
+            _listed(about["devices"]),
+        ]
+        for setup, rows in content["experiments"].items()
+        for row, about in rows.items()
+    ]
+    return markdown_lines([header, *lines], left=2)
+
+
+def _machine(content: dict[str, Any]) -> str:
+    cores = f" with {_listed(content['cpu_count'])} processors" if content["cpu_count"] else ""
+    versions = ", ".join(f"{markdown_text(name)} {_listed(found)}" for name, found in content["versions"].items())
+    seconds = content["wall_seconds"]
+    return (
+        f"{content['runs']} runs, {seconds / 60:.0f} minutes of training in all, on "
+        f"{markdown_text(_listed(content['devices']))}{cores}; {versions}."
+    )
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values) or "–"
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is up to date")
+    check = parser.parse_args().check
+    path, text = DOCS / "reproduction.md", page(DOCS / "results")
+    if not check:
+        path.write_text(text, encoding="utf-8")
+        print(path)
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        print(f"{path} is stale: run python scripts/reproduction_docs.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
