@@ -108,9 +108,12 @@ class WandbLogger:
 
 
 def _run_id(folder: Path) -> str:
-    """Of the W&B run that this folder holds already, so that a run which is continued stays one; else a new one."""
+    """Of the W&B run that this folder holds already, so that a run which is continued stays one; else a new one.
+
+    W&B's own agent says which run of its sweep this is.
+    """
     found = sorted(path.name for path in (folder / "wandb").glob("*run-*-*"))
-    return found[-1].rpartition("-")[2] if found else secrets.token_hex(4)
+    return found[-1].rpartition("-")[2] if found else os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
 
 def _unreachable() -> str | None:

@@ -9,11 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from qat_ste.loggers import wandb as wandb_logger
 from qat_ste.loggers.wandb import WandbLogger
 
+from ..conftest import ROOT
 from .conftest import SHORT
+from .test_configs import composed
 
 
 def records(folder: Path) -> list[dict]:
@@ -101,3 +105,17 @@ def test_close_does_not_wait_for_ever(tmp_path, monkeypatch, caplog):
     logger.close(0)
     assert time.monotonic() - started < 2
     assert "W&B did not finish" in caplog.messages[-1]
+
+
+def test_the_agents_run_id_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    WandbLogger(tmp_path, "name", {}, mode="offline").close(0)
+    assert [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")] == ["fromagent"]
+
+
+def test_every_run_of_the_agents_sweep_composes():
+    sweep = yaml.safe_load((ROOT / "scripts" / "wandb_sweep.yaml").read_text())
+    assert sweep["command"][-2:] == ["qat-run", "${args_no_hyphens}"]
+    for key, parameter in sweep["parameters"].items():
+        for value in parameter["values"]:
+            assert OmegaConf.select(composed(f"{key}={value}"), key) == value
