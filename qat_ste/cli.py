@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
-import signal
 import sys
-import threading
-import time
-from contextlib import redirect_stdout, suppress
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from qat_ste.composition import composition_problems, config_dir, packaged_default
 from qat_ste.config import RunConfig
 from qat_ste.job import Job, outer_rank, tell, tell_fault
-from qat_ste.sweep import Sweep, folder_name, note, sweep_name
+from qat_ste.sweep import Sweep, folder_name, sweep_name
+from qat_ste.sweep_job import run_of_sweep
 
-log = logging.getLogger(__name__)
 _launching_process: int | None = None
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -61,12 +56,8 @@ def _job(cfg: DictConfig) -> None:
             exit_code = tell_fault(error, job.folder)
         if exit_code:
             raise SystemExit(exit_code)
-    elif _launching_process == os.getpid():
-        _run_of_sweep(job)
     else:
-        _end_with_parent()
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # run.log has it all
-            _run_of_sweep(job)
+        run_of_sweep(job, in_launching_process=_launching_process == os.getpid())
 
 
 def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: str | None) -> None:
@@ -75,20 +66,6 @@ def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: 
     for key, value in {"group": group, "job_type": choices.get("row"), "tags": tags}.items():
         if logger.get(key, "") is None:
             logger[key] = value
-
-
-@cache
-def _end_with_parent() -> None:
-    """From now on stops this process as a signal would, with a checkpoint, when the one that started it is gone."""
-
-    def watch(parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        while True:  # a job may have been waiting for its turn
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-
-    threading.Thread(target=watch, args=[os.getppid()], daemon=True).start()
 
 
 def _describe(job: Job) -> None:
@@ -105,37 +82,10 @@ def _describe(job: Job) -> None:
             job.folder.rmdir()
 
 
-def _run_of_sweep(job: Job) -> None:
-    """Runs it and notes what came of it. Only a signal keeps the jobs after it from their turn."""
-    note(job.folder, "running")
-    try:
-        skipped = job.finished()
-        exit_code = 0 if skipped else job.run()
-    except Exception as error:
-        reason = str(error)
-        try:
-            tell_fault(error, job.folder)
-        except Exception:
-            log.exception("the run failed")
-            reason = f"{type(error).__name__}: {error}"
-        note(job.folder, "failed", reason)
-        return
-    if exit_code > 128:
-        note(job.folder, "preempted", signal.Signals(exit_code - 128).name)
-        if _launching_process == os.getpid():
-            raise SystemExit(exit_code)
-        if callable(signal.getsignal(exit_code - 128)):  # of a launcher, which may want to queue the job again
-            signal.raise_signal(exit_code - 128)
-    elif exit_code:
-        note(job.folder, "failed")  # its status says why
-    else:
-        note(job.folder, "skipped" if skipped else "done")
-
-
 def main() -> None:
     """Entry point. Bad input: one line a problem and exit code 2; a sweep of which not all runs are done: 1."""
     global _launching_process
-    _launching_process = os.getpid()
+    _launching_process, Sweep.current = os.getpid(), None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
     if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
@@ -158,7 +108,8 @@ def main() -> None:
         tell([f"the launcher failed: {type(error).__name__}: {' '.join(str(error).split())[-500:]}"])
         exit_code = 1
     if Sweep.current is not None:
-        raise SystemExit(exit_code or Sweep.current.end(dry_run="dry_run=true" in sys.argv))
+        own_exit_code = Sweep.current.end(dry_run="dry_run=true" in sys.argv)
+        raise SystemExit(exit_code or own_exit_code)
 
 
 if __name__ == "__main__":

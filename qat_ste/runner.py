@@ -224,6 +224,7 @@ def _results(
         "schema": 1,
         "config": config,
         "versions": versions,
+        "cpu_count": os.cpu_count(),
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "steps": comparison.steps,
         "wall_seconds": wall_seconds,

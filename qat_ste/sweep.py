@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -19,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qat_ste.loggers.files import write_json
+from qat_ste.sweep_job import FILE
 
-FILE = "job.json"
 MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
 WATCH_SECONDS, LINE_SECONDS = 2.0, 60.0
 
@@ -36,13 +34,8 @@ def folder_name(overrides: str) -> str:
 
 def sweep_name(arguments: list[str]) -> str:
     """The same name for the same command, so that a sweep which is started again finds what is done."""
-    leave_out = ("-", "hydra", "paths.data=", "paths.output=", "dry_run=")
+    leave_out = ("-", "hydra", "paths.", "dry_run=", "checkpoint.", "runtime.line_seconds=", "dataset.cache=")
     return folder_name(",".join(argument for argument in arguments if not argument.startswith(leave_out)))
-
-
-def note(folder: Path, outcome: str, reason: str | None = None) -> None:
-    """Says in the run folder what its job came to: running, done, skipped, failed or preempted."""
-    write_json(folder / FILE, {"outcome": outcome, "reason": reason, "host": os.uname().nodename, "pid": os.getpid()})
 
 
 @dataclass(frozen=True)
@@ -111,8 +104,10 @@ class Sweep(Callback):
     def _watch(self) -> None:
         """A line whenever a job begins or ends, and each minute; the jobs themselves are elsewhere."""
         counts, told_at = Counter[str](), time.monotonic()
-        while Sweep.current is self:
+        while True:
             time.sleep(WATCH_SECONDS)
+            if Sweep.current is not self:
+                return
             outcomes = self.outcomes()
             found = Counter(job.outcome for job in outcomes)
             if found == counts and time.monotonic() - told_at < LINE_SECONDS:
