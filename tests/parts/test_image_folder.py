@@ -1,20 +1,16 @@
+"""What a batch of images holds, and what is wrong with a folder."""
+
 from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torchvision.io import decode_image, write_jpeg
+from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from qat_ste.data import image_folder
@@ -23,39 +19,8 @@ from qat_ste.data.dataset import Shard
 from qat_ste.data.image_batches import Normalise
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.data.imagenet import imagenet
-from tests.conftest import shared
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def real() -> Path:
-    return shared("data/imagenet-sample", "a few real ImageNet images")
-
-
-@pytest.fixture
-def tiny(tmp_path) -> Path:
-    """Two classes of 8 training and 3 test images of several sizes, one of them grey."""
-    generator = torch.Generator().manual_seed(0)
-    for (split, count), kind in itertools.product((("train", 8), ("val", 3)), ("ant", "bee")):
-        folder = tmp_path / "data" / split / kind
-        folder.mkdir(parents=True)
-        for number in range(count):
-            channels = 1 if number == 2 else 3
-            size = (channels, 40 + 5 * number, 60 - 4 * number)
-            image = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-            write_jpeg(image, str(folder / f"{number}.{'JPEG' if number % 2 else 'jpg'}"))
-    return tmp_path / "data"
-
-
-def training(data, count, step=0, batch_size=4, seed=0, shard=Shard(), shuffle=True):
-    return list(itertools.islice(data.train_batches(batch_size, shuffle, seed, CPU, shard).starting_at(step), count))
-
-
-def same(these, those) -> bool:
-    pairs = list(zip(these, those, strict=True))
-    return all(torch.equal(a, b) and torch.equal(k, m) for (a, k), (b, m) in pairs)
-
+from .images import CPU, same, training
 
 # What a batch holds
 
@@ -273,212 +238,6 @@ def test_refuses_a_cache_without_room(tiny, tmp_path, monkeypatch):
         ValueError, match=rf"^cache needs about 1?\d\d,\d+ bytes, but only 10,000 are free at {tmp_path}$"
     ):
         imagenet(tiny, 32, cache=tmp_path / "not" / "yet")
-
-
-# The cache
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_cached_test_batches_equal_the_others_to_the_last_bit(real, tmp_path):
-    for root, size in ((real / "fullsize", 64), (real / "fullsize", 224)):  # at 224 some images are smaller than that
-        cached = imagenet(root, size, 2, cache=tmp_path)
-        cached.prepare()
-        assert same(cached.test_batches(CPU), imagenet(root, size, 2).test_batches(CPU))
-
-
-def test_a_cut_cache_is_continued_and_in_the_end_the_same(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_ste.data.decoded_images.CHUNK", 3)
-    whole = tmp_path / "whole"
-    imagenet(tiny, 32, 0, cache=whole).prepare()
-    expected = content(whole)
-    name = next(name for name in expected if name.startswith("train") and name.endswith("pixels")).partition("/")[0]
-    for pixels, index in ((0, 0), (1, 999), (20_000, 999), (999_999, 57), (40_000, 140), (999_999, 999)):
-        part = tmp_path / f"{pixels}-{index}" / f"{name}.part"
-        part.mkdir(parents=True)
-        (part / "pixels").write_bytes(expected[f"{name}/pixels"][:pixels])
-        (part / "index").write_bytes(expected[f"{name}/index"][:index])
-        imagenet(tiny, 32, 2, cache=part.parent).prepare()
-        assert content(part.parent) == expected
-    assert not list(tmp_path.rglob("*.part"))
-
-
-def test_a_finished_cache_is_read_and_not_made_again(tiny, tmp_path):
-    imagenet(tiny, 32, 0, cache=tmp_path / "cache").prepare()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
-    data = imagenet(tiny, 32, 0, cache=tmp_path / "cache")
-    data.prepare()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
-    for path in tiny.rglob("*.JPEG"):
-        path.write_bytes(bytes(path.stat().st_size))  # equal in size: the images now come from the cache
-    training(data, 4)
-
-
-def test_another_size_or_list_of_files_has_another_cache(tiny, tmp_path):
-    for change in (lambda: 32, lambda: 40, lambda: (tiny / "train/ant/0.jpg").rename(tiny / "train/ant/x.jpg") and 32):
-        before = content(tmp_path / "cache")
-        imagenet(tiny, change(), 0, cache=tmp_path / "cache").prepare()
-        after = content(tmp_path / "cache")
-        assert before.items() < after.items()
-        assert any("train" in name for name in after.keys() - before.keys())
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
-    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
-    folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
-    pixels, index = (folder / "pixels").read_bytes(), (folder / "index").read_bytes()
-    for name, damaged in (
-        ("pixels", pixels[:5000] + bytes([pixels[5000] ^ 1]) + pixels[5001:]),
-        ("pixels", pixels[:-1]),
-        ("index", index[:-28]),
-        ("index", index[:8] + bytes([index[8] ^ 1]) + index[9:]),
-    ):
-        (folder / name).unlink()  # workers of the last round may have it mapped
-        (folder / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"^{folder}/pixels is damaged \(.*\): delete {folder}$"):
-            training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
-        (folder / name).unlink()
-        (folder / name).write_bytes({"pixels": pixels, "index": index}[name])
-    training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
-
-
-def test_a_cache_of_other_images_of_the_same_names_is_refused(tiny, tmp_path):
-    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
-    shutil.copy(tiny / "train/ant/3.JPEG", tiny / "train/ant/1.JPEG")
-    with pytest.raises(ValueError, match=r"was made when .*ant/1\.JPEG was another file: delete that folder$"):
-        training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
-
-
-def prepare(root: Path, cache: Path) -> None:
-    imagenet(root, 32, 2, cache=cache).prepare()
-
-
-def test_two_processes_may_make_one_cache(tiny, tmp_path):
-    prepare(tiny, tmp_path / "alone")
-    makers = [multiprocessing.Process(target=prepare, args=(tiny, tmp_path / "both")) for _ in range(3)]
-    for maker in makers:
-        maker.start()
-    for maker in makers:
-        maker.join(60)
-    assert [maker.exitcode for maker in makers] == [0, 0, 0]
-    assert content(tmp_path / "both") == content(tmp_path / "alone")
-
-
-@pytest.mark.slow
-def test_a_cache_whose_maker_was_killed_is_continued(real, tmp_path):
-    prepare(real, tmp_path / "whole")
-    script = f"from tests.parts.test_image_folder import prepare, Path; prepare(Path({str(real)!r}), Path({str(tmp_path)!r}) / 'cut')"
-    for pause in (0.0, 0.05, 0.3):
-        maker = subprocess.Popen([sys.executable, "-c", script])
-        while not list(tmp_path.glob("cut/*.part")) and maker.poll() is None:
-            time.sleep(0.01)
-        time.sleep(pause)
-        maker.kill()
-        maker.wait()
-    prepare(real, tmp_path / "cut")
-    assert content(tmp_path / "cut") == content(tmp_path / "whole")
-
-
-# Workers
-
-
-READS = """
-import itertools, multiprocessing, os, signal, sys, time, torch
-from qat_ste.data.imagenet import imagenet
-torch.randn(600, 600) @ torch.randn(600, 600)  # starts OpenMP's threads
-data = imagenet(sys.argv[1], 32, workers=2)
-batches = data.train_batches(4, True, 0, torch.device("cpu")).starting_at(0)
-tested = data.test_batches(torch.device("cpu"))
-next(batches), list(tested)
-workers = [worker.pid for worker in multiprocessing.active_children()]
-"""
-SIGNALLED = """
-got = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, _: got.append(number))
-    os.killpg(0, number)
-for _ in range(40):
-    next(batches)
-list(tested)
-assert workers == [worker.pid for worker in multiprocessing.active_children()]
-assert len(workers) == 4 and set(got) == {signal.SIGINT, signal.SIGTERM}
-batches.close()
-assert len(multiprocessing.active_children()) == 2
-"""
-
-
-def test_signals_to_the_process_group_end_no_worker_and_closing_does(tiny):
-    done = subprocess.run(
-        [sys.executable, "-c", READS + SIGNALLED, tiny],
-        start_new_session=True,
-        timeout=60,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.slow
-def test_workers_end_with_their_parent(tiny):
-    waits = "print(*workers, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", READS + waits, tiny], stdout=subprocess.PIPE, text=True) as parent:
-        workers = [int(number) for number in parent.stdout.readline().split()]
-        parent.send_signal(signal.SIGKILL)
-    assert len(workers) == 4
-    until = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < until:
-        time.sleep(0.2)
-    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
-
-
-def test_one_worker_a_core_up_to_eight(tiny, monkeypatch):
-    for cores, workers in ((2, 2), (64, 8)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        assert imagenet(tiny, 32).workers == workers
-
-
-def test_the_test_workers_stay(tiny, monkeypatch):
-    monkeypatch.setattr(image_folder, "TEST_BATCH", 2)
-    data = imagenet(tiny, 32, 2)
-    first = list(data.test_batches(CPU))
-    workers = {worker.pid for worker in multiprocessing.active_children()}
-    next(iter(data.test_batches(CPU)))  # given up in the middle
-    assert same(data.test_batches(CPU), first)
-    assert {worker.pid for worker in multiprocessing.active_children()} == workers
-
-
-FAILS = """
-import gc
-kept = []
-for keep in (False, True, False):
-    data = imagenet(sys.argv[1], 32, workers=2)
-    tested = data.test_batches(torch.device("cpu"))
-    list(tested)
-    batches = data.train_batches(4, True, 0, torch.device("cpu")).starting_at(0)
-    next(batches)
-    try:
-        raise ValueError
-    except ValueError as error:
-        cycle = [error, batches, data, tested]
-        cycle.append(cycle)
-        kept += cycle if keep else []
-workers = multiprocessing.active_children()
-start = time.monotonic()
-del data, batches, tested, cycle, workers
-kept.clear()
-gc.collect()
-assert not multiprocessing.active_children()
-assert time.monotonic() - start < 4, "DataLoader waits 5 s for a worker that it could not tell to end"
-"""
-
-
-@pytest.mark.slow
-def test_loaders_that_end_in_a_cycle_of_garbage_end_their_workers(tiny):
-    done = subprocess.run([sys.executable, "-c", READS + FAILS, tiny], timeout=90, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
