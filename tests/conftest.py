@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from qat_ste import cli
+
 ROOT = Path(__file__).resolve().parents[1]
+SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
 SHARED = Path(os.environ.get("QAT_STE_SHARED", ROOT.parent / "shared"))
 
 
@@ -31,3 +36,17 @@ def mnist_folder() -> Path:
 @pytest.fixture(scope="session")
 def check_run() -> Path:
     return shared("tools/check_run.py", "the checker of run folders")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """One short run of the installed command with offline W&B."""
+    output = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "qat_ste.cli", *SHORT, "logger=wandb", f"paths.output={output}"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = output.glob("*/*")
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder

@@ -1,51 +1,47 @@
-"""The paper's figures from the rows and weights of one run. Colours after Okabe and Ito, safe for the colour-blind."""
+"""The paper's figures from the rows and weights of one run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
+from qat_ste.report.files import no_link, write
 from qat_ste.report.run_files import RunFiles
-
-COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
-MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")
-DASHES = {"reference": "-", "ste": "-", "naive": "--", "jitter": "-.", "replica": ":"}
-DOTS_PER_INCH = 200
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.5,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": DOTS_PER_INCH,
-}
+from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line
 
 
 def draw_all(run: RunFiles, folder: Path) -> dict[str, str]:
     """Draws every figure into ``folder``; returns what went wrong by figure, for the log."""
-    folder.mkdir(exist_ok=True)
+    no_link(folder).mkdir(exist_ok=True)
     failures = {}
     for name, draw in FIGURES.items():
         try:
             with mpl.rc_context(STYLE):
-                draw(run).savefig(folder / f"{name}.png")
+                write(folder / f"{name}.png", png(draw(run)))
         except Exception as error:  # one figure must cost neither the others nor the numbers
             failures[name] = f"{type(error).__name__}: {error}"
     return failures
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file of 256 colours, a third of the size."""
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    content = BytesIO()
+    drawn.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG")
+    return content.getvalue()
 
 
 def curves(run: RunFiles) -> Figure:
@@ -57,13 +53,15 @@ def curves(run: RunFiles) -> Figure:
     axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True)
     for (key, title), (left, right) in zip(panels, axes, strict=True):
         reference = run.series(f"reference/{key}")
+        if not len(reference):
+            raise ValueError(f"metrics.jsonl has no row with reference/{key}")
         main = run.series(f"{run.main_counterpart}/{key}")
         left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.6, alpha=0.4)
-        left.plot(*main.T, label=run.main_counterpart, **_line(run.main_counterpart, 0))
+        left.plot(*main.T, label=run.main_counterpart, **line(run.main_counterpart, 0))
         settled = len(reference) // 10  # the first tenth would flatten the rest
         differences = {name: run.series(f"{name}/{key}")[:, 1] - reference[:, 1] for name in run.counterparts}
         for number, (name, difference) in enumerate(differences.items()):
-            right.plot(reference[:, 0], difference, label=name, **_line(name, number), alpha=0.9)
+            right.plot(reference[:, 0], difference, label=name, **line(name, number), alpha=0.9)
         limit = 1.2 * max(float(np.abs(difference[settled:]).max()) for difference in differences.values()) or 1e-3
         right.set_ylim(-limit, limit)
         right.axhline(0, color="#888888", lw=0.8)
@@ -88,12 +86,12 @@ def alignment_error(run: RunFiles) -> Figure:
     for number, name in enumerate(run.counterparts):
         series = run.series(f"{name}/weight_alignment_error")
         if not len(series) or not (series[:, 1] > 0).any():
-            axis.plot([], [], label=f"{name} (exactly 0)", **_line(name, number))
+            axis.plot([], [], label=f"{name} (exactly 0)", **line(name, number))
             continue
-        axis.plot(*series.T, label=name, **_line(name, number))
+        axis.plot(*series.T, label=name, **line(name, number))
         unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
         if not np.array_equal(unmapped, series):
-            axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=_line(name, number)["color"], ls=":")
+            axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=line(name, number)["color"], ls=":")
     axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
     axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at a distance over no path at all
     axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -140,13 +138,6 @@ def _density(axis: Axes, x: np.ndarray, y: np.ndarray, limit: float = 1.3) -> An
     axis.plot([-limit, limit], [-limit, limit], color="#D55E00", lw=0.7, ls="--")
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     return image
-
-
-def _line(name: str, number: int) -> dict[str, Any]:
-    kind = name.split("_")[0]
-    if name in COLORS:
-        return {"color": COLORS[name], "ls": DASHES[name]}
-    return {"color": MORE_COLORS[number % len(MORE_COLORS)], "ls": DASHES.get(kind, "-")}
 
 
 FIGURES: dict[str, Callable[[RunFiles], Figure]] = {

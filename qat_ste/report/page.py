@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from qat_ste.report.figures import DOTS_PER_INCH, draw_all
+from qat_ste.report.figures import draw_all
+from qat_ste.report.files import write
 from qat_ste.report.run_files import RunFiles
+from qat_ste.report.style import DOTS_PER_INCH
 from qat_ste.report.tables import TABLE_ROWS, shown
 
 CAPTIONS = {  # in the page's order
@@ -28,7 +30,7 @@ def write_report(folder: Path) -> dict[str, str]:
     """Draws the figures and writes ``report.html``; returns what went wrong by figure."""
     run = RunFiles(folder)
     failures = draw_all(run, folder / "figures")
-    (folder / "report.html").write_text(render(run), encoding="utf-8")
+    write(folder / "report.html", render(run))
     return failures
 
 
@@ -41,10 +43,9 @@ def render(run: RunFiles) -> str:
     figures = []
     for name, caption in CAPTIONS.items():
         path = run.folder / "figures" / f"{name}.png"
-        if path.is_file():
+        if path.is_file() and not path.is_symlink():
             image = path.read_bytes()
-            width = int.from_bytes(image[16:20], "big") * CSS_PIXELS_PER_INCH // DOTS_PER_INCH  # PNG: in its header
-            figures.append((name, caption, width, base64.b64encode(image).decode()))
+            figures.append((name, caption, css_width(image), base64.b64encode(image).decode()))
     environment = Environment(loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True)
     return environment.get_template("page.html").render(
         results=results,
@@ -56,3 +57,8 @@ def render(run: RunFiles) -> str:
         shown=shown,
         config=json.dumps(results["config"], indent=1),
     )
+
+
+def css_width(image: bytes) -> int:
+    """Width in the page of a PNG file, which has its own width in its header."""
+    return int.from_bytes(image[16:20], "big") * CSS_PIXELS_PER_INCH // DOTS_PER_INCH

@@ -1,4 +1,4 @@
-"""Reads a run folder."""
+"""Reads the folder of a finished run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from qat_ste.report.columns import Columns
+from qat_ste.report.files import no_link, read_text
+
+DRAWN = ("train_loss", "validation_accuracy", "weight_alignment_error", "weight_alignment_error_unmapped")
+
 
 class RunFiles:
     """Results, rows and drawn weights of one finished run."""
@@ -18,16 +23,17 @@ class RunFiles:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return json.loads(read_text(self.folder / "results.json"))
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    def _columns(self) -> Columns:
+        members = ("reference", *self.counterparts)
+        return Columns(self.folder / "metrics.jsonl", [f"{member}/{key}" for member in members for key in DRAWN])
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
         """Latent weights over max: ``<member>/initial``, ``/final`` and ``/mapped_reference`` of those drawn."""
-        with np.load(self.folder / "weights.npz", allow_pickle=False) as arrays:
+        with np.load(no_link(self.folder / "weights.npz"), allow_pickle=False) as arrays:
             return dict(arrays)
 
     @property
@@ -39,6 +45,5 @@ class RunFiles:
         return "ste" if "ste" in self.counterparts else self.counterparts[0]
 
     def series(self, key: str) -> np.ndarray:
-        """(step, value) of all rows that have this key; shape (rows, 2)."""
-        points = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
-        return np.array(points, dtype=np.float64).reshape(-1, 2)
+        """(step, value) of the rows that have this key, one of ``DRAWN`` of a member; shape (rows, 2)."""
+        return self._columns.series(key)

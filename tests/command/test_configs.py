@@ -114,7 +114,9 @@ def test_rows_of_the_matrix_fit_each_experiment(setup, optimizer):
     assert sorted(expected) == sorted(path.stem for path in (CONF / "row").glob("*.yaml"))
     for row, found in expected.items():
         for share in (1.0, 0.08):
-            cfg = composed(f"experiment={setup}_{optimizer}", f"row={row}", f"reproduce={'full' if share == 1 else 'short'}")
+            cfg = composed(
+                f"experiment={setup}_{optimizer}", f"row={row}", f"reproduce={'full' if share == 1 else 'short'}"
+            )
             train = cfg.train
             assert (train.length_scale, train.lr_scale, cfg.quantizer.bits, cfg.estimator.k, cfg.counterparts) == found
             assert train.share == share

@@ -249,4 +249,3 @@ def test_twenty_done_runs_are_skipped_in_five_seconds(tmp_path):
         seconds.append(time.monotonic() - began)
         assert (code, out.splitlines()[-1].split(":")[0]) == (0, "20 skipped")
     assert min(seconds) < 5
-

@@ -1,0 +1,32 @@
+"""How figures look. Colours after Okabe and Ito, safe for the colour-blind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
+MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")
+DASHES = {"reference": "-", "ste": "-", "naive": "--", "jitter": "-.", "replica": ":"}
+DOTS_PER_INCH = 200
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "figure.constrained_layout.use": True,
+}
+
+
+def line(name: str, number: int) -> dict[str, Any]:
+    """Colour and dashes of a counterpart; ``number``, its place among them, decides for those without their own."""
+    kind = name.split("_")[0]
+    if name in COLORS:
+        return {"color": COLORS[name], "ls": DASHES[name]}
+    return {"color": MORE_COLORS[number % len(MORE_COLORS)], "ls": DASHES.get(kind, "-")}

@@ -1,0 +1,155 @@
+"""The paper's table as Markdown, LaTeX and CSV. Names come from files of runs: each format escapes them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from io import StringIO
+
+from qat_ste.report.claims import Claim
+from qat_ste.report.folders import one_line
+from qat_ste.report.paper_table import PAPER_ROWS, Column, PaperTable, blocks
+
+MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is none
+CSV_HEADER = ("experiment", "row", "counterpart", "metric", "mean", "sd", "n")
+MARKDOWN_COLUMNS = 5  # beside the titles, in the width of a page
+LATEX_COLUMNS = 4  # likewise, of an article's text
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "…": r"\dots{}", "–": "--", "×": r"$\times$", "≈": r"$\approx$",
+    "α": r"$\alpha$", "η": r"$\eta$", "β": r"$\beta$",
+}  # fmt: skip
+
+
+def to_markdown(tables: Sequence[PaperTable]) -> str:
+    """A heading and a table a set-up."""
+    return "\n\n".join(f"### {markdown_text(table.setup)}\n\n{markdown_table(table)}" for table in tables) + "\n"
+
+
+def markdown_table(table: PaperTable) -> str:
+    """The table of one set-up without a heading, in parts that fit a page."""
+    parts = []
+    for columns in blocks(table.columns, MARKDOWN_COLUMNS):
+        header = ["", *(f"{column.title} (n = {column.n})" for column in columns)]
+        cells = zip(table.titles, *(column.shown for column in columns), strict=True)
+        parts.append(markdown_lines([header, *cells], left=1))
+    return "\n\n".join(parts)
+
+
+def markdown_claims(claims: Sequence[Claim]) -> str:
+    """Claims with their numbers as a table."""
+    header = ["set-up", "claim", "ratio", "bound", "measured", "95 % interval", "n", "the claim"]
+    lines = [
+        [
+            claim.setup,
+            claim.published,
+            claim.ratio,
+            claim.bound,
+            shown_ratio(claim.value),
+            shown_interval(claim),
+            str(claim.n),
+            claim.word,
+        ]
+        for claim in claims
+    ]
+    return markdown_lines([header, *lines], left=3)
+
+
+def markdown_lines(lines: Sequence[Sequence[str]], left: int) -> str:
+    """A table with its first line as the header, its first ``left`` columns to the left, the others to the right."""
+    rows = ["| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in lines]
+    rule = "|" + "---|" * left + "---:|" * (len(lines[0]) - left)
+    return "\n".join([rows[0], rule, *rows[1:]])
+
+
+def shown_ratio(value: float | None) -> str:
+    """Three significant digits."""
+    return "–" if value is None else f"{value:#.3g}".removesuffix(".") if value < 1000 else f"{value:.2e}"
+
+
+def shown_interval(claim: Claim) -> str:
+    """Both ends of the confidence interval."""
+    return "–" if claim.low is None else f"{shown_ratio(claim.low)} to {shown_ratio(claim.high)}"
+
+
+def to_latex(tables: Sequence[PaperTable]) -> str:
+    r"""Tabulars for ``\input`` in an article with booktabs, each no wider than its text."""
+    parts = ["% \\usepackage{booktabs}"]
+    for table in tables:
+        for block in blocks(table.columns, LATEX_COLUMNS):
+            parts.append(_tabular(table, block))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tabular(table: PaperTable, columns: Sequence[Column]) -> str:
+    titles = [column.title.replace(" (", ", (").partition(", ") for column in columns]  # over two lines
+    header = [
+        [column.title if column.row == "default" else first, rest, str(column.n)]
+        for column, (first, _, rest) in zip(columns, titles, strict=True)
+    ]
+    above, below, counts = ([latex_text(part) for part in parts] for parts in zip(*header, strict=True))
+    cells = zip(table.titles, *(column.shown for column in columns), strict=True)
+    lines = [[rf"\raggedright {latex_text(title)}", *map(_latex_number, numbers)] for title, *numbers in cells]
+    return "\n".join(
+        [
+            r"\begin{table}[htbp]",
+            r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{latex_text(table.setup)}: mean $\pm$ standard deviation over seeds}}",
+            rf"\begin{{tabular}}{{@{{}}p{{2.7cm}}{'r' * len(columns)}@{{}}}}",
+            r"\toprule",
+            *(_latex_line(line) for line in (["", *above], ["", *below], ["seeds", *counts])),
+            r"\midrule",
+            *(_latex_line(line) for line in lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_number(text: str) -> str:
+    mean, sign, rest = text.partition(" ± ")
+    return rf"{latex_text(mean)} {{\tiny $\pm$ {latex_text(rest)}}}" if sign else latex_text(text)
+
+
+def to_csv(tables: Sequence[PaperTable]) -> str:
+    """Long form, a line a number. Floats as Python writes them: they read back equal. Nothing to count: empty."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for table in tables:
+        for column in table.columns:
+            names = [csv_text(name) for name in (table.setup, column.row, column.counterpart)]
+            for (metric, _), cell in zip(PAPER_ROWS, column.cells, strict=True):
+                numbers = ["", "", 0] if cell is None else [repr(cell.mean), _deviation(cell.sd), cell.n]
+                writer.writerow([*names, metric, *numbers])
+    return text.getvalue()
+
+
+def markdown_text(text: str) -> str:
+    """One line in which no character is markup."""
+    return MARKUP.sub(r"\\\g<0>", one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def latex_text(text: str) -> str:
+    """One line in which no character is a command; what an article's font lacks as its code point."""
+    return "".join(_latex_char(char) for char in one_line(text))
+
+
+def _latex_char(char: str) -> str:
+    return LATEX.get(char) or (char if char.isascii() else f"(U+{ord(char):04X})")
+
+
+def csv_text(text: str) -> str:
+    """The text, with an apostrophe before it where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _deviation(value: float | None) -> str:
+    return "" if value is None else repr(value)

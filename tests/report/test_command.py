@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from urllib.parse import unquote
+
+import pytest
+
+from qat_ste.report.summary import read_summary
+from scripts.reproduction_docs import DOCS, page
+
+from .matrix import ERRORS, copy_run, write_matrix
+
+
+def test_broken_folders_are_told_and_the_page_is_still_made(qat_report, finished_run, tmp_path):
+    copy_run(finished_run, tmp_path / "sweep" / "good", 1, None, ERRORS, drawn=True)
+    whole = (finished_run / "results.json").read_text()
+    for name, content in {"empty": "", "truncated": whole[:1000], "foreign": '{"loss": 1}'}.items():
+        (tmp_path / "sweep" / name).mkdir()
+        (tmp_path / "sweep" / name / "results.json").write_text(content)
+    done = qat_report("sweep")
+    assert done.code == 0
+    assert done.err == [
+        "qat-report: sweep/empty: broken: results.json is empty",
+        "qat-report: sweep/foreign: broken: results.json is not qat-run's: no config, reference, counterparts",
+        "qat-report: sweep/truncated: broken: results.json is truncated: it ends after 1000 characters",
+    ]
+    assert done.out[-1] == str(tmp_path / "sweep" / "report.html")
+    html = (tmp_path / "sweep" / "report.html").read_text()
+    for name, reason in (("empty", "is empty"), ("foreign", "is not qat-run"), ("truncated", "is truncated")):
+        assert re.search(rf"<li>\S*{name}: broken: results.json {reason}", html)
+    assert 'href="good/report.html"' in html
+
+
+def test_claims_on_the_terminal_and_page_on_the_last_line(qat_report, matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr("qat_ste.report.gallery._planned", lambda groups: [])
+    done = qat_report(matrix.folder, matrix.folder / "mnist_sgd,default,42")
+    assert (done.code, done.err) == (0, [])
+    assert " ".join(done.out[0].split()) == "set-up ratio of errors bound measured 95 % interval seeds claim"
+    assert re.match(r"mnist_sgd +no-warp / default +at least 2 +[45]\.\d\d +\S+ to \S+ +3 +holds", done.out[2])
+    assert done.out[-2:] == ["All 11 claims hold.", str(tmp_path / "report" / "report.html")]
+    html = (tmp_path / "report" / "report.html").read_text()
+    links = re.findall(r'<td class="text"><a href="([^"]+)"', html)
+    assert len(links) == 6
+    assert all((tmp_path / "report" / unquote(link)).is_file() for link in links)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "nowhere: no such folder; give the folder of a run, or one with runs below it"),
+        (["empty"], "empty: no run folder there or below; qat-run makes one, with results.json in it"),
+        (["unfinished"], "no finished run among 1 run folder; wait for one, or run qat-run again there"),
+        (
+            ["--diff", "nowhere", "empty"],
+            "nowhere: no such folder; give the folder of a run, or one with runs below it",
+        ),
+    ],
+)
+def test_nothing_to_report_on_is_one_line_and_exit_code_2(qat_report, tmp_path, arguments, line):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished" / "run" / ".hydra").mkdir(parents=True)
+    done = qat_report(*arguments)
+    assert (done.code, done.out) == (2, [])
+    assert done.err[-1] == f"qat-report: {line}"
+    assert len(done.err) == (2 if arguments == ["unfinished"] else 1)
+
+
+def test_arguments_that_do_not_go_together(qat_report):
+    assert "name a run folder" in qat_report().err[-1]
+    assert "--diff takes its two folders alone" in qat_report("--diff", "a", "b", "c").err[-1]
+
+
+def test_single_run_gets_its_own_page_again_without_torch(finished_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("figures", "report.html", "wandb"))
+    code = ("import sys; from qat_ste.report_cli import main; main(); "
+            "print([name for name in ('torch', 'hydra', 'omegaconf', 'scipy.stats') if name in sys.modules])")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, copy], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(copy / "report.html"), "[]"]
+    assert (copy / "report.html").read_text() == (finished_run / "report.html").read_text()
+
+
+def test_links_in_the_way_are_replaced_or_refused_never_written_through(qat_report, finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path / "run", 1, None, ERRORS, drawn=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    (run / "report.html").unlink()
+    (run / "report.html").symlink_to(outside / "precious")
+    assert qat_report(run).code == 0
+    assert (outside / "precious").read_text() == "mine"
+    assert not (run / "report.html").is_symlink()
+    shutil.rmtree(run / "figures")
+    (run / "figures").symlink_to(outside)
+    done = qat_report(run)
+    assert (done.code, done.err) == (
+        2, ["qat-report: figures is a link, and links are not followed: put the file itself there"]
+    )  # fmt: skip
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+
+
+def test_diff_of_two_runs(qat_report, finished_run, tmp_path):
+    copy_run(finished_run, tmp_path / "a", 1, None, ERRORS)
+    copy_run(
+        finished_run, tmp_path / "b", 2, None, ERRORS | {"ste": 0.06}, config=lambda c: c["optimizer"].update(lr=0.1)
+    )
+    done = qat_report("--diff", "a", "b")
+    lines = [line.split() for line in done.out]
+    assert (done.code, done.err) == (0, [])
+    assert ["seeds", "1", "2"] in lines
+    assert ["optimizer.lr", "0.003", "0.1"] in lines
+    assert ["ste/weight_alignment_error", "0.0500", "0.0600"] in lines
+    assert ["jitter/weight_alignment_error", "0.0400", "0.0400"] in lines
+    assert not any(line[:1] == ["train.l2"] for line in lines), "what is the same is no difference"
+
+
+def test_diff_of_two_sweeps_by_group(qat_report, matrix, finished_run, tmp_path):
+    def longer(config):
+        config["train"]["share"] = 1.0
+
+    choices = {"experiment": "mnist_sgd", "row": "default"}
+    for seed in (42, 43):
+        copy_run(finished_run, tmp_path / "b" / f"{seed}", seed, choices, ERRORS, config=longer)
+        copy_run(finished_run, tmp_path / "b" / f"x{seed}", seed, {"experiment": "mine"}, ERRORS)
+    done = qat_report("--diff", matrix.folder, "b")
+    text = "\n".join(done.out)
+    assert done.code == 0
+    assert re.search(r"train.share +0.08 +1.0\n", text)
+    assert re.search(r"ste/weight_alignment_error +0\.0\d+ ± 0\.00\d+ +0.0500 ± 0.0000", text)
+    assert f"only in A ({matrix.folder}): mnist_sgd, row bits_1" in text
+    assert "only in B (b): mine" in text
+    assert re.search(r"seeds +42, 43, 44 +42, 43\n", text)
+
+
+def test_summary_is_small_stable_and_reads_back(qat_report, matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr("qat_ste.report.gallery._planned", lambda groups: [])
+    for name in ("one.json", "two.json"):
+        assert qat_report(matrix.folder, "--output", "out", "--summary", name).code == 0
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert (tmp_path / "one.json").stat().st_size < 40_000
+    content, measured, claims = read_summary(tmp_path / "one.json")
+    about = content["experiments"]["mnist_sgd"]["bits_1"]
+    assert (about["seeds"], about["reproduce"], about["fraction_of_epochs"]) == ([42, 43, 44], ["short"], [0.08])
+    assert content["runs"] == 24
+    assert content["versions"]["torch"]
+    exact = matrix.findings.measured["mnist_sgd"]["default"]["jitter"]["weight_alignment_error"]
+    kept = measured["mnist_sgd"]["default"]["jitter"]["weight_alignment_error"]
+    assert kept.mean == float(f"{exact.mean:.6g}") != exact.mean
+    assert (kept.sd, kept.n) == (pytest.approx(exact.sd, rel=1e-5), 3)
+    assert [claim.word for claim in claims] == [claim.word for claim in matrix.findings.claims]
+
+
+def test_docs_from_a_summary(qat_report, matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr("qat_ste.report.gallery._planned", lambda groups: [])
+    (tmp_path / "results").mkdir()
+    qat_report(matrix.folder, "--output", "out", "--summary", "results/mine.json")
+    text = page(tmp_path / "results")
+    assert "All 11 claims hold." in text
+    assert "Where we differ" not in text
+    assert re.search(r"\| mnist_sgd \| bits_1 \| 42, 43, 44 \| 24 \| short \| 0.08 \| \d+ s \| cpu \|", text)
+    (tmp_path / "results" / "mine.md").write_text("Because.\n")
+    assert page(tmp_path / "results").endswith("### Where we differ, and why\n\nBecause.\n")
+
+
+def test_docs_are_what_the_results_give():
+    if not list((DOCS / "results").glob("*.json")):
+        pytest.skip("docs/results has no measured results yet")
+    assert (DOCS / "reproduction.md").read_text() == page(DOCS / "results")
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_in_20_seconds_and_1_gigabyte(finished_run, tmp_path):
+    write_matrix(finished_run, tmp_path / "sweep", seeds=range(25))
+    code = (
+        "from pathlib import Path; import resource; from qat_ste.report_cli import main; main(); "
+        "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime); "
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "sweep"], capture_output=True, text=True, check=True)
+    seconds, kilobytes = map(float, done.stdout.split()[-2:])
+    assert seconds < 20, "of a processor: others may be at work here"
+    assert kilobytes < 1_000_000
+    html = (tmp_path / "sweep" / "report.html").read_text()
+    assert html.count('data-status="done"') == 200
+    assert len(html) < 5_000_000
