@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from qat_ste.report.bands import SHARES, Band, bands
 from qat_ste.report.claims import ERROR, NEGLIGIBLE, column_title
@@ -146,7 +147,8 @@ def final_errors(panels: Mapping[str, Sequence[tuple[str, Group]]]) -> Figure:
         for height in range(1, len(rows)):
             axis.axhline(height - 0.5, color="#eeeeee", lw=0.8)
     if first is not None:
-        first.set_xlim(left=left)
+        first.set_xlim(left, max(first.get_xlim()[1], 10 * left))  # a decade has a labelled tick; more would collide
+        first.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=min(len(legend), 4))
     return figure
 
