@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -50,8 +51,9 @@ def composition_problems(config_dir: str, arguments: list[str], error: Exception
     If none fails by itself, a line for the error that was met.
     """
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
-    if {"-m", "--multirun"} & set(arguments):
-        return [_one_line(error)]
+    sweeping = bool({"-m", "--multirun"} & set(arguments))
+    if sweeping:
+        overrides = [single for override in overrides for single in _singles(override)]
     problems, sound = [], []
     for override in overrides:
         try:
@@ -60,7 +62,20 @@ def composition_problems(config_dir: str, arguments: list[str], error: Exception
             problems.append(f"{override}: {_reason(fault, config_dir, override)}")
         else:
             sound.append(override)
-    return problems + _problems_of(config_dir, sound) if problems else [_one_line(error)]
+    if problems and not sweeping:  # of a sweep the values do not belong together
+        problems += _problems_of(config_dir, sound)
+    return problems or [_one_line(error)]
+
+
+def _singles(override: str) -> list[str]:
+    """The overrides of single jobs that an override of a sweep stands for."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return [override]
+    if not parsed.is_discrete_sweep():
+        return [override]
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
@@ -90,7 +105,7 @@ def _reason(error: Exception, config_dir: str, override: str) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
     choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
-    if choices and "Could not find" in text:
+    if choices and not key.startswith("hydra/") and "Could not find" in text:
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={choices[0]}"
     default = _compose(config_dir, [])
     kind = re.search(r"could not be converted to (\w+)", text)

@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setup", choices=SETUPS, help="mnist is the paper's keras set-up")
     parser.add_argument("--short", action="store_true", help="8 %% of the epochs (conf/reproduce/short.yaml)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--seeds", default="42,43,44", help="with commas (default: %(default)s)")
     parser.add_argument("--launcher", help="basic, laptop, slurm or one of yours; laptop where joblib is installed")
     parser.add_argument("--output", type=Path, help="folder of the runs and the page")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, train nothing")
@@ -44,7 +44,7 @@ def main() -> int:
     sweep = [
         f"row={','.join(ROWS)}",
         f"experiment={arguments.setup}_sgd,{arguments.setup}_adam",
-        f"train.seed={','.join(map(str, arguments.seeds))}",
+        f"train.seed={arguments.seeds}",
         f"reproduce={length}",
         f"hydra.sweep.dir={folder}",
         f"hydra/launcher={launcher}",

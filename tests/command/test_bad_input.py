@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,13 @@ def test_truncated_mnist_file(qat_run, tmp_path):
     (line,) = lines(qat_run("dataset=mnist", f"paths.data={tmp_path}"))
     assert "train-images-idx3-ubyte.gz is damaged: " in line
     assert "expected MD5 f68b3c2dcbeaaa9fbdd348bbdeb94873" in line
+
+
+def test_of_a_sweep_each_wrong_value_is_named_before_anything_starts(qat_run):
+    run = qat_run("-m", "quantizer.bits=2,abc", "train.steps=10,x", "model=small_cnn", "hydra.sweep.dir=sweep")
+    assert run.code == 2
+    assert run.err.strip().splitlines() == [
+        "qat-run: quantizer.bits=abc: must be a whole number; for example quantizer.bits=2",
+        "qat-run: train.steps=x: must be a whole number; for example train.steps=1500",
+    ]
+    assert not list(Path("sweep").glob("*/"))
