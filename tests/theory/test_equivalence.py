@@ -225,3 +225,21 @@ def test_a_jump_at_the_threshold_is_allowed_and_known():
     assert pair.lr_factor == pytest.approx(math.sqrt(0.75), rel=1e-10)
     assert pair.assumptions.lipschitz == math.inf
     assert not pair.assumptions.even
+
+
+def test_inverse_undoes_a_map_that_moves_the_levels():
+    """g not even: M takes the cell of a level to one that reaches over the middle between two thresholds."""
+    slanted = Shape(lambda u: 1 + u)
+    for saturation in ("bin", "none"):
+        pair = SteEquivalent(slanted, UniformQuantizer(2, torch.tensor(0.144, dtype=torch.float64), saturation))
+        w = torch.rand(2000, dtype=torch.float64) * 0.4 - 0.2
+        assert not torch.allclose(pair.weight_map(pair.quantizer.levels), pair.quantizer.levels, rtol=1e-2)
+        assert torch.allclose(pair.inverse(pair.weight_map(w)), w, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("at", [0.25, 0.3, 1 / 3])
+def test_a_jump_inside_the_interval_is_no_breach_of_the_cycle(at):
+    """On which side of the jump a weight falls is a matter of rounding, the same in no two intervals."""
+    step = Shape(lambda u: torch.where(u.abs() < at, 1.0, 2.0).to(u))
+    for max_ in (0.144, 1.0, 1 / 3):
+        assert SteEquivalent(step, UniformQuantizer(4, max_)).assumptions.lipschitz == math.inf
