@@ -169,7 +169,7 @@ def _sweep(estimator: Estimator, quantizer: UniformQuantizer, points: int = 4096
     w = (intervals[:, None] + offsets) * quantizer.step
     inside = torch.nextafter(w, torch.zeros_like(w))  # a point on an edge belongs to the interval nearer to zero
     alive, g = quantizer.alive(inside), estimator.derivative(inside, quantizer)
-    typical = g[alive].abs().nanmedian()
+    typical = g[alive & (g != 0)].abs().nanmedian()
     bounded = torch.isfinite(g) & (g < 1e12 * typical)
     bad = alive & ~(bounded & (g > 1e-12 * typical))
     if bad.any():

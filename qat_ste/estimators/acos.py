@@ -35,9 +35,8 @@ class Acos(Estimator):
 
     def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
         a = self.s / 2
-        ratio = math.sqrt((1 + a) / (1 - a))
-        stretch = torch.where(u < 0, 1 / ratio, ratio)
-        return torch.atan(stretch * torch.tan(math.pi / 2 * u)) * (2 / (math.pi * math.sqrt(1 - a * a)))
+        x, ratio = torch.tan(math.pi / 2 * u), math.sqrt((1 + a) / (1 - a))
+        return torch.atan(torch.where(u < 0, x / ratio, x * ratio)) * (2 / (math.pi * math.sqrt(1 - a * a)))
 
     def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
         return u - self.s / (2 * math.pi) * torch.sin(math.pi * u.abs())

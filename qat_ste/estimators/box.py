@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
@@ -30,8 +31,8 @@ class Box(Estimator):
         self.h: float = positive("h", h)
 
     def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
-        below, above = (u.abs() + self.h / 2).floor_(), (self.h / 2 - u.abs()).ceil_()
-        return below.add_(above).div_(self.h)
+        jump, inner, outer = self._pieces
+        return torch.full_like(u, outer / self.h).masked_fill_(u.abs() < jump, inner / self.h)
 
     def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
         jump, inner, outer = self._pieces
