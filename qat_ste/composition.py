@@ -91,8 +91,8 @@ def _reason(error: Exception, config_dir: str, override: str) -> str:
     text = f"{error} {error.__cause__ or ''}"
     choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
     if choices and "Could not find" in text:
-        nearest = get_close_matches(value, choices, n=1, cutoff=0)[0]
-        return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={nearest}"
+        meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
+        return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
     default = _compose(config_dir, [])
     kind = re.search(r"could not be converted to (\w+)", text)
     if kind:

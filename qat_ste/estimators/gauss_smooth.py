@@ -29,17 +29,17 @@ class GaussSmooth(Estimator):
         self.sigma: float = number("sigma", sigma, above=0, below=2)
 
     def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
-        g = torch.zeros_like(u)
-        for j in self._thresholds:
-            g += (u - j).square_().mul_(-0.5 / self.sigma**2).exp_()
+        g, x = torch.zeros_like(u), torch.empty_like(u)  # on large buffers fresh memory costs more than arithmetic
+        for j in self._thresholds(u.dtype):
+            g += torch.sub(u, j, out=x).square_().mul_(-0.5 / self.sigma**2).exp_()
         return g.div_(self.sigma * math.sqrt(2 * math.pi))
 
     def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
-        scaled = [torch.erf((u - j) / (self.sigma * math.sqrt(2))) for j in self._thresholds]
+        scaled = [torch.erf((u - j) / (self.sigma * math.sqrt(2))) for j in self._thresholds(u.dtype)]
         return 0.5 * torch.stack(scaled).sum(0)
 
-    @property
-    def _thresholds(self) -> range:
+    def _thresholds(self, dtype: torch.dtype) -> range:
         """Those whose density adds to the last bit of g anywhere between two levels."""
-        reach = math.ceil(0.5 + math.sqrt(0.25 + 75 * self.sigma**2))
+        digits = math.log(100 / torch.finfo(dtype).eps)
+        reach = math.ceil(0.5 + math.sqrt(0.25 + 2 * digits * self.sigma**2))
         return range(-reach, reach + 1)

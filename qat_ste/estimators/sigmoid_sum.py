@@ -30,17 +30,17 @@ class SigmoidSum(Estimator):
         self.temperature: float = number("temperature", temperature, above=0.5)
 
     def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
-        g = torch.zeros_like(u)
-        for j in self._thresholds:
-            x = (u - j).abs_().mul_(-self.temperature).exp_()  # s(1 - s) = x/(1 + x)²: safe in the tails
-            g += x.div_(x.add(1).square_())
+        # On large buffers fresh memory costs more than arithmetic.
+        g, x, y = torch.zeros_like(u), torch.empty_like(u), torch.empty_like(u)
+        for j in self._thresholds(u.dtype):
+            torch.sub(u, j, out=x).abs_().mul_(-self.temperature).exp_()
+            g.addcdiv_(x, torch.add(x, 1, out=y).square_())  # s(1 - s) = x/(1 + x)²: safe in the tails
         return g.mul_(self.temperature)
 
     def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
-        return 0.5 * torch.stack([torch.tanh(self.temperature / 2 * (u - j)) for j in self._thresholds]).sum(0)
+        return 0.5 * torch.stack([torch.tanh(self.temperature / 2 * (u - j)) for j in self._thresholds(u.dtype)]).sum(0)
 
-    @property
-    def _thresholds(self) -> range:
+    def _thresholds(self, dtype: torch.dtype) -> range:
         """Those whose sigmoid adds to the last bit of g anywhere between two levels."""
-        reach = math.ceil(1 + 40 / self.temperature)
+        reach = math.ceil(1 + math.log(100 / torch.finfo(dtype).eps) / self.temperature)
         return range(-reach, reach + 1)
