@@ -106,7 +106,8 @@ def _reason(error: Exception, config_dir: str, override: str) -> str:
     text = f"{error} {error.__cause__ or ''}"
     choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
     if choices and not key.startswith("hydra/") and "Could not find" in text:
-        return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={choices[0]}"
+        meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
+        return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
     default = _compose(config_dir, [])
     kind = re.search(r"could not be converted to (\w+)", text)
     if kind:

@@ -102,12 +102,15 @@ class SteEquivalent:
         return inverse_integral(lambda u: self.estimator.shape(u, self.quantizer))
 
     def _inverse_offset(self, target: Tensor) -> Tensor:
+        # M takes an interval to one as long, but where g is not even to one that lies elsewhere.
+        intervals = (target - self.lr_factor * self._integral(target.new_tensor(-0.5))).floor()
+        target = target - intervals
         low, high = torch.full_like(target, -0.5), torch.full_like(target, 0.5)
         for _ in range(54):  # halves [-1/2, 1/2] down to the last bit of float64
             middle = (low + high) / 2
             above = self.lr_factor * self._integral(middle) > target
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return (low + high) / 2
+        return (low + high) / 2 + intervals
 
 
 def inverse_integral(g: Callable[[Tensor], Tensor], panels: int = 1024, order: int = 8) -> Callable[[Tensor], Tensor]:
@@ -166,7 +169,7 @@ def _sweep(estimator: Estimator, quantizer: UniformQuantizer, points: int = 4096
     w = (intervals[:, None] + offsets) * quantizer.step
     inside = torch.nextafter(w, torch.zeros_like(w))  # a point on an edge belongs to the interval nearer to zero
     alive, g = quantizer.alive(inside), estimator.derivative(inside, quantizer)
-    typical = g[alive].abs().nanmedian()
+    typical = g[alive & (g != 0)].abs().nanmedian()
     bounded = torch.isfinite(g) & (g < 1e12 * typical)
     bad = alive & ~(bounded & (g > 1e-12 * typical))
     if bad.any():
@@ -178,9 +181,10 @@ def _sweep(estimator: Estimator, quantizer: UniformQuantizer, points: int = 4096
             f"'{quantizer.saturation}' lets the gradient through; the theorem needs 0 < L₋ <= g <= L₊ there"
         )
     one = estimator.shape(offsets, quantizer)
-    same = torch.isclose(g, one.expand_as(g), rtol=1e-6, atol=0) | ~alive
-    # A g that jumps at the threshold or at a level may show either side there.
-    same[:, [0, points // 2, -1]] = True
+    # Where g jumps, rounding decides which side shows: anything between its values next to a point will do.
+    around = offsets + torch.tensor([[-1e-9], [0], [1e-9]], dtype=torch.float64)
+    near = estimator.shape(around - around.round(), quantizer)
+    same = ((g > near.amin(0) * (1 - 1e-6)) & (g < near.amax(0) * (1 + 1e-6))) | ~alive
     if not same.all():
         row, column = (~same).nonzero()[0].tolist()
         at = f"w = {inside[row, column] / quantizer.max:.4g}·max"

@@ -1,8 +1,49 @@
 """Gradient estimators; one class a file."""
 
+from qat_ste.estimators.acos import Acos
+from qat_ste.estimators.arctan import Arctan
 from qat_ste.estimators.base import Estimator
+from qat_ste.estimators.box import Box
+from qat_ste.estimators.cosine import Cosine
+from qat_ste.estimators.dsq import Dsq
+from qat_ste.estimators.exp import Exp
+from qat_ste.estimators.fast_sigmoid import FastSigmoid
+from qat_ste.estimators.gauss import Gauss
+from qat_ste.estimators.gauss_smooth import GaussSmooth
+from qat_ste.estimators.laplace import Laplace
+from qat_ste.estimators.parabola import Parabola
+from qat_ste.estimators.power import Power
 from qat_ste.estimators.pwl import Pwl
+from qat_ste.estimators.scaled import Scaled
+from qat_ste.estimators.sigmoid_sum import SigmoidSum
+from qat_ste.estimators.stable_qat import StableQat
+from qat_ste.estimators.stacked_sigmoid import StackedSigmoid
 from qat_ste.estimators.ste import Ste
 from qat_ste.estimators.tanh import Tanh
+from qat_ste.estimators.tanh_floor import TanhFloor
+from qat_ste.estimators.tent import Tent
 
-__all__ = ["Estimator", "Pwl", "Ste", "Tanh"]
+__all__ = [
+    "Acos",
+    "Arctan",
+    "Box",
+    "Cosine",
+    "Dsq",
+    "Estimator",
+    "Exp",
+    "FastSigmoid",
+    "Gauss",
+    "GaussSmooth",
+    "Laplace",
+    "Parabola",
+    "Power",
+    "Pwl",
+    "Scaled",
+    "SigmoidSum",
+    "StableQat",
+    "StackedSigmoid",
+    "Ste",
+    "Tanh",
+    "TanhFloor",
+    "Tent",
+]

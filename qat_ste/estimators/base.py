@@ -24,7 +24,14 @@ class Estimator(ABC):
         """
 
     def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
-        """∫ ds/g(s) from 0 to u in closed form, u in float64; None where there is none."""
+        """∫ ds/g(s) from 0 to u in closed form, u in float64; None where there is none.
+
+        Asked for only where the theorem applies, so g > 0.
+        """
+        return None
+
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
+        """The soft quantizer over one interval: ∫ g(s) ds from 0 to u in closed form; None where there is none."""
         return None
 
     def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:

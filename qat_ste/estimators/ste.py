@@ -18,5 +18,8 @@ class Ste(Estimator):
     def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
         return u
 
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return u
+
     def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
         return quantizer.alive(w).to(w.dtype)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 CASES = [
-    ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are pwl, ste, tanh; for example estimator="),
+    ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, arctan, box, "),
+    ("logger=wand", "logger=wand: no such logger, allowed are none, wandb; for example logger=wandb"),
     ("quantizer.bits=0", "quantizer.bits=0: must be a whole number from 1 to 16; for example quantizer.bits=2"),
     ("train.steps=-1", "train.steps=-1: must be a whole number of at least 1; for example train.steps=1500"),
     ("train.steps=abc", "train.steps=abc: must be a whole number; for example train.steps=1500"),
@@ -49,6 +50,9 @@ def test_pwl_where_the_theorem_cannot_apply(qat_run):
     (line,) = lines(qat_run("estimator=pwl", "quantizer.saturation=none"))
     assert "Pwl() is not positive: g = 0 at w = " in line
     assert line.endswith("Without ste: counterparts=[naive,jitter]")
+    (line,) = lines(qat_run("estimator=acos"))
+    assert "Acos(s=1.0) is not even in u" in line
+    assert "Use saturation 'bin' or 'none'" in line
 
 
 def test_several_faults_are_told_together(qat_run):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qat_ste import cli
+from qat_ste.composition import config_dir
 from qat_ste.sweep import folder_name
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
@@ -51,7 +52,9 @@ def test_help_shows_three_examples_that_compose():
     for example in examples:
         done = call(*shlex.split(example)[1:], "--cfg=job")
         assert done.returncode == 0, done.stderr
-    assert "estimator: pwl, ste, tanh" in text
+    estimators = sorted(path.stem for path in (Path(config_dir()) / "estimator").glob("*.yaml"))
+    assert {"acos", "ste", "tanh", "tent"} < set(estimators)
+    assert f"estimator: {', '.join(estimators)}\n" in text
 
 
 def test_tab_completion():

@@ -10,6 +10,7 @@ from qat_ste.equivalence import inverse_integral
 from qat_ste.estimators import Estimator, Pwl, Ste, Tanh
 
 from . import slow
+from .floats import around
 
 SHARPNESS = {1: 2.0, 2: 5.5, 3: 9.0, 4: 18.0, 8: 250.0}
 RANGES = {"per tensor": 0.144, "per channel": torch.tensor([0.05, 0.144, 0.3, 1.7]).reshape(4, 1)}
@@ -86,14 +87,6 @@ def test_numeric_integral_where_the_primitive_is_elementary():
     assert torch.allclose(tent(u), expected, rtol=1e-10, atol=1e-13)
 
 
-def _around(thresholds: torch.Tensor, ulps: int = 2000) -> torch.Tensor:
-    """Every float32 within ``ulps`` of each threshold, counted through zero; shape (..., thresholds x numbers)."""
-    bits = thresholds.view(torch.int32)
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)[..., None] + torch.arange(-ulps, ulps + 1)
-    back = torch.where(ordered < 0, -ordered | -(2**31), ordered).to(torch.int32)
-    return back.view(torch.float32).flatten(-2)
-
-
 @pytest.mark.parametrize("draws", [1_000_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ranges", RANGES)
 @pytest.mark.parametrize("bits", SHARPNESS)
@@ -102,7 +95,7 @@ def test_no_weight_changes_its_level_under_the_map(bits, ranges, draws):
     quantizer = UniformQuantizer(bits, RANGES[ranges])
     pair = SteEquivalent(Tanh(SHARPNESS[bits]), quantizer)
     thresholds = quantizer.thresholds.reshape(2**bits - 1, -1).T.contiguous()
-    near = _around(thresholds)
+    near = around(thresholds)
     assert near.unique(dim=-1).shape[-1] >= 4000
     for w in (near, *(torch.randn(len(thresholds), draws // 4 // len(thresholds)) * 0.2 for _ in range(4))):
         if ranges == "per tensor":
@@ -116,7 +109,7 @@ def test_a_map_that_is_only_rounded_moves_levels():
     """Negative control: without the last look at the cell, rounding to float32 puts weights over a threshold."""
     quantizer = UniformQuantizer(2, 0.144)
     pair = SteEquivalent(Tanh(5.5), quantizer)
-    w = _around(quantizer.thresholds[None])[0]
+    w = around(quantizer.thresholds[None])[0]
     step = float(quantizer.step_in(torch.float32, w.device))
     position = w.double() / step
     offset = position - position.round()
@@ -225,3 +218,21 @@ def test_a_jump_at_the_threshold_is_allowed_and_known():
     assert pair.lr_factor == pytest.approx(math.sqrt(0.75), rel=1e-10)
     assert pair.assumptions.lipschitz == math.inf
     assert not pair.assumptions.even
+
+
+def test_inverse_undoes_a_map_that_moves_the_levels():
+    """g not even: M takes the cell of a level to one that reaches over the middle between two thresholds."""
+    slanted = Shape(lambda u: 1 + u)
+    for saturation in ("bin", "none"):
+        pair = SteEquivalent(slanted, UniformQuantizer(2, torch.tensor(0.144, dtype=torch.float64), saturation))
+        w = torch.rand(2000, dtype=torch.float64) * 0.4 - 0.2
+        assert not torch.allclose(pair.weight_map(pair.quantizer.levels), pair.quantizer.levels, rtol=1e-2)
+        assert torch.allclose(pair.inverse(pair.weight_map(w)), w, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("at", [0.25, 0.3, 1 / 3])
+def test_a_jump_inside_the_interval_is_no_breach_of_the_cycle(at):
+    """On which side of the jump a weight falls is a matter of rounding, the same in no two intervals."""
+    step = Shape(lambda u: torch.where(u.abs() < at, 1.0, 2.0).to(u))
+    for max_ in (0.144, 1.0, 1 / 3):
+        assert SteEquivalent(step, UniformQuantizer(4, max_)).assumptions.lipschitz == math.inf

@@ -1,0 +1,41 @@
+"""The slope of an arctangent."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from qat_ste.estimators.arguments import positive
+from qat_ste.estimators.base import Estimator
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Arctan(Estimator):
+    """g = k/(2·atan(k/2))/(1 + k²u²): the slope of an arctangent from level to level.
+
+    A surrogate of spiking networks (Fang et al. 2020, arXiv 2007.05785), there with k = π. Its mean over an
+    interval is 1. α = k/(2·atan(k/2)·(1 + k²/12)).
+
+    Args:
+        k: sharpness per step, > 0.
+
+    Raises:
+        ValueError: k is not a positive finite number.
+    """
+
+    def __init__(self, k: float = math.pi) -> None:
+        self.k: float = positive("k", k)
+
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return (u * self.k).square_().add_(1).reciprocal_().mul_(self._height)
+
+    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return (u + self.k**2 / 3 * u**3) / self._height
+
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return (u * self.k).atan() * (self._height / self.k)
+
+    @property
+    def _height(self) -> float:
+        return self.k / (2 * math.atan(self.k / 2))

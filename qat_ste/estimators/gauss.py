@@ -1,0 +1,36 @@
+"""A Gaussian bump."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qat_ste.estimators.arguments import positive
+from qat_ste.estimators.base import Estimator
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Gauss(Estimator):
+    """g = c·exp(-k²u²), c = k/(√π·erf(k/2)): one Gaussian at each threshold, cut off at the levels.
+
+    A surrogate of libraries for spiking networks. Its mean over an interval is 1. α = ck/(√π·erfi(k/2)); torch
+    has no erfi, so α and M are integrated numerically.
+
+    Args:
+        k: sharpness per step, > 0.
+
+    Raises:
+        ValueError: k is not a positive finite number.
+    """
+
+    def __init__(self, k: float = 3.0) -> None:
+        self.k: float = positive("k", k)
+
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        height = self.k / (math.sqrt(math.pi) * math.erf(self.k / 2))
+        return (u * self.k).square_().neg_().exp_().mul_(height)
+
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return torch.erf(self.k * u) / (2 * math.erf(self.k / 2))

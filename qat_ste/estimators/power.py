@@ -1,0 +1,47 @@
+"""The slope of a root."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from qat_ste.estimators.arguments import number, positive
+from qat_ste.estimators.base import Estimator
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Power(Estimator):
+    """g = min(|2u|^(1/k - 1)/k, cap): the slope of a k-th root from level to level, capped at the threshold.
+
+    The differentiable gradient estimator of training in FP4 (DGE, Wang et al. 2025, arXiv 2501.17116). Its mean
+    over an interval is 1 without the cap and a little less with it. α = 1/(2P), P = c/cap + k²/(2(2k - 1))·
+    (1 - (2c)^(2 - 1/k)), where the cap ends at c = (k·cap)^(-k/(k - 1))/2 <= 1/2; (2k - 1)/k² without the cap.
+
+    Args:
+        k: the root, > 1.
+        cap: the largest g, > 0.
+
+    Raises:
+        ValueError: k is not a finite number above 1, or cap not a positive finite one.
+    """
+
+    def __init__(self, k: float = 5.0, cap: float = 3.0) -> None:
+        self.k: float = number("k", k, above=1)
+        self.cap: float = positive("cap", cap)
+
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return u.abs().mul_(2).pow_(1 / self.k - 1).div_(self.k).clamp_(max=self.cap)
+
+    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        capped, power = self._capped, 2 - 1 / self.k
+        beyond = (2 * u.abs().clamp(min=capped)) ** power - (2 * capped) ** power
+        return u.clamp(-capped, capped) / self.cap + u.sign() * beyond * (self.k / (2 * power))
+
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        capped, power = self._capped, 1 / self.k
+        beyond = (2 * u.abs().clamp(min=capped)) ** power - (2 * capped) ** power
+        return u.clamp(-capped, capped) * self.cap + u.sign() * beyond / 2
+
+    @property
+    def _capped(self) -> float:
+        """|u| up to which the cap holds."""
+        return (self.k * self.cap) ** (-self.k / (self.k - 1)) / 2

@@ -1,0 +1,36 @@
+"""The straight-through estimator times a constant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat_ste.estimators.arguments import positive
+from qat_ste.estimators.base import Estimator
+from qat_ste.quantizer import UniformQuantizer
+
+
+class Scaled(Estimator):
+    """g = c: the STE at another learning rate.
+
+    What alpha-blending makes of the gradient (Liu and Mattina 2019, arXiv 1903.01061), c being 1 minus its
+    coefficient. α = c, and M moves nothing.
+
+    Args:
+        c: the constant, > 0.
+
+    Raises:
+        ValueError: c is not a positive finite number.
+    """
+
+    def __init__(self, c: float = 0.5) -> None:
+        self.c: float = positive("c", c)
+
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return torch.full_like(u, self.c)
+
+    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return u / self.c
+
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return u * self.c

@@ -1,0 +1,50 @@
+"""The staircase's rotated and damped Fourier series."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qat_ste.estimators.arguments import positive
+from qat_ste.estimators.base import Estimator
+from qat_ste.quantizer import UniformQuantizer
+
+
+class StableQat(Estimator):
+    """g = (1 - c·sin π|u|)/(1 + c·sin π|u|), c = √2·π·amplitude (StableQAT 2026, arXiv 2601.19320, one term).
+
+    1 at the threshold and least at the levels; its mean over an interval is below 1 (0.302 for 0.21). With
+    c = sin φ, α = 1/((2 + 4φ/π)/cos φ - 1). From amplitude 1/(√2·π) = 0.2251 on the theorem does not apply: g
+    is negative near the levels.
+
+    Args:
+        amplitude: that of the series, A in the paper, > 0.
+
+    Raises:
+        ValueError: amplitude is not a positive finite number.
+    """
+
+    def __init__(self, amplitude: float = 0.21) -> None:
+        self.amplitude: float = positive("amplitude", amplitude)
+
+    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        s = u.abs().mul_(math.pi).sin_().mul_(self._c)
+        return (1 - s).div_(s.add_(1))
+
+    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+        return self._between(u, -self._c)
+
+    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
+        return self._between(u, self._c) if self._c < 1 else None
+
+    def _between(self, u: Tensor, c: float) -> Tensor:
+        """∫ (1 - c·sin π|s|)/(1 + c·sin π|s|) ds from 0 to u, |c| < 1."""
+        cosine = math.sqrt(1 - c**2)
+        angle = torch.atan((torch.tan(math.pi / 2 * u.abs()) + c) / cosine) - math.asin(c)
+        return u.sign() * angle * (4 / (math.pi * cosine)) - u
+
+    @property
+    def _c(self) -> float:
+        return math.sqrt(2) * math.pi * self.amplitude
