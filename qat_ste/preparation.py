@@ -21,8 +21,7 @@ from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
-from qat_ste.member import MakeOptimizer
-from qat_ste.optimizers import equivalence_of
+from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizer import UniformQuantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, unknown_counterparts
 
@@ -38,6 +37,7 @@ class Parts:
     steps: int
     steps_per_epoch: int
     device: torch.device
+    adjustment: Adjustment
     members: int
 
 
@@ -81,8 +81,9 @@ class Preparation:
         assert dataset is not None and build_model is not None and steps_per_epoch is not None
         steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
         steps = length(cfg.train, steps_per_epoch)
-        members = self._members(estimator, optimizer)
-        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, members)
+        adjustment = adjustment_of(optimizer, cfg.optimizer.lr)
+        members = self._members(estimator, adjustment)
+        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, adjustment, members)
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
         """A problem with a key; its example is the packaged default unless given."""
@@ -116,17 +117,17 @@ class Preparation:
         lr = node.pop("lr", None)
         try:
             make: MakeOptimizer = instantiate(node, _convert_="all")
-            if not any(getattr(problem, "key", None) == "optimizer.lr" for problem in self.problems):
-                make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
+            if any(getattr(problem, "key", None) == "optimizer.lr" for problem in self.problems):
+                return None
+            make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
         except Exception as error:
             self._refused("optimizer", error)
             return None
         return make
 
-    def _members(self, estimator: Estimator, optimizer: MakeOptimizer) -> int:
+    def _members(self, estimator: Estimator, adjustment: Adjustment) -> int:
         """Networks that are trained: the reference and its counterparts, two names of one run counted once."""
-        equivalence = equivalence_of(optimizer([{"params": [torch.zeros(1)]}], lr=self.cfg.optimizer.lr))
-        recipes = [Recipe.of(name, estimator, equivalence, alpha=1.0) for name in self.cfg.counterparts]
+        recipes = [Recipe.of(name, estimator, adjustment.equivalence, alpha=1.0) for name in self.cfg.counterparts]
         return 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
 
     def _device(self) -> torch.device | None:
