@@ -74,7 +74,7 @@ class Preparation:
             build_model = self._model_builder(dataset)
             steps_per_epoch = self._steps_per_epoch(dataset)
             if estimator is not None and build_model is not None:
-                self._check_model(build_model, dataset, estimator)
+                self._check_model(build_model, dataset, estimator, optimizer)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
@@ -168,8 +168,14 @@ class Preparation:
         wanted = inspect.signature(make).parameters
         return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 
-    def _check_model(self, build_model: Callable[[], nn.Module], dataset: Dataset, estimator: Estimator) -> None:
-        """Builds a model, runs it on two images and quantizes it, on the CPU."""
+    def _check_model(
+        self,
+        build_model: Callable[[], nn.Module],
+        dataset: Dataset,
+        estimator: Estimator,
+        optimizer: MakeOptimizer | None,
+    ) -> None:
+        """Builds a model, runs it on two images, quantizes it and tries the optimizer on it, on the CPU."""
         settings, images = self.cfg.quantizer, torch.zeros(2, *dataset.image_shape)
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -190,6 +196,8 @@ class Preparation:
             self._add("quantizer.include", str(error), "[Conv2d]")
             return
         self._check_room(model)
+        if optimizer is not None:
+            self._check_optimizer(model, optimizer)
         if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
             return
         if "ste" in self.cfg.counterparts:
@@ -198,6 +206,19 @@ class Preparation:
                 SteEquivalent(estimator, UniformQuantizer(settings.bits, max_, settings.saturation))
             except ValueError as error:
                 self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
+
+    def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
+        """Whether it takes the model's tensors, in two groups as in training, and steps on small ones of their kind."""
+        tensors = list(model.parameters())
+        small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
+        for tensor in small:
+            tensor.grad = torch.ones_like(tensor)
+        lr = self.cfg.optimizer.lr
+        try:
+            optimizer([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
+            optimizer([{"params": small, "lr": lr}], lr=lr).step()
+        except Exception as error:  # a foreign optimizer may raise anything
+            self.problems.append(f"optimizer: cannot train this network: {' '.join(str(error).split())}")
 
     def _check_room(self, model: nn.Module) -> None:
         """Whether one checkpoint fits on the disk; of an estimate, since optimizers differ in what they keep."""
