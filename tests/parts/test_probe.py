@@ -36,6 +36,13 @@ class Signs(optim.Optimizer):
         return gradient.sign()
 
 
+class SomeSigns(Signs):
+    """With noise of its own, which has to be the same in runs that are compared."""
+
+    def direction(self, w, gradient):
+        return gradient.sign() * (torch.rand_like(gradient) < 0.5)
+
+
 class Scaled(Signs):
     def direction(self, w, gradient):
         return 3 * gradient
@@ -134,6 +141,7 @@ def test_the_optimizers_asked_for_are_there():
     ("make", "equivalence"),
     [
         (Signs, "exact"),
+        (SomeSigns, "exact"),
         (Scaled, "remap"),
         (Summed, "none"),
         (SignOfMomentum, "keep"),
