@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from qat_ste.divergence import Part, WeightMap, pieces_of
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
-from qat_ste.member import Execution, FlatWeights, MakeOptimizer, Member, parts_of
-from qat_ste.optimizers import equivalence_of
+from qat_ste.member import Execution, FlatWeights, Member, parts_of
+from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizer import UniformQuantizer
 from qat_ste.ranks import Layout, Ranks
 from qat_ste.recipes import COUNTERPARTS, Recipe, unknown_counterparts
@@ -56,12 +56,12 @@ class Cohort:
         self.parts = parts_of(model)
         self.quantized_weights = self.parts[-1].stop
         self.lr = lr
-        self.equivalence = equivalence_of(optimizer([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr))
+        self.adjustment = adjustment_of(optimizer, lr)
         self.pair = SteEquivalent(estimator, _common_quantizer(self.parts)) if "ste" in counterparts else None
         alpha = self.pair.lr_factor if self.pair else 1.0
         self.recipes, self.names = [Recipe(estimator)], {"reference": 0}
         for name in counterparts:
-            recipe = Recipe.of(name, estimator, self.equivalence, alpha)
+            recipe = Recipe.of(name, estimator, self.adjustment.equivalence, alpha)
             if recipe not in self.recipes[1:]:
                 self.recipes.append(recipe)
             self.names[name] = self.recipes.index(recipe, 1)

@@ -18,8 +18,9 @@ from qat_ste.divergence import WeightMap, pieces_of
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
-from qat_ste.member import Execution, L2Penalty, Loss, MakeOptimizer
+from qat_ste.member import Execution, L2Penalty, Loss
 from qat_ste.monitor import DivergenceMonitor
+from qat_ste.optimizers import MakeOptimizer
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import Schedule, by_name
 from qat_ste.training import Batches, Lockstep, Record, Row, from_step, train
@@ -47,6 +48,7 @@ class Comparison:
     counterparts: dict[str, SimpleNamespace]
     verdict: Verdict
     equivalence: str
+    equivalence_reason: str
     lr_factor: float | None
     quantized_weights: int
     sequence_weights: int
@@ -156,8 +158,9 @@ def _summarize(
     return Comparison(
         reference=SimpleNamespace(**own[0]),
         counterparts=counterparts,
-        verdict=decide(errors, cohort.equivalence),
-        equivalence=str(cohort.equivalence),
+        verdict=decide(errors, cohort.adjustment.equivalence),
+        equivalence=str(cohort.adjustment.equivalence),
+        equivalence_reason=str(cohort.adjustment),
         lr_factor=cohort.pair.lr_factor if cohort.pair else None,
         quantized_weights=cohort.quantized_weights,
         sequence_weights=monitor.sequence_weights,

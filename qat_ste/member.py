@@ -10,18 +10,18 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qat_ste.divergence import Part
 from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.optimizers import MakeOptimizer
 from qat_ste.quantizer import UniformQuantizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
 
 PRECISIONS = ("fp32", "bf16")
 Loss = Callable[[Tensor, Tensor], Tensor]
-MakeOptimizer = Callable[..., optim.Optimizer]
 
 
 def parts_of(model: nn.Module) -> list[Part]:

@@ -21,8 +21,7 @@ from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
-from qat_ste.member import MakeOptimizer
-from qat_ste.optimizers import equivalence_of
+from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizer import UniformQuantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, unknown_counterparts
 
@@ -38,6 +37,7 @@ class Parts:
     steps: int
     steps_per_epoch: int
     device: torch.device
+    adjustment: Adjustment
     members: int
 
 
@@ -74,15 +74,16 @@ class Preparation:
             build_model = self._model_builder(dataset)
             steps_per_epoch = self._steps_per_epoch(dataset)
             if estimator is not None and build_model is not None:
-                self._check_model(build_model, dataset, estimator)
+                self._check_model(build_model, dataset, estimator, optimizer)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
         assert dataset is not None and build_model is not None and steps_per_epoch is not None
         steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
         steps = length(cfg.train, steps_per_epoch)
-        members = self._members(estimator, optimizer)
-        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, members)
+        adjustment = adjustment_of(optimizer, cfg.optimizer.lr)
+        members = self._members(estimator, adjustment)
+        return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, adjustment, members)
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
         """A problem with a key; its example is the packaged default unless given."""
@@ -116,17 +117,17 @@ class Preparation:
         lr = node.pop("lr", None)
         try:
             make: MakeOptimizer = instantiate(node, _convert_="all")
-            if not any(getattr(problem, "key", None) == "optimizer.lr" for problem in self.problems):
-                make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
+            if any(getattr(problem, "key", None) == "optimizer.lr" for problem in self.problems):
+                return None
+            make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
         except Exception as error:
             self._refused("optimizer", error)
             return None
         return make
 
-    def _members(self, estimator: Estimator, optimizer: MakeOptimizer) -> int:
+    def _members(self, estimator: Estimator, adjustment: Adjustment) -> int:
         """Networks that are trained: the reference and its counterparts, two names of one run counted once."""
-        equivalence = equivalence_of(optimizer([{"params": [torch.zeros(1)]}], lr=self.cfg.optimizer.lr))
-        recipes = [Recipe.of(name, estimator, equivalence, alpha=1.0) for name in self.cfg.counterparts]
+        recipes = [Recipe.of(name, estimator, adjustment.equivalence, alpha=1.0) for name in self.cfg.counterparts]
         return 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
 
     def _device(self) -> torch.device | None:
@@ -167,8 +168,14 @@ class Preparation:
         wanted = inspect.signature(make).parameters
         return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 
-    def _check_model(self, build_model: Callable[[], nn.Module], dataset: Dataset, estimator: Estimator) -> None:
-        """Builds a model, runs it on two images and quantizes it, on the CPU."""
+    def _check_model(
+        self,
+        build_model: Callable[[], nn.Module],
+        dataset: Dataset,
+        estimator: Estimator,
+        optimizer: MakeOptimizer | None,
+    ) -> None:
+        """Builds a model, runs it on two images, quantizes it and tries the optimizer on it, on the CPU."""
         settings, images = self.cfg.quantizer, torch.zeros(2, *dataset.image_shape)
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -189,6 +196,8 @@ class Preparation:
             self._add("quantizer.include", str(error), "[Conv2d]")
             return
         self._check_room(model)
+        if optimizer is not None:
+            self._check_optimizer(model, optimizer)
         if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
             return
         if "ste" in self.cfg.counterparts:
@@ -197,6 +206,19 @@ class Preparation:
                 SteEquivalent(estimator, UniformQuantizer(settings.bits, max_, settings.saturation))
             except ValueError as error:
                 self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
+
+    def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
+        """Whether it takes the model's tensors, in two groups as in training, and steps on small ones of their kind."""
+        tensors = list(model.parameters())
+        small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
+        for tensor in small:
+            tensor.grad = torch.ones_like(tensor)
+        lr = self.cfg.optimizer.lr
+        try:
+            optimizer([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
+            optimizer([{"params": small, "lr": lr}], lr=lr).step()
+        except Exception as error:  # a foreign optimizer may raise anything
+            self.problems.append(f"optimizer: cannot train this network: {' '.join(str(error).split())}")
 
     def _check_room(self, model: nn.Module) -> None:
         """Whether one checkpoint fits on the disk; of an estimate, since optimizers differ in what they keep."""

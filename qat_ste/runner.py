@@ -28,6 +28,7 @@ from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.member import Execution, L2Penalty
+from qat_ste.optimizers import Equivalence
 from qat_ste.preparation import Parts
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name
@@ -158,6 +159,10 @@ def _say_what_is_special(
 ) -> None:
     if checkpoints.step:
         terminal.say(f"goes on after step {checkpoints.step}")
+    adjustment = parts.adjustment
+    if adjustment.tested or adjustment.equivalence is Equivalence.NONE:
+        found = "by testing" if adjustment.tested else "no adjustment is known"
+        terminal.say(f"optimizer {cfg.optimizer._target_}: {adjustment.equivalence}, {found}: {adjustment}")
     if ranks.size > 1:
         terminal.say(f"{ranks.size} ranks, members {cfg.runtime.placement}")
     if parts.device.type == "cuda":
@@ -233,6 +238,7 @@ def _results(
         "skipped_images": len(skipped),
         "lr_factor": comparison.lr_factor,
         "equivalence": comparison.equivalence,
+        "equivalence_reason": comparison.equivalence_reason,
         "reference": vars(comparison.reference),
         "counterparts": {name: vars(numbers) for name, numbers in comparison.counterparts.items()},
         "verdict": vars(comparison.verdict),

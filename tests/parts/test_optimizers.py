@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from qat_ste.optimizers import Equivalence, KerasSGD, equivalence_of
+from qat_ste.optimizers import KerasSGD, Lion, Muon, SignSGD
 
 
 def steps(optimizer_type, lrs, **arguments):
@@ -37,14 +39,6 @@ def test_keras_and_torch_agree_at_a_constant_learning_rate_and_only_there():
         assert torch.allclose(keras[-1], plain[-1], atol=1e-6) == same
 
 
-def test_equivalence_by_class_and_base_class():
-    w = [torch.zeros(2, 2, requires_grad=True)]
-    assert equivalence_of(torch.optim.SGD(w, lr=1)) is Equivalence.REMAP
-    assert equivalence_of(KerasSGD(w, lr=1)) is Equivalence.REMAP
-    assert equivalence_of(torch.optim.Adam(w)) is Equivalence.KEEP
-    assert equivalence_of(torch.optim.Adagrad(w)) is Equivalence.NONE
-
-
 def test_adams_step_does_not_change_when_gradients_are_rescaled_and_sgds_does():
     for kind, invariant in ((torch.optim.Adam, True), (torch.optim.SGD, False)):
         ends = []
@@ -57,3 +51,84 @@ def test_adams_step_does_not_change_when_gradients_are_rescaled_and_sgds_does():
                 optimizer.step()
             ends.append(w.detach())
         assert torch.allclose(*ends, rtol=1e-4, atol=1e-7) == invariant
+
+
+def path(make, shapes, steps=12, **arguments):
+    """Gradients and, after each step, the weights, as float64 on lists of tensors."""
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    start = [w.detach().clone() for w in weights]
+    optimizer = make([{"params": weights[:1], "lr": 0.03}, {"params": weights[1:]}], lr=0.02, **arguments)
+    gradients, found = [], []
+    for _ in range(steps):
+        gradients.append([torch.randn_like(w) for w in weights])
+        for w, gradient in zip(weights, gradients[-1], strict=True):
+            w.grad = gradient.clone()
+        optimizer.step()
+        found.append([w.detach().clone() for w in weights])
+    return start, gradients, found, [0.03] + [0.02] * (len(shapes) - 1)
+
+
+def test_signsgd_steps_by_the_learning_rate_against_the_sign():
+    start, gradients, found, lrs = path(SignSGD, [(2, 3), (4,)])
+    for i, w in enumerate(start):
+        for t in range(len(gradients)):
+            w = w - lrs[i] * (gradients[t][i] > 0).double() + lrs[i] * (gradients[t][i] < 0).double()
+            torch.testing.assert_close(found[t][i], w, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lion_is_the_sign_of_a_mean_whose_latest_gradient_counts_more(weight_decay):
+    start, gradients, found, lrs = path(Lion, [(2, 3), (4,)], betas=(0.8, 0.95), weight_decay=weight_decay)
+    for i, w in enumerate(start):
+        for t in range(len(gradients)):
+            remembered = sum((0.05 * 0.95 ** (t - 1 - s) * gradients[s][i] for s in range(t)), torch.zeros(()))
+            w = w - lrs[i] * (torch.sign(0.8 * remembered + 0.2 * gradients[t][i]) + weight_decay * w)
+            torch.testing.assert_close(found[t][i], w, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_steps_along_the_momentum_with_its_singular_values_brought_near_one(nesterov):
+    shapes = [(6, 2, 3, 3), (7, 3), (5,), ()]
+    start, gradients, found, lrs = path(Muon, shapes, momentum=0.8, nesterov=nesterov, weight_decay=0.1)
+    for i, w in enumerate(start):
+        for t in range(len(gradients)):
+            momentum = sum(0.2 * 0.8 ** (t - s) * gradients[s][i] for s in range(t + 1))
+            if nesterov:
+                momentum = 0.2 * gradients[t][i] + 0.8 * momentum
+            matrix = momentum.reshape(shapes[i][0] if shapes[i] else 1, -1)
+            u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+            s = s / s.norm()
+            for _ in range(5):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            assert s.min() > 0.6 and s.max() < 1.3, "orthogonal, roughly"
+            step = 0.2 * math.sqrt(max(matrix.shape)) * ((u * s) @ v).reshape(shapes[i])
+            w = (1 - 0.1 * lrs[i]) * w - lrs[i] * step
+            torch.testing.assert_close(found[t][i], w, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_is_torchs_on_matrices():
+    ours = path(Muon, [(6, 4), (3, 8)], nesterov=True, weight_decay=0.1)[2]
+    theirs = path(torch.optim.Muon, [(6, 4), (3, 8)], weight_decay=0.1, adjust_lr_fn="match_rms_adamw")[2]
+    for found, expected in zip(ours[-1], theirs[-1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # theirs orthogonalizes in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda w: Lion(w, betas=(0.9, 1.0)), "betas must be"), (lambda w: Muon(w, momentum=1.0), "momentum must be")],
+)
+def test_arguments_out_of_bounds_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make([torch.zeros(2, 2, requires_grad=True)])
+
+
+@pytest.mark.parametrize("kind", [KerasSGD, Lion, Muon, SignSGD])
+def test_a_closure_is_refused_and_a_weight_without_gradient_stays(kind):
+    w = torch.ones(2, 2, requires_grad=True)
+    optimizer = kind([w], lr=0.1)
+    optimizer.step()
+    assert torch.equal(w, torch.ones(2, 2))
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(lambda: 0.0)

@@ -1,33 +1,12 @@
-"""Which adjustment keeps the equivalence, by optimizer; and SGD as Keras and TensorFlow define momentum."""
+"""SGD as Keras and TensorFlow define momentum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import optim
-
-
-class Equivalence(StrEnum):
-    """What turns a run with an estimator into its STE counterpart (arXiv 2405.05171, theorems 1 and 2)."""
-
-    REMAP = "remap"  # initial weights M(w₀), learning rate α·η on quantized tensors
-    KEEP = "keep"  # nothing: steps do not change when a weight's gradient history is rescaled
-    EXACT = "exact"  # nothing: steps depend on the gradient's sign alone, the runs are identical
-    NONE = "none"  # no adjustment is known
-
-
-KNOWN: dict[type[optim.Optimizer], Equivalence] = {
-    optim.SGD: Equivalence.REMAP,
-    optim.Adam: Equivalence.KEEP,
-}
-
-
-def equivalence_of(optimizer: optim.Optimizer) -> Equivalence:
-    """The adjustment known for this optimizer's class or the nearest of its bases; ``none`` where there is none."""
-    return next((KNOWN[kind] for kind in type(optimizer).__mro__ if kind in KNOWN), Equivalence.NONE)
 
 
 class KerasSGD(optim.SGD):
