@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import subprocess
@@ -16,8 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.identity import finished
 from qat_ste.loggers.files import write_json
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

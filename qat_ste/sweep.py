@@ -83,9 +83,9 @@ class Sweep(Callback):
             return 2 if self.faults else 0
         return 1 if self.tell() else 0
 
-    def tell(self, console: Console | None = None) -> int:
+    def tell(self) -> int:
         """Prints the table; returns how many jobs are not done."""
-        outcomes, console = self.outcomes(), console or Console()
+        outcomes, console = self.outcomes(), Console()
         if not console.is_terminal:
             console.width = 250
         table = Table(box=None, header_style="bold", pad_edge=False)
