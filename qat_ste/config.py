@@ -79,6 +79,7 @@ class QuantizerConfig(_Section):
     """Which weights are quantized and how."""
 
     bits: int = _checked(lambda value: 1 <= value <= 16, "must be a whole number from 1 to 16", "2")
+    levels: Any = MISSING
     saturation: str = _one_of("range", "bin", "none")
     include: list[str] = MISSING
     exclude: list[str] = MISSING
