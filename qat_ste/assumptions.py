@@ -114,7 +114,8 @@ def _sweep(estimator: Estimator, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     bounded = torch.isfinite(g) & (g < 1e12 * typical)
     bad = alive & ~(bounded & (g > 1e-12 * typical))
     if bad.any():
-        row, column = bad.nonzero()[0].tolist()
+        row = int(bad.sum(1).argmax())  # an interval inside the range, if it fails in all of them
+        column = int(bad[row].nonzero()[0])
         where = f"w = {inside[row, column] / quantizer.max:.4g}·max (u = {offsets[column]:.4f})"
         kind = "positive" if bounded[row, column] else "bounded"
         symmetrical = torch.equal(bad[row], bad[row].flip(0)) and not bounded.logical_not().any()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_ste.config import ConfigError
+from qat_ste.config import ConfigError, RunConfig
+
+ConfigStore.instance().store(name="schema", node=RunConfig)
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -28,6 +34,45 @@ def config_dir() -> str:
         if (folder / "config.yaml").is_file():
             return str(folder)
     raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
+
+
+def user_dir(arguments: Sequence[str]) -> str | None:
+    """The folder of YAML files that a command line names with --config-dir."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    found: str | None = parser.parse_known_args(arguments)[0].config_dir
+    return found
+
+
+def options(group: str, *folders: str | None) -> list[str]:
+    """Names of the YAML files of a group in these folders."""
+    paths = [path for folder in folders if folder for path in (Path(folder) / group).glob("*.yaml")]
+    return sorted({path.stem for path in paths})
+
+
+@contextmanager
+def initialized(config_dir: str, user_dir: str | None = None) -> Iterator[GlobalHydra]:
+    """Hydra on the folder of YAML files, that of the user before it, as ``qat-run --config-dir`` has them."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        if user_dir is not None:
+            loader: Any = GlobalHydra.instance().config_loader()
+            path = loader.get_search_path()
+            path.prepend("command-line", f"file://{Path(user_dir).resolve()}", SearchPathQuery(provider="schema"))
+            loader.repository.initialize_sources(path)
+        yield GlobalHydra.instance()
+
+
+def compose_file(
+    config_dir: str, overrides: list[str], user_dir: str | None = None, return_hydra_config: bool = False
+) -> DictConfig:
+    """The configuration with these overrides.
+
+    Raises:
+        Exception: one of ``COMPOSE_ERRORS``.
+    """
+    with initialized(config_dir, user_dir):
+        return compose("config", overrides, return_hydra_config=return_hydra_config)
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
@@ -51,19 +96,20 @@ def composition_problems(config_dir: str, arguments: list[str], error: Exception
     If none fails by itself, a line for the error that was met.
     """
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
+    user = user_dir(arguments)
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     if sweeping:
         overrides = [single for override in overrides for single in _singles(override)]
     problems, sound = [], []
     for override in overrides:
         try:
-            _compose(config_dir, [override])
+            compose_file(config_dir, [override], user)
         except COMPOSE_ERRORS as fault:
-            problems.append(f"{override}: {_reason(fault, config_dir, override)}")
+            problems.append(f"{override}: {_reason(fault, config_dir, override, user)}")
         else:
             sound.append(override)
     if problems and not sweeping:  # of a sweep the values do not belong together
-        problems += _problems_of(config_dir, sound)
+        problems += _problems_of(config_dir, sound, user)
     return problems or [_one_line(error)]
 
 
@@ -78,12 +124,12 @@ def _singles(override: str) -> list[str]:
     return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
-def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
+def _problems_of(config_dir: str, overrides: list[str], user_dir: str | None) -> list[str]:
     """What is wrong with the values of overrides that compose."""
     from qat_ste.preparation import Preparation
 
     try:
-        cfg = _compose(config_dir, overrides, return_hydra_config=True)
+        cfg = compose_file(config_dir, overrides, user_dir, return_hydra_config=True)
         choices = dict(cfg.hydra.runtime.choices)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
@@ -95,20 +141,14 @@ def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
     return []
 
 
-def _compose(config_dir: str, overrides: list[str], return_hydra_config: bool = False) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir, version_base="1.3"):
-        return compose("config", overrides, return_hydra_config=return_hydra_config)
-
-
-def _reason(error: Exception, config_dir: str, override: str) -> str:
+def _reason(error: Exception, config_dir: str, override: str, user_dir: str | None) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
-    choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
+    choices = options(key, config_dir, user_dir)
     if choices and not key.startswith("hydra/") and "Could not find" in text:
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
-    default = _compose(config_dir, [])
+    default = compose_file(config_dir, [])
     kind = re.search(r"could not be converted to (\w+)", text)
     if kind:
         example = OmegaConf.select(default, key)
