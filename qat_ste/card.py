@@ -20,11 +20,11 @@ class Flag:
 class Card:
     """An estimator on a grid under an optimizer; weights in units of max, arrays of equal length along ``w``.
 
-    ``g``, ``soft`` (∫ g dw, meeting the identity in the middle of the range) and ``mapped`` (M(w)) are sampled from half
-    an interval below the range to half an interval above it, more than once where they jump. What the theorem does not
-    cover has a ``refusal`` in place of ``lr_factor`` (α), ``largest_shift`` (of |M(w) - w| inside the range, in widths of
-    the weight's interval) and ``mapped``. ``lower`` and ``upper`` are L₋ and L₊, ``lipschitz`` is L' per width,
-    ``mean`` that of g inside the range.
+    ``g``, ``soft`` (∫ g dw, meeting the identity in the middle of the range) and ``mapped`` (M(w)) are sampled from
+    half an interval below the range to half an interval above it, on both sides of thresholds and levels. What the
+    theorem does not cover has a ``refusal`` in place of ``lr_factor`` (α), ``largest_shift`` (of |M(w) - w| inside the
+    range, in widths of the weight's interval) and ``mapped``. ``lower`` and ``upper`` are L₋ and L₊, ``lipschitz`` is
+    L' per width, ``mean`` that of g inside the range.
     """
 
     name: str

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -44,35 +42,24 @@ def user_dir(arguments: Sequence[str]) -> str | None:
     return found
 
 
-def options(group: str, *folders: str | None) -> list[str]:
-    """Names of the YAML files of a group in these folders."""
-    paths = [path for folder in folders if folder for path in (Path(folder) / group).glob("*.yaml")]
-    return sorted({path.stem for path in paths})
-
-
-@contextmanager
-def initialized(config_dir: str, user_dir: str | None = None) -> Iterator[GlobalHydra]:
-    """Hydra on the folder of YAML files, that of the user before it, as ``qat-run --config-dir`` has them."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir, version_base="1.3"):
-        if user_dir is not None:
-            loader: Any = GlobalHydra.instance().config_loader()
-            path = loader.get_search_path()
-            path.prepend("command-line", f"file://{Path(user_dir).resolve()}", SearchPathQuery(provider="schema"))
-            loader.repository.initialize_sources(path)
-        yield GlobalHydra.instance()
+def options(group: str, *folders: str | None) -> dict[str, Path]:
+    """The YAML files of a group by name; of two with the same name the one that Hydra takes, in the earlier folder."""
+    paths = [path for folder in folders[::-1] if folder for path in (Path(folder) / group).glob("*.yaml")]
+    return dict(sorted({path.stem: path for path in paths}.items()))
 
 
 def compose_file(
     config_dir: str, overrides: list[str], user_dir: str | None = None, return_hydra_config: bool = False
 ) -> DictConfig:
-    """The configuration with these overrides.
+    """The configuration with these overrides; YAML files are looked for in the user's folder after ``config_dir``.
 
     Raises:
         Exception: one of ``COMPOSE_ERRORS``.
     """
-    with initialized(config_dir, user_dir):
-        return compose("config", overrides, return_hydra_config=return_hydra_config)
+    GlobalHydra.instance().clear()
+    path = [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        return compose("config", [*path, *overrides], return_hydra_config=return_hydra_config)
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
@@ -144,7 +131,7 @@ def _problems_of(config_dir: str, overrides: list[str], user_dir: str | None) ->
 def _reason(error: Exception, config_dir: str, override: str, user_dir: str | None) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
-    choices = options(key, config_dir, user_dir)
+    choices = list(options(key, config_dir, user_dir))
     if choices and not key.startswith("hydra/") and "Could not find" in text:
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"

@@ -12,14 +12,16 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from qat_ste.composition import (
     COMPOSE_ERRORS,
     compose_file,
     composition_problems,
     config_dir,
-    initialized,
     options,
     packaged_default,
     user_dir,
@@ -66,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="an estimator, see below")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, as for qat-run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, as for qat-run"
+    )
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with YAML files of your own")
     parser.add_argument(
         "--output", type=Path, metavar="FILE.png", help="where the figure goes (default: NAME.png in this folder)"
@@ -136,9 +140,9 @@ def _complete(arguments: list[str]) -> None:
     naming = "=" not in first and not first.startswith("-")
     if naming:
         os.environ["COMP_LINE"] = " ".join([program, f"estimator={first}", *more])
-    with initialized(config_dir()) as hydra, redirect_stdout(StringIO()) as found:
-        assert hydra.hydra is not None
-        hydra.hydra.shell_completion("config", arguments)
+    with initialize_config_dir(config_dir(), version_base="1.3"), redirect_stdout(StringIO()) as found:
+        hydra: Any = GlobalHydra.instance().hydra
+        hydra.shell_completion("config", arguments)
     told = found.getvalue()
     if naming and not more:
         told = told.replace("estimator=", "")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes docs/catalogue.md and docs/catalogue/*.png from the estimators' classes and the YAML files in conf.
 
-    python scripts/catalogue_docs.py             write the page and its figures
-    python scripts/catalogue_docs.py --check     exit code 1 if the page is not what classes and files give
-    python scripts/catalogue_docs.py --config-dir my_conf --output my_docs     with estimators of your own
+python scripts/catalogue_docs.py             write the page and its figures
+python scripts/catalogue_docs.py --check     exit code 1 if the page is not what classes and files give
+python scripts/catalogue_docs.py --config-dir my_conf --output my_docs     with estimators of your own
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from qat_ste.config import ConfigError
 from qat_ste.estimators import Estimator
 from qat_ste.grid import make_quantizer
 from qat_ste.inspection import card_of
-from qat_ste.preparation import Preparation, levels_of
+from qat_ste.optimizers import Equivalence, adjustment_of
+from qat_ste.preparation import Preparation
+from qat_ste.quantizer import Quantizer
 from qat_ste.report.card_figure import card_png
 from qat_ste.report.card_text import HOLDS, card_numbers, significant
 from qat_ste.report.writers import markdown_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-# The first of these that the theorem covers is shown.
-SETTINGS = (["quantizer.bits=2"], ["quantizer.bits=1"], ["quantizer.bits=2", "quantizer.saturation=bin"])
+SETTINGS = ((2, "range"), (1, "range"), (2, "bin"))  # bits and saturation: the first that the theorem covers is shown
+NOT_COVERED = "not covered"
 INTRODUCTION = """\
 # Catalogue of estimators
 
@@ -42,55 +44,55 @@ those, not this page. `qat-estimator NAME` shows the same of any estimator with 
 
 g is the factor on the gradient, u the signed distance from the nearest rounding threshold in steps. The theorem
 ([arXiv 2405.05171](https://arxiv.org/abs/2405.05171)) asks of g that it is positive and bounded, the same in every
-interval between two levels (cyclical) and Lipschitz; where it jumps the STE run is still α and M away, but the error of a
-step shrinks with the learning rate and not with its square. Where g is not even in u, M moves the levels.
+interval between two levels (cyclical) and Lipschitz; where it jumps the STE run is still α and M away, but the error
+of a step shrinks with the learning rate and not with its square. Where g is not even in u, M moves the levels.
 """
 FIGURE = """\
 In each figure: g; its integral beside the staircase of the forward pass; the weight map M; and the density of
-re-mapped weights whose originals are spread evenly. Thin lines are thresholds, ticks are levels, and in grey no gradient
-passes.
+re-mapped weights whose originals are spread evenly. Thin lines are thresholds, ticks are levels, and in grey no
+gradient passes.
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An estimator with its customary values under one of ``SETTINGS``, with SGD and with Adam."""
+    """An estimator with its customary values under one of ``SETTINGS``, and its card with SGD."""
 
     name: str
     cfg: DictConfig
     estimator: Estimator
-    sgd: Card
-    adam: Card
+    card: Card
+    adam: Equivalence
 
 
 def entries(user_dir: str | None) -> list[Entry]:
     """Every option of ``estimator``, by name."""
-    return [_entry(name, user_dir) for name in options("estimator", config_dir(), user_dir)]
+    sgd, adam = (compose_file(config_dir(), [f"optimizer={name}"]) for name in ("sgd", "adam"))
+    adam_keeps = adjustment_of(Preparation(adam).rule()[2], adam.optimizer.lr).equivalence
+    found = []
+    for name, path in options("estimator", config_dir(), user_dir).items():
+        sgd.estimator = OmegaConf.load(path)
+        found.append(_entry(name, sgd, adam_keeps))
+    return found
 
 
-def _entry(name: str, user_dir: str | None) -> Entry:
+def _entry(name: str, cfg: DictConfig, adam: Equivalence) -> Entry:
     possible = []
-    for overrides in SETTINGS:
+    for bits, saturation in SETTINGS:
+        cfg = cfg.copy()
+        cfg.quantizer.bits, cfg.quantizer.saturation = bits, saturation
         try:
-            possible.append(_entry_with(name, overrides, user_dir))
+            estimator, quantizer, make = Preparation(cfg).rule()
         except ConfigError as error:  # it is not made for this grid
             refused = error
             continue
-        if not possible[-1].sgd.refusal:
+        card = card_of(estimator, quantizer, make, cfg.optimizer.lr)
+        possible.append(Entry(name, cfg, estimator, card, Equivalence.NONE if card.refusal else adam))
+        if not card.refusal:
             return possible[-1]
     if not possible:
         raise refused
     return possible[0]
-
-
-def _entry_with(name: str, overrides: list[str], user_dir: str | None) -> Entry:
-    cards = []
-    for optimizer in ("adam", "sgd"):
-        cfg = compose_file(config_dir(), [f"estimator={name}", f"optimizer={optimizer}", *overrides], user_dir)
-        estimator, quantizer, make = Preparation(cfg).rule()
-        cards.append(card_of(estimator, quantizer, make, cfg.optimizer.lr))
-    adam, sgd = cards
-    return Entry(name, cfg, estimator, sgd, adam)
 
 
 def page(found: Sequence[Entry]) -> str:
@@ -101,14 +103,23 @@ def page(found: Sequence[Entry]) -> str:
 
 def _overview(found: Sequence[Entry]) -> str:
     lr = found[0].cfg.optimizer.lr
-    flags = [flag.name for flag in found[0].sgd.flags]
+    flags = [flag.name for flag in found[0].card.flags]
     header = ["estimator", "source", *flags, "α", f"STE learning rate for {lr:g}", "SGD sees", "Adam sees"]
     rows = []
     for entry in found:
-        card, alpha = entry.sgd, entry.sgd.lr_factor
+        card, alpha = entry.card, entry.card.lr_factor
         numbers = ["–", "–"] if alpha is None else [significant(alpha), f"{alpha * lr:.3g}"]
         held = [HOLDS[flag.holds] for flag in card.flags]
-        rows.append([f"[`{entry.name}`](#{entry.name})", _sources(card), *held, *numbers, _seen(card), _seen(entry.adam)])
+        rows.append(
+            [
+                f"[`{entry.name}`](#{entry.name})",
+                _sources(card),
+                *held,
+                *numbers,
+                _seen(card, card.equivalence),
+                _seen(card, entry.adam),
+            ]
+        )
     return f"""\
 At the values that are customary, or the defaults of the class where none are. What an optimizer sees of the estimator
 is what has to be adjusted for the STE to take its place: α in the learning rate, M in the initial weights.
@@ -117,10 +128,10 @@ is what has to be adjusted for the STE to take its place: α in the learning rat
 """
 
 
-def _seen(card: Card) -> str:
-    if card.refusal:
-        return "not covered"
-    if card.equivalence != "remap":
+def _seen(card: Card, equivalence: str) -> str:
+    if equivalence == Equivalence.NONE:
+        return NOT_COVERED
+    if equivalence != Equivalence.REMAP:
         return "nothing"
     seen = [name for name, there in (("α", card.lr_factor != 1), ("M", card.largest_shift)) if there]
     return " and ".join(seen) or "nothing"
@@ -132,39 +143,43 @@ def _sources(card: Card) -> str:
 
 def _grids(found: Sequence[Entry]) -> str:
     rows, alphas = [], {}
-    for name in options("quantizer", config_dir()):
-        cfg = compose_file(config_dir(), [f"quantizer={name}"])
-        levels = levels_of(cfg)
-        quantizer = make_quantizer(1.0, "range", bits=cfg.quantizer.bits, levels=levels)
-        bits = f" (`quantizer.bits={cfg.quantizer.bits}`)" if levels is None else ""
+    bits = SETTINGS[0][0]
+    for name, path in options("quantizer", config_dir()).items():
+        levels = dict(OmegaConf.to_object(OmegaConf.load(path)))["levels"]  # type: ignore[arg-type]
+        quantizer = make_quantizer(1.0, bits=bits, levels=levels)
+        about = f" (`quantizer.bits={bits}`)" if levels is None else ""
         values = " ".join(f"{level:.3g}" for level in quantizer.levels.tolist())
-        rows.append([f"`{name}`{bits}", str(quantizer.num_levels), values])
-        alphas[name] = {entry.name: _alpha(entry.estimator, quantizer) for entry in found}
+        rows.append([f"`{name}`{about}", str(quantizer.num_levels), values])
+        alphas[name] = {
+            entry.name: _alpha(entry, make_quantizer(1.0, entry.cfg.quantizer.saturation, bits=bits, levels=levels))
+            for entry in found
+        }
     names = [entry.name for entry in found]
-    same = [name for name in names if len({values[name] for values in alphas.values()}) == 1]
-    other = [name for name in names if name not in same]
-    differing = [[f"`{name}`", *(values[name] for values in alphas.values())] for name in other]
+    same = [name for name in names if len({values[name] for values in alphas.values()} | {NOT_COVERED}) == 2]
+    told = [name for name in names if name not in same or NOT_COVERED in {values[name] for values in alphas.values()}]
+    differing = [[f"`{name}`", *(values[name] for values in alphas.values())] for name in told]
     return f"""\
 ## Grids
 
 {_table(["`quantizer=`", "levels", "in units of max"], rows)}
 
-g is a function of the offset in units of the interval, so one α serves intervals of any width. It is the same on each of
-these grids for {", ".join(f"`{name}`" for name in same)}. The others know the number of levels, or are not covered everywhere:
+g is a function of the offset in units of the interval, so one α serves intervals of any width: for {len(same)} of the
+{len(names)} estimators it is the same on each of these grids that the theorem covers. Those that know the number of
+levels, or are not covered everywhere:
 
 {_table(["α of", *(f"`{name}`" for name in alphas)], differing)}
 """
 
 
-def _alpha(estimator: Estimator, quantizer: Any) -> str:
+def _alpha(entry: Entry, quantizer: Quantizer) -> str:
     try:
-        return significant(SteEquivalent(estimator, quantizer).lr_factor)
+        return significant(SteEquivalent(entry.estimator, quantizer).lr_factor)
     except ValueError:
-        return "not covered"
+        return NOT_COVERED
 
 
 def _section(entry: Entry) -> str:
-    card = entry.sgd
+    card = entry.card
     arguments: Any = OmegaConf.to_container(entry.cfg.estimator)
     told = _arguments(type(entry.estimator))
     values = [
@@ -173,7 +188,9 @@ def _section(entry: Entry) -> str:
         if not key.startswith("_")
     ]
     numbers = [[markdown_text(title), markdown_text(value)] for title, value in card_numbers(card)]
-    numbers += [[flag.name, markdown_text(f"{HOLDS[flag.holds]}: {flag.told}".removesuffix(": "))] for flag in card.flags]
+    numbers += [
+        [flag.name, markdown_text(f"{HOLDS[flag.holds]}: {flag.told}".removesuffix(": "))] for flag in card.flags
+    ]
     parts = [
         f"## {entry.name}",
         markdown_text(card.definition.replace("``", "")),
@@ -221,7 +238,7 @@ def main() -> int:
     for file in figures.glob("*.png"):
         file.unlink()
     for entry in found:
-        (figures / f"{entry.name}.png").write_bytes(card_png(entry.sgd))
+        (figures / f"{entry.name}.png").write_bytes(card_png(entry.card))
     path.write_text(text, encoding="utf-8")
     print(path)
     return 0

@@ -15,6 +15,12 @@ from qat_ste.report.figures import png
 from qat_ste.report.style import COLORS, STYLE
 
 SIZE = (6.4, 4.5)
+PANELS = {
+    "axes.grid": False,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.06,
+}
 ESTIMATOR, STAIRCASE, FAULT = COLORS["ste"], COLORS["reference"], COLORS["naive"]
 PLAIN, THRESHOLD, FROZEN = "#888888", "#bbbbbb", "#eeeeee"
 LABELLED = 5  # levels, before only the ends and the middle have numbers
@@ -26,14 +32,13 @@ TALL = 40.0  # ratio from which an axis is logarithmic
 
 def card_png(card: Card) -> bytes:
     """The figure as a PNG file."""
-    with mpl.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "left"}):
+    with mpl.rc_context(STYLE | PANELS):
         return png(card_figure(card), COLORS_IN_FILE)
 
 
 def card_figure(card: Card) -> Figure:
     """g, ∫ g with the staircase, M, and the density of re-mapped weights; levels are ticks, thresholds thin lines."""
     figure = Figure(figsize=SIZE)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
     alpha = "" if card.lr_factor is None else f", α = {card.lr_factor:.4g}"
     figure.suptitle(f"{card.name} on {card.grid}{alpha}", x=0.01, ha="left", fontsize=8.5, color="#444444")
     above, below = figure.subplots(2, 2)
