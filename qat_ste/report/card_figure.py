@@ -23,7 +23,7 @@ PANELS = {
 }
 ESTIMATOR, STAIRCASE, FAULT = COLORS["ste"], COLORS["reference"], COLORS["naive"]
 PLAIN, THRESHOLD, FROZEN = "#888888", "#bbbbbb", "#eeeeee"
-LABELLED = 5  # levels, before only the ends and the middle have numbers
+LABELLED, CLOSEST = 5, 0.15  # more levels, or nearer ones as a share of all: only the ends and the middle have numbers
 MOST_ABOVE, MOST_BELOW = 16, 4  # intervals that a panel of either row has room for; of more it shows the upper ones
 COLORS_IN_FILE = 32
 WRAPPED = 88  # characters of a line across both panels
@@ -61,7 +61,7 @@ def _derivative(axis: Axes, card: Card) -> None:
     axis.axhline(0, color=PLAIN, lw=0.6)
     fails = card.alive & ~(card.g > 1e-12 * card.upper)
     if fails.any():
-        axis.plot(card.w[fails], card.g[fails], ".", color=FAULT, ms=4, clip_on=False, zorder=4)
+        axis.plot(card.w[fails], card.g[fails], ".", color=FAULT, ms=6, clip_on=False, zorder=4)
     axis.set(title="derivative g(w)", xlabel="w / max")
     axis.set_ylim(min(0.0, float(card.g.min())), 1.08 * float(card.g.max()))
     _shade_frozen(axis, card)
@@ -133,10 +133,11 @@ def _mark_grid(axis: Axes, card: Card, lowest: float) -> None:
 
 
 def _number_levels(axis: Axis, card: Card, lowest: float) -> None:
-    """A tick a level; where they are many only the ends and the one nearest to their middle have numbers."""
+    """A tick a level; where they are many or close only the ends and the one nearest to their middle have numbers."""
     shown = card.levels[card.levels >= lowest]
     middle = shown[np.abs(shown - (shown[0] + shown[-1]) / 2).argmin()]
-    named = shown if len(shown) <= LABELLED else [shown[0], middle, shown[-1]]
+    roomy = len(shown) <= LABELLED and np.diff(shown).min() > CLOSEST * (shown[-1] - shown[0])
+    named = shown if roomy else [shown[0], middle, shown[-1]]
     axis.set_ticks(shown, [f"{level:.2g}".replace("-", "−") if level in named else "" for level in shown])
 
 
