@@ -147,6 +147,25 @@ class PathsConfig:
     output: str = MISSING
 
 
+def _several(allowed: str, example: str, test: Callable[[Any], bool] = bool) -> Any:
+    return _checked(lambda values: bool(values) and all(map(test, values)), allowed, example)
+
+
+@dataclass
+class AtlasConfig(_Section):
+    """The grid of ``qat-atlas``."""
+
+    estimators: list[str] = _several("must be options of estimator, at least one", "[tanh]")
+    optimizers: list[str] = _several("must be options of optimizer, at least one", "[sgd]")
+    seeds: list[int] = _several(
+        "must be whole numbers from 0 to 4294967295, at least one", "[1,2,3]", lambda seed: 0 <= seed < 2**32
+    )
+    steps: int = _at_least(1, "200")
+    smaller: int = _at_least(2, "5")
+    workers: int | None = _optional(1, "2")
+    output: str = MISSING
+
+
 @dataclass
 class RunConfig:
     """The whole configuration. The last five are open sets: any ``_target_`` with its arguments."""
@@ -166,13 +185,20 @@ class RunConfig:
     logger: Any = MISSING
 
 
+@dataclass
+class AtlasRunConfig(RunConfig):
+    """What ``qat-atlas`` composes; of the rest of ``RunConfig`` the cells take data, model, quantizer and training."""
+
+    atlas: AtlasConfig = MISSING
+
+
 SECTIONS = ("quantizer", "train", "metrics", "runtime", "checkpoint")
 
 
 def section_problems(cfg: DictConfig) -> list[Problem]:
     """Every fault in the sections that the runner owns."""
     problems = []
-    for name in SECTIONS:
+    for name in (*SECTIONS, *(["atlas"] if "atlas" in cfg else [])):
         try:
             OmegaConf.to_object(cfg[name])
         except ConfigError as error:
