@@ -69,8 +69,8 @@ def train_cells(
 ) -> dict[str, Cell]:
     """A cell for each of the estimators, by name; the same numbers as ``compare`` finds for each by itself.
 
-    The arguments are those of ``compare``. All runs are trained in lockstep, each that several cells need only once. Where
-    one comes to no end, or its estimator raises anything, that is the ``fault`` of the cells that need it.
+    The arguments are those of ``compare``. All runs are trained in lockstep, once where several cells need the same.
+    Where one comes to no end, or its estimator raises anything, that is the ``fault`` of the cells that need it.
     """
     runs: dict[object, _Run] = {}
     cells: dict[str, Cell | _Estimator] = {}
@@ -145,7 +145,9 @@ class _Estimator:
         weights, way = reference.trajectory.weights, reference.trajectory
         saturated = sum(int(p.quantizer.saturated(weights[p.where]).count_nonzero()) for p in way.pieces)
         return Cell(
-            **errors,
+            ste=errors["ste"],
+            naive=errors["naive"],
+            jitter=errors["jitter"],
             equivalent_lr_jitter=decide(errors, equivalence).equivalent_lr_jitter,
             equivalence=str(equivalence),
             equivalence_reason=str(cohort.adjustment),

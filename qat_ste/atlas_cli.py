@@ -6,12 +6,11 @@ import argparse
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from qat_ste.atlas_grid import Grid
@@ -75,13 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 def _grid(overrides: list[str]) -> Grid:
     from hydra.core.config_store import ConfigStore
 
-    from qat_ste.composition import COMPOSE_ERRORS, composition_problems, config_dir
+    from qat_ste.composition import COMPOSE_ERRORS, compose_file, composition_problems, config_dir
     from qat_ste.config import AtlasRunConfig, ConfigError
 
     ConfigStore.instance().store(name="atlas_schema", node=AtlasRunConfig)
     try:
-        from qat_ste.composition import compose_file
-
         compose_file(config_dir(), overrides, "atlas")  # what fails here needs no torch
         from qat_ste.atlas_grid import grid_of
 
@@ -93,16 +90,48 @@ def _grid(overrides: list[str]) -> Grid:
 
 
 def _run(grid: Grid) -> int:
+    """Trains what is missing, writes numbers and page; returns the exit code."""
     from concurrent.futures.process import BrokenProcessPool
 
-    from qat_ste.atlas_jobs import train_jobs
+    from qat_ste.atlas_jobs import collect, train_jobs
+    from qat_ste.loggers.files import write_json
     from qat_ste.loggers.jobs import JobsProgress
+    from qat_ste.report.atlas_page import write_atlas
+    from qat_ste.runner import versions
 
-    progress = JobsProgress(sum(job.steps for job in grid.jobs))
-    cells = grid.folder / "cells"
-    for job, seconds in train_jobs(grid.jobs, grid.training, cells, grid.workers):
-        print(job.optimizer, job.lr, job.seed, job.steps, seconds, flush=True)
-    return 0
+    folder = grid.folder / "cells"
+    left = sum(job.missing(folder).work for job in grid.jobs)
+    total = sum(job.work for job in grid.jobs)
+    try:
+        with JobsProgress(total, total - left) as progress:
+            for job, seconds in train_jobs(grid.jobs, grid.training, folder, grid.workers):
+                progress.advance(job.work, f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}: {seconds:.0f} s")
+    except BrokenProcessPool:
+        print(f"qat-atlas: a worker was killed; the same command goes on from there: {_command()}", file=sys.stderr)  # noqa: T201
+        return 1
+    cells = collect(grid.jobs, folder)
+    write_json(
+        grid.folder / "atlas.json",
+        {
+            "schema": 1,
+            "command": _command(),
+            "versions": versions(),
+            "settings": grid.settings,
+            "estimators": list(grid.training.estimators),
+            "optimizers": grid.lrs,
+            "seeds": grid.settings["atlas"]["seeds"],
+            "smaller": grid.settings["atlas"]["smaller"],
+            "cells": cells,
+        },
+    )
+    for name, reason in write_atlas(grid.folder).items():
+        print(f"qat-atlas: the figure {name} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
+    faults = [cell for cell in cells if cell["fault"]]
+    for cell in faults:
+        where = f"{cell['estimator']} under {cell['optimizer']}, seed {cell['seed']}, lr {cell['lr']:g}"
+        print(f"qat-atlas: {where}: {cell['fault']}", file=sys.stderr)  # noqa: T201
+    print((grid.folder / "atlas.html").resolve())  # noqa: T201
+    return 1 if faults else 0
 
 
 def _command() -> str:

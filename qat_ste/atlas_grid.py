@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,14 @@ def grid_of(overrides: list[str]) -> Grid:
         ConfigError: with what is wrong in each entry.
         Exception: one of ``COMPOSE_ERRORS``, for an override that is no part of an entry.
     """
-    cfg = compose_file(config_dir(), overrides, "atlas")
-    parts = _checked(cfg, {})
+    cfg = compose_file(config_dir(), overrides, "atlas", return_hydra_config=True)
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    parts = _checked(cfg, choices)
     entries = {
-        group: _entries(group, list(cfg.atlas[f"{group}s"]), overrides) for group in ("estimator", "optimizer")
+        group: [_Entry(group, text, overrides, choices) for text in dict.fromkeys(cfg.atlas[f"{group}s"])]
+        for group in ("estimator", "optimizer")
     }
     problems = [problem for found in entries.values() for entry in found for problem in entry.problems]
     if problems:
@@ -97,9 +101,9 @@ def grid_of(overrides: list[str]) -> Grid:
     estimators, optimizers = (_by_label(found) for found in entries.values())
     jobs = [
         Job(label, seed, lr, steps, _cells(estimators, optimizer.node, shared, seed=seed, lr=lr, steps=steps))
+        for seed in dict.fromkeys(atlas["seeds"])
         for divisor in (1, atlas["smaller"])
         for steps in (atlas["steps"] * divisor,)
-        for seed in dict.fromkeys(atlas["seeds"])
         for label, optimizer in optimizers.items()
         for lr in (optimizer.node["lr"] / divisor,)
     ]
@@ -119,7 +123,7 @@ def grid_of(overrides: list[str]) -> Grid:
 class _Entry:
     """One option of a group with overrides ("cosine estimator.a=1"), composed and checked."""
 
-    def __init__(self, group: str, text: str, overrides: list[str]) -> None:
+    def __init__(self, group: str, text: str, overrides: list[str], choices: dict[str, Any]) -> None:
         self.text, self.problems = text, list[str]()
         self.name, *own = text.split() or [""]
         self.changes = [change.removeprefix(f"{group}.") for change in own]
@@ -129,18 +133,17 @@ class _Entry:
                 cfg = compose_file(config_dir(), [*sound, *given], "atlas")
             except COMPOSE_ERRORS as error:
                 found = composition_problems(config_dir(), given, error, "atlas", sound)
-                self.problems = [f"atlas.{group}s: {problem}" for problem in found]
+                self._tell(group, [problem.removeprefix(f"{group}={text}: ") for problem in found])
                 return
             sound += given
         self.node: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
         try:
-            self.parts = _checked(cfg, {group: self.name})
+            self.parts = _checked(cfg, choices | {group: self.name})
         except ConfigError as error:
-            self.problems = [f"atlas.{group}s, {text}: {problem}" for problem in error.problems]
+            self._tell(group, error.problems)
 
-
-def _entries(group: str, texts: list[str], overrides: list[str]) -> list[_Entry]:
-    return [_Entry(group, text, overrides) for text in dict.fromkeys(texts)]
+    def _tell(self, group: str, problems: Sequence[Any]) -> None:
+        self.problems = [f"atlas.{group}s=[{self.text}]: {problem}" for problem in problems]
 
 
 def _checked(cfg: DictConfig, choices: dict[str, Any]) -> Parts:

@@ -37,6 +37,11 @@ class Job:
     steps: int
     cells: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def work(self) -> int:
+        """What it costs, in steps of cells."""
+        return self.steps * len(self.cells)
+
     def path(self, folder: Path, estimator: str) -> Path:
         """The file of a cell, named by its configuration."""
         content = json.dumps(self.cells[estimator], sort_keys=True)
@@ -86,6 +91,17 @@ def train_jobs(jobs: Sequence[Job], train: Train, folder: Path, workers: int) ->
         for process in active_children():  # else they would finish their jobs first
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def collect(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
+    """All cells, each with its place in the grid; those that were never written have a fault that says so."""
+    absent = asdict(Cell(fault="was not trained"))
+    return [
+        {"estimator": name, "optimizer": job.optimizer, "seed": job.seed, "lr": job.lr, "steps": job.steps}
+        | (job.read(folder, name) or absent)
+        for job in jobs
+        for name in job.cells
+    ]
 
 
 _shared: list[Any] = []

@@ -77,9 +77,7 @@ class Cohort:
         """Members that this rank trains, by number; made when first asked for."""
         if self.execution.sync_batchnorm:
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
-        return {
-            number: self.member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)
-        }
+        return {number: self.member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)}
 
     @cached_property
     def slices(self) -> list[Tensor]:

@@ -147,18 +147,16 @@ class PathsConfig:
     output: str = MISSING
 
 
-def _several(allowed: str, example: str, test: Callable[[Any], bool] = bool) -> Any:
-    return _checked(lambda values: bool(values) and all(map(test, values)), allowed, example)
-
-
 @dataclass
 class AtlasConfig(_Section):
     """The grid of ``qat-atlas``."""
 
-    estimators: list[str] = _several("must be options of estimator, at least one", "[tanh]")
-    optimizers: list[str] = _several("must be options of optimizer, at least one", "[sgd]")
-    seeds: list[int] = _several(
-        "must be whole numbers from 0 to 4294967295, at least one", "[1,2,3]", lambda seed: 0 <= seed < 2**32
+    estimators: list[str] = _checked(bool, "must be options of estimator, at least one", "[tanh]")  # noqa: RUF009
+    optimizers: list[str] = _checked(bool, "must be options of optimizer, at least one", "[sgd]")  # noqa: RUF009
+    seeds: list[int] = _checked(  # noqa: RUF009
+        lambda seeds: bool(seeds) and all(0 <= seed < 2**32 for seed in seeds),
+        "must be whole numbers from 0 to 4294967295, at least one",
+        "[1,2,3]",
     )
     steps: int = _at_least(1, "200")
     smaller: int = _at_least(2, "5")
