@@ -11,7 +11,7 @@ from qat_ste.models.initialization import he_uniform_
 
 
 def small_cnn(
-    channels: Sequence[int] = (32, 64), in_channels: int = 1, image_size: int = 8, num_classes: int = 10
+    in_channels: int = 1, image_size: int = 8, num_classes: int = 10, channels: Sequence[int] = (32, 64)
 ) -> nn.Module:
     """Two 3x3 convolutions with ReLU, 2x2 max-pooling, a dense layer; for square images.
 
