@@ -27,8 +27,8 @@ FIGURES: dict[str, tuple[Callable[[Atlas], Figure], str]] = {
         heat_maps,
         "Means over seeds. Left: how far the STE counterpart ended from the estimator at the smaller learning rate, "
         "told as the change of learning rate, in per cent, that takes it as far. Right: the order at which that "
-        "distance falls with the learning rate (1: in proportion, 0: not at all). On grey: 0, the runs are the same bit for "
-        "bit; –, nothing to count.",
+        "distance falls with the learning rate (1: in proportion, 0: not at all). On grey: 0, the runs are the same "
+        "bit for bit; –, nothing to count.",
     ),
     "atlas_errors": (
         errors_at_both_rates,
