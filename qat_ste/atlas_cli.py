@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -103,8 +103,9 @@ def _run(grid: Grid) -> int:
     left = sum(job.missing(folder).work for job in grid.jobs)
     total = sum(job.work for job in grid.jobs)
     try:
-        with JobsProgress(total, total - left) as progress:
-            for job, seconds in train_jobs(grid.jobs, grid.training, folder, grid.workers):
+        trained = closing(train_jobs(grid.jobs, grid.training, folder, grid.workers))
+        with JobsProgress(total, total - left) as progress, trained as jobs:
+            for job, seconds in jobs:
                 progress.advance(job.work, f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}: {seconds:.0f} s")
     except BrokenProcessPool:
         print(f"qat-atlas: a worker was killed; the same command goes on from there: {_command()}", file=sys.stderr)  # noqa: T201

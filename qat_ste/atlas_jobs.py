@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -65,7 +65,9 @@ class Job:
 Train = Callable[[Job], Mapping[str, Cell]]
 
 
-def train_jobs(jobs: Sequence[Job], train: Train, folder: Path, workers: int) -> Iterator[tuple[Job, float]]:
+def train_jobs(
+    jobs: Sequence[Job], train: Train, folder: Path, workers: int
+) -> Generator[tuple[Job, float], None, None]:
     """Trains what is missing of the jobs; yields each when its files are there, with the seconds that it took.
 
     Several workers are processes, with a thread each; one is this process. However this one ends, they end too.

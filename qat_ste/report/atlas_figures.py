@@ -30,7 +30,7 @@ NOTHING = "#f0f0f0"
 def heat_maps(atlas: Atlas) -> Figure:
     """``equivalent_lr_jitter`` at the smaller learning rate, and beside it the measured order of the STE's error."""
     names = list(atlas.estimators)
-    width = CELL[0] * len(atlas.optimizers)
+    width = max(2.2, CELL[0] * len(atlas.optimizers))
     longest = max(map(len, names))
     figure = Figure(figsize=(2 * width + 0.075 * longest + 1.6, CELL[1] * len(names) + 2.0))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -39,9 +39,9 @@ def heat_maps(atlas: Atlas) -> Figure:
     shown = [value for value in near.values() if value]
     limits = min([*shown, 1.0]), max([*shown, 10.0])
     _heat_map(figure, left, atlas, near, limits, True, "cividis_r", lambda value: f"{value:.2g}",
-              f"distance in per cent of learning rate (at most {NEAR:g}: near)")  # fmt: skip
+              f"distance in % of learning rate\n(at most {NEAR:g}: near)")  # fmt: skip
     _heat_map(figure, right, atlas, orders, (-0.25, 1.0), False, "cividis", lambda value: f"{value:+.2f}",
-              f"order of the error in η (at least {FALLING:g}: getting nearer)")  # fmt: skip
+              f"order of the error in η\n(at least {FALLING:g}: getting nearer)")  # fmt: skip
     left.set_yticks(range(len(names)), [_plain(name) for name in names])
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)

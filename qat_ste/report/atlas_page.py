@@ -130,7 +130,13 @@ def short(value: float | None) -> str:
     """Two significant digits."""
     if value is None:
         return "–"
-    return f"{value:#.2g}".removesuffix(".") if 1e-4 <= abs(value) < 100 else f"{value:.2g}"
+    return (
+        f"{value:#.2g}".removesuffix(".")
+        if 1e-4 <= abs(value) < 100
+        else f"{value:.2g}"
+        if abs(value) < 100
+        else f"{value:.0f}"
+    )
 
 
 def percent(value: float | None) -> str:
