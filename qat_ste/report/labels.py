@@ -22,7 +22,6 @@ ADDED = {
     "runtime.tf32": False,
     "runtime.compile": False,
     "runtime.sync_batchnorm": False,
-    "model.channels": [32, 64],
 }
 Flat = dict[str, Any]
 

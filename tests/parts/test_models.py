@@ -48,12 +48,6 @@ def test_weights_fill_the_quantizers_range_and_no_more(build):
     assert (build is keras_cnn) == bool(build().conv1.bias.any()), "only the keras set-up draws its biases"
 
 
-def test_small_cnn_has_the_channels_asked_for():
-    assert [p.shape[0] for p in small_cnn(channels=[3, 5]).parameters()] == [3, 3, 5, 5, 10, 10]
-    with pytest.raises(ValueError, match="channels must be two whole numbers of at least 1"):
-        small_cnn(channels=[3])
-
-
 def test_small_cnn_fits_any_square_image():
     assert small_cnn(3, 28, 7)(torch.rand(2, 3, 28, 28)).shape == (2, 7)
 
