@@ -92,6 +92,9 @@ def alignment_error(run: RunFiles) -> Figure:
         unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
         if not np.array_equal(unmapped, series):
             axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=line(name, number)["color"], ls=":")
+        bound = run.series(f"{name}/weight_alignment_error_bound")
+        if len(bound):
+            axis.plot(*bound.T, label=f"{name}, the paper's bound", color=line(name, number)["color"], ls=":", lw=0.8)
     axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
     axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at a distance over no path at all
     axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
