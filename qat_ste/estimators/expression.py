@@ -101,8 +101,9 @@ def _operation(node: ast.expr) -> tuple[Callable[..., Any] | None, list[ast.expr
     return None, []
 
 
-def _fault(text: str, start: int, end: int, what: str) -> ValueError:
-    part = text[start:end] if end - start <= 20 else f"{text[start : start + 19]}…"
+def _fault(text: str, start: int, end: int | None, what: str) -> ValueError:
+    part = text[start:end]
+    part = part if len(part) <= 20 else f"{part[:19]}…"
     where = f"character {start + 1}, {part!r}" if part else "its end"
     return ValueError(f"expression fails at {where}: {what}; allowed are {ALLOWED}")
 
@@ -116,21 +117,23 @@ def _sign(x: Value) -> Value:
 
 
 def _extreme(name: str, x: Value, y: Value) -> Value:
-    if not isinstance(x, Tensor):
-        x, y = y, x
-    if not isinstance(x, Tensor):
-        return min(x, y) if name == "min" else max(x, y)
-    return getattr(torch, f"{name}imum")(x, y) if isinstance(y, Tensor) else x.clamp(**{name[::-1]: y})
+    if isinstance(x, Tensor) or isinstance(y, Tensor):
+        return getattr(torch, f"{name}imum")(*_tensors(x, y))
+    return min(x, y) if name == "min" else max(x, y)
 
 
 def _where(compare: Callable[[Value, Value], Any], left: Value, right: Value, if_true: Value, if_false: Value) -> Value:
     condition = compare(left, right)
     if not isinstance(condition, Tensor):
         return if_true if condition else if_false
-    like = left if isinstance(left, Tensor) else right
-    # Of two numbers torch.where would make the default dtype.
-    filled = if_false if isinstance(if_false, Tensor) else torch.full_like(like, if_false)
-    return torch.where(condition, if_true, filled)
+    *_, x, y = _tensors(left, right, if_true, if_false)
+    return torch.where(condition, x, y)
+
+
+def _tensors(*values: Value) -> list[Tensor]:
+    """Numbers as tensors of the dtype of those that are; torch's own would have the default one."""
+    like = next(value for value in values if isinstance(value, Tensor))
+    return [value if isinstance(value, Tensor) else like.new_full((), value) for value in values]
 
 
 OPERATORS: dict[type, Callable[..., Any]] = {

@@ -60,11 +60,11 @@ class Formula(Estimator):
         for dtype in LATENT_DTYPES:
             u = torch.linspace(-0.5, 0.5, 4097, dtype=dtype, device="cpu")
             g = self._evaluate(u, 2 * u)  # w as with two levels
-            if not torch.isfinite(g).all():
-                at = torch.isfinite(g).logical_not_().nonzero()[0].item()
+            bad = ~torch.isfinite(g)
+            if bad.any():
                 raise ValueError(
-                    f"expression must be finite for u from -1/2 to 1/2 and is {g[at]:g} at u = {u[at]:.4g} "
-                    f"in {str(dtype).removeprefix('torch.')}: cap it with min(…, 10), or mend it with where(u < a, b, c)"
+                    f"expression must be finite for u from -1/2 to 1/2 and is {g[bad][0]:g} at u = {u[bad][0]:.4g} "
+                    f"in {str(dtype).removeprefix('torch.')}: cap it with min(…, 10), or mend it by where(…)"
                 )
 
 
@@ -72,7 +72,7 @@ def _numbers(parameters: Mapping[str, float] | None, names: frozenset[str]) -> d
     """Parameters by name, or None where there are none."""
     if parameters is not None and not isinstance(parameters, Mapping):
         raise ValueError(f"parameters must be numbers by name, such as {{a: 0.5}}, got {parameters!r}")
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, value in (parameters or {}).items():
         if name in {"u", "w", "pi", "where", *FUNCTIONS}:
             raise ValueError(f"parameters must not be called {name}, which has a meaning in every expression")
