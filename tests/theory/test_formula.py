@@ -53,7 +53,10 @@ def test_factor_and_map_agree_with_the_closed_forms_of_tanh(expression, k):
 @pytest.mark.parametrize(
     ("expression", "slow"),
     [
+        ("u", lambda u: u),
         ("1.5", lambda u: 1.5),
+        ("where(u <= 0, 1, 2) - where(u < 0, 1, 2)", lambda u: -1.0 if u == 0 else 0.0),
+        ("where(u >= 0, 1, 2) - where(u > 0, 1, 2)", lambda u: -1.0 if u == 0 else 0.0),
         ("2 - -u", lambda u: 2 + u),
         ("-u**2 + 2**-1", lambda u: -(u**2) + 0.5),
         ("1 - 2 - u", lambda u: (1 - 2) - u),
