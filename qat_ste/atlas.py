@@ -64,6 +64,7 @@ def train_cells(
     exclude: Sequence[Pattern] = (),
     biases: bool = False,
     saturation: str = "range",
+    levels: str | Sequence[float] | None = None,
     l2: L2Penalty | None = None,
     seed: int = 0,
 ) -> dict[str, Cell]:
@@ -79,7 +80,14 @@ def train_cells(
             torch.manual_seed(seed)
             try:
                 model = quantize_weights(
-                    build_model(), bits, estimator, include, exclude, biases=biases, saturation=saturation
+                    build_model(),
+                    bits,
+                    estimator,
+                    include,
+                    exclude,
+                    biases=biases,
+                    saturation=saturation,
+                    levels=levels,
                 )
                 cells[name] = _Estimator(model, estimator, optimizer, lr, runs)
             except Exception as error:  # a foreign estimator may raise anything
@@ -119,13 +127,7 @@ class _Estimator:
     def __init__(
         self, model: nn.Module, estimator: Estimator, optimizer: MakeOptimizer, lr: float, runs: dict[object, _Run]
     ) -> None:
-        self.refused = None
-        try:
-            cohort = Cohort(model, optimizer, lr, ["ste", "naive", "jitter"])
-        except ValueError as error:
-            self.refused = str(error)
-            cohort = Cohort(model, optimizer, lr, ["naive", "jitter"])
-            cohort.names["ste"] = cohort.names["naive"]
+        cohort = Cohort(model, optimizer, lr, ["ste", "naive", "jitter"])
         self.cohort, self.runs = cohort, {}
         for name, number in cohort.names.items():
             recipe = cohort.recipes[number]
@@ -151,7 +153,7 @@ class _Estimator:
             equivalent_lr_jitter=decide(errors, equivalence).equivalent_lr_jitter,
             equivalence=str(equivalence),
             equivalence_reason=str(cohort.adjustment),
-            refused=self.refused,
+            refused=None if cohort.pair else cohort.adjustment.reason,
             lr_factor=cohort.pair.lr_factor if cohort.pair else None,
             g_ratio=known.upper / known.lower if known else None,
             jumps=math.isinf(known.lipschitz) if known else None,

@@ -14,9 +14,9 @@ from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
 from qat_ste.member import Execution, FlatWeights, Member, parts_of
 from qat_ste.optimizers import MakeOptimizer, adjustment_of
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 from qat_ste.ranks import Layout, Ranks
-from qat_ste.recipes import COUNTERPARTS, Recipe, unknown_counterparts
+from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
 
 
 class Cohort:
@@ -33,7 +33,7 @@ class Cohort:
     Counterparts with the same recipe are the same run by construction: trained once, found under each name.
 
     Raises:
-        ValueError: an unknown counterpart, or ``ste`` asked for where the theorem cannot apply.
+        ValueError: an unknown counterpart.
     """
 
     def __init__(
@@ -57,11 +57,12 @@ class Cohort:
         self.quantized_weights = self.parts[-1].stop
         self.lr = lr
         self.adjustment = adjustment_of(optimizer, lr)
-        self.pair = SteEquivalent(estimator, _common_quantizer(self.parts)) if "ste" in counterparts else None
-        alpha = self.pair.lr_factor if self.pair else 1.0
+        self.pair: SteEquivalent | None = None
+        if "ste" in counterparts:
+            self.adjustment, self.pair = adjust(self.adjustment, estimator, _common_quantizer(self.parts))
         self.recipes, self.names = [Recipe(estimator)], {"reference": 0}
         for name in counterparts:
-            recipe = Recipe.of(name, estimator, self.adjustment.equivalence, alpha)
+            recipe = Recipe.of(name, estimator, self.adjustment.equivalence, self.pair)
             if recipe not in self.recipes[1:]:
                 self.recipes.append(recipe)
             self.names[name] = self.recipes.index(recipe, 1)
@@ -127,8 +128,8 @@ class Cohort:
         return [torch.zeros_like(like[:share]) for _ in self.recipes]
 
 
-def _common_quantizer(parts: Sequence[Part]) -> UniformQuantizer:
+def _common_quantizer(parts: Sequence[Part]) -> Quantizer:
     """A quantizer with the ranges of all parts, for what is asked of every one of them."""
     ranges = torch.cat([torch.as_tensor(part.quantizer.max, dtype=torch.float64).cpu().reshape(-1) for part in parts])
     first = parts[0].quantizer
-    return UniformQuantizer(first.bits, ranges.unique(), first.saturation)
+    return first.with_max(ranges.unique())

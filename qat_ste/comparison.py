@@ -76,6 +76,7 @@ def compare(
     exclude: Sequence[Pattern] = (),
     biases: bool = False,
     saturation: str = "range",
+    levels: str | Sequence[float] | None = None,
     l2: L2Penalty | None = None,
     sequence_weights: int = 1_000_000,
     log_every: int | None = None,
@@ -99,7 +100,7 @@ def compare(
         validation: batches evaluated at the end of each epoch; without them nothing is known of accuracies.
         schedule: factor on all learning rates by step; by default 2 % linear warm-up, then cosine to 0.
         counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
-        include, exclude, biases, saturation: as for ``quantize_weights``.
+        include, exclude, biases, saturation, levels: as for ``quantize_weights``.
         sequence_weights: weights of which change events are kept; of more a fixed sample is.
         on_row: called with each row of metrics as it is made; ``stop`` is asked after each step.
         execution: precision, accumulation of gradients, compilation.
@@ -109,7 +110,7 @@ def compare(
     Where ``torch.distributed`` is set up, all its ranks have to call this; each returns the same numbers.
 
     Raises:
-        ValueError: an argument is out of its bounds, or the theorem cannot apply to ``ste``.
+        ValueError: an argument is out of its bounds.
         FloatingPointError: a loss is not finite.
         Stopped: ``stop`` said so.
     """
@@ -121,7 +122,7 @@ def compare(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = build_model().to(device)
-        quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation)
+        quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard
@@ -130,7 +131,7 @@ def compare(
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), l2, seed)
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed)
+        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=l2 is None)
         record = train(
             lockstep,
             monitor,
@@ -181,7 +182,7 @@ def _own(record: Record, number: int) -> dict[str, Any]:
 def _counterpart(monitor: DivergenceMonitor, record: Record, number: int, own: dict[str, Any]) -> SimpleNamespace:
     numbers = dict.fromkeys(OF_OUTPUTS) | own | record.initial[number]
     total, layers = monitor.divergences[number].results([part.name for part in monitor.cohort.parts])
-    numbers |= total
+    numbers |= total | monitor.now(number)
     numbers["train_loss_correlation"] = correlation(*record.losses[[0, number]].cpu())
     if record.evaluations:
         numbers["validation_loss_correlation"] = _curves([losses for _, losses, _ in record.validation], number)

@@ -63,18 +63,25 @@ def composition_problems(
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     if sweeping:
         overrides = [single for override in overrides for single in _singles(override)]
-    problems, composing = [], []
-    for override in overrides:
+    chosen = list(sound)  # of groups: on them depends which keys there are
+    reasons, composing = {}, []
+    for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
         try:
-            compose_file(config_dir, [*sound, override], primary)
+            compose_file(config_dir, [*chosen, override], primary)
         except COMPOSE_ERRORS as fault:
-            default = compose_file(config_dir, list(sound), primary)
-            problems.append(f"{override}: {_reason(fault, config_dir, override, default)}")
+            reasons[override] = _reason(fault, config_dir, override, compose_file(config_dir, chosen, primary))
         else:
             composing.append(override)
+            if _is_choice(config_dir, override) and not sweeping:
+                chosen.append(override)
+    problems = [f"{override}: {reasons[override]}" for override in overrides if override in reasons]
     if problems and primary == "config" and not sweeping:  # of a sweep the values do not belong together
         problems += _problems_of(config_dir, composing)
     return problems or [_one_line(error)]
+
+
+def _is_choice(config_dir: str, override: str) -> bool:
+    return (Path(config_dir) / override.lstrip("+~").partition("=")[0]).is_dir()
 
 
 def _singles(override: str) -> list[str]:

@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from qat_ste.estimators import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.grid import make_quantizer
+from qat_ste.quantizer import Quantizer
 
 Pattern = str | type[nn.Module]
 WEIGHTED: tuple[Pattern, ...] = (_ConvNd, nn.Linear)  # what is quantized unless told otherwise
@@ -23,7 +24,7 @@ class _FakeQuantizeFunction(torch.autograd.Function):
     """Forward Q(w); backward multiplies the incoming gradient by g(w), never by autograd's own clamp."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, quantizer: UniformQuantizer, estimator: Estimator, index: Tensor | None) -> Tensor:
+    def forward(ctx: Any, w: Tensor, quantizer: Quantizer, estimator: Estimator, index: Tensor | None) -> Tensor:
         ctx.save_for_backward(w)
         ctx.quantizer, ctx.estimator = quantizer, estimator
         return quantizer(w) if index is None else quantizer.level(index.to(w.dtype))
@@ -31,7 +32,7 @@ class _FakeQuantizeFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (w,) = ctx.saved_tensors
-        return grad * ctx.estimator.derivative(w, ctx.quantizer), None, None, None
+        return ctx.estimator.backward(grad, w, ctx.quantizer), None, None, None
 
 
 class FakeQuantize(nn.Module):
@@ -40,7 +41,7 @@ class FakeQuantize(nn.Module):
     The quantizer is part of the ``state_dict``, so that a checkpoint restores the levels that it was trained on.
     """
 
-    def __init__(self, quantizer: UniformQuantizer, estimator: Estimator) -> None:
+    def __init__(self, quantizer: Quantizer, estimator: Estimator) -> None:
         super().__init__()
         self.quantizer = quantizer
         self.estimator = estimator
@@ -62,10 +63,10 @@ class FakeQuantize(nn.Module):
         return w
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"bits": self.quantizer.bits, "max": self.quantizer.max, "saturation": self.quantizer.saturation}
+        return self.quantizer.state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.quantizer = UniformQuantizer(**state)
+        self.quantizer = make_quantizer(**state)
 
     def extra_repr(self) -> str:
         return f"{self.quantizer}, {self.estimator}"
@@ -86,6 +87,7 @@ def quantize_weights(
     *,
     biases: bool = False,
     saturation: str = "range",
+    levels: str | Sequence[float] | None = None,
     max: Callable[[Tensor], float | Tensor] = he_uniform_bound,
 ) -> nn.Module:
     """Quantizes the weights of the chosen modules in place; returns the model.
@@ -95,10 +97,12 @@ def quantize_weights(
             they name must have a ``weight``.
         exclude: modules left alone although ``include`` names them.
         biases: whether the biases of these modules are quantized too.
+        levels: instead of 2^bits equally spaced ones; see ``GridQuantizer``.
         max: end of the range as a function of the latent weight at this moment.
 
     Raises:
-        ValueError: a pattern names no module, nothing is left to quantize, or a weight is quantized already.
+        ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already, or the
+            estimator is not made for these levels.
     """
     modules = list(model.named_modules())
     for pattern in (*include, *exclude):
@@ -115,7 +119,8 @@ def quantize_weights(
                 continue
             if parametrize.is_parametrized(module, tensor_name):
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
-            quantizer = UniformQuantizer(bits, max(w), saturation)
+            quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
+            estimator.derivative(torch.zeros_like(w), quantizer)  # raises where it is not made for this grid
             parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
             chosen += 1
     if not chosen:

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from qat_ste.divergence import Part
 from qat_ste.fake_quantize import quantized_tensors
 from qat_ste.optimizers import MakeOptimizer
-from qat_ste.quantizer import UniformQuantizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
 
@@ -35,7 +34,7 @@ def parts_of(model: nn.Module) -> list[Part]:
         quantizer = fake_quantize.quantizer
         if isinstance(quantizer.max, Tensor):
             max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
-            quantizer = UniformQuantizer(quantizer.bits, max_, quantizer.saturation)
+            quantizer = quantizer.with_max(max_)
         parts.append(Part(name, start, start + parameter.numel(), quantizer))
         start += parameter.numel()
     return parts

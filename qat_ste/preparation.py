@@ -18,12 +18,11 @@ from torch import nn
 
 from qat_ste.config import ConfigError, Problem, length, section_problems
 from qat_ste.data.dataset import Dataset, Shard
-from qat_ste.equivalence import SteEquivalent
-from qat_ste.estimators import Estimator
+from qat_ste.estimators import Estimator, Ste
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.grid import make_quantizer
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
-from qat_ste.quantizer import UniformQuantizer
-from qat_ste.recipes import COUNTERPARTS, Recipe, unknown_counterparts
+from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,12 @@ class Parts:
     device: torch.device
     adjustment: Adjustment
     members: int
+
+
+def levels_of(cfg: DictConfig) -> Any:
+    """The quantizer's levels as plain values."""
+    levels = cfg.quantizer.levels
+    return OmegaConf.to_container(levels) if OmegaConf.is_config(levels) else levels
 
 
 class Preparation:
@@ -81,8 +86,12 @@ class Preparation:
         assert dataset is not None and build_model is not None and steps_per_epoch is not None
         steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
         steps = length(cfg.train, steps_per_epoch)
-        adjustment = adjustment_of(optimizer, cfg.optimizer.lr)
-        members = self._members(estimator, adjustment)
+        settings = cfg.quantizer
+        quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(cfg))
+        adjustment, pair = adjust(adjustment_of(optimizer, cfg.optimizer.lr), estimator, quantizer)
+        recipes = [Recipe.of(name, estimator, adjustment.equivalence, pair) for name in cfg.counterparts]
+        # The reference and its counterparts, two names of one run counted once.
+        members = 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
         return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, adjustment, members)
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
@@ -124,11 +133,6 @@ class Preparation:
             self._refused("optimizer", error)
             return None
         return make
-
-    def _members(self, estimator: Estimator, adjustment: Adjustment) -> int:
-        """Networks that are trained: the reference and its counterparts, two names of one run counted once."""
-        recipes = [Recipe.of(name, estimator, adjustment.equivalence, alpha=1.0) for name in self.cfg.counterparts]
-        return 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
 
     def _device(self) -> torch.device | None:
         runtime = self.cfg.runtime
@@ -189,9 +193,7 @@ class Preparation:
                 self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
             return
         try:
-            quantize_weights(
-                model, 1, estimator, list(settings.include), list(settings.exclude), biases=settings.biases
-            )
+            quantize_weights(model, 1, Ste(), list(settings.include), list(settings.exclude), biases=settings.biases)
         except ValueError as error:
             self._add("quantizer.include", str(error), "[Conv2d]")
             return
@@ -200,12 +202,15 @@ class Preparation:
             self._check_optimizer(model, optimizer)
         if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
             return
-        if "ste" in self.cfg.counterparts:
-            max_ = next(quantized_tensors(model))[2].quantizer.max
-            try:
-                SteEquivalent(estimator, UniformQuantizer(settings.bits, max_, settings.saturation))
-            except ValueError as error:
-                self.problems.append(f"estimator: {error}. Without ste: counterparts=[naive,jitter]")
+        try:
+            quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(self.cfg))
+        except ValueError as error:
+            self._add("quantizer.levels", str(error).removeprefix("levels ").split(", got ")[0], "[-1,0,1]")
+            return
+        try:
+            estimator.derivative(torch.zeros(1), quantizer)
+        except ValueError as error:  # it is not made for this grid
+            self.problems.append(f"estimator: {error}")
 
     def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
         """Whether it takes the model's tensors, in two groups as in training, and steps on small ones of their kind."""

@@ -1,8 +1,9 @@
-"""Uniform weight quantizer: a grid of levels with thresholds midway between them."""
+"""Weight quantizers: sorted levels with thresholds midway between them; here the equally spaced ones."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from numbers import Real
 from typing import Any
 
@@ -13,19 +14,115 @@ SATURATIONS = ("range", "bin", "none")
 LATENT_DTYPES = (torch.float32, torch.float64)
 
 
-class UniformQuantizer:
+class Quantizer(ABC):
+    """A sorted grid of levels with thresholds midway, deterministic rounding to the nearest.
+
+    A weight on a threshold goes to the upper level. Each threshold is the same floating-point number wherever it is
+    compared: in the forward pass, in the metrics, in the weight map.
+
+    Args:
+        max: the largest |level|, > 0; a float, or a tensor that broadcasts against the weights (per channel).
+        saturation: where the backward pass is alive. ``range``: between the outermost levels (the paper); ``bin``:
+            half an interval beyond, the whole outer bins; ``none``: everywhere.
+
+    Raises:
+        ValueError: an argument is out of its bounds.
+    """
+
+    num_levels: int
+
+    def __init__(self, max: float | Tensor, saturation: str = "range") -> None:
+        if saturation not in SATURATIONS:
+            raise ValueError(f"saturation must be one of {', '.join(SATURATIONS)}, got {saturation!r}")
+        if isinstance(max, Tensor):
+            if not bool(((max > 0) & torch.isfinite(max)).all()):
+                raise ValueError("max must be positive and finite for every channel")
+        elif not isinstance(max, Real) or not (max > 0 and math.isfinite(max)):
+            raise ValueError(f"max must be a positive finite number, got {max!r}")
+        self.max = max
+        self.saturation = saturation
+
+    @abstractmethod
+    def with_max(self, max: float | Tensor) -> Quantizer:
+        """The same grid with another range."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> Tensor:
+        """All levels, ascending; shape (num_levels, *max.shape), as ``self(w)`` gives them for default-dtype w."""
+
+    @property
+    @abstractmethod
+    def thresholds(self) -> Tensor:
+        """All thresholds, ascending; shape (num_levels - 1, *max.shape)."""
+
+    @abstractmethod
+    def integer_index(self, w: Tensor) -> Tensor:
+        """Number of the level of each weight, 0 … num_levels - 1, in ``index_dtype``; shape of ``w``."""
+
+    @abstractmethod
+    def level(self, index: Tensor) -> Tensor:
+        """Values of the levels with these numbers, in the dtype and shape of ``index``."""
+
+    @abstractmethod
+    def __call__(self, w: Tensor) -> Tensor:
+        """Nearest level of each weight, in the dtype and shape of ``w``."""
+
+    @abstractmethod
+    def interval(self, w: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Offset u, threshold and width of the interval between two levels that each weight lies in, in float64.
+
+        w = threshold + u·width with u in [-1/2, 1/2]. Beyond the range the outermost interval is repeated.
+        """
+
+    @abstractmethod
+    def offset(self, w: Tensor) -> Tensor:
+        """u of ``interval`` in the dtype of ``w``: signed distance from the threshold in widths of the interval."""
+
+    @abstractmethod
+    def saturated(self, w: Tensor) -> Tensor:
+        """Whether each weight lies beyond the range, whatever ``saturation`` makes of it; boolean."""
+
+    @abstractmethod
+    def in_outer_bin(self, w: Tensor) -> Tensor:
+        """Whether each weight lies at most half an interval beyond the range, or inside it; boolean."""
+
+    @abstractmethod
+    def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest number (in the dtype of ``w``) on the level of each weight."""
+
+    @property
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Arguments of ``make_quantizer`` that make this quantizer anew."""
+
+    @property
+    def index_dtype(self) -> torch.dtype:
+        """Smallest integer type that holds every level's number."""
+        return torch.uint8 if self.num_levels <= 256 else torch.int32
+
+    def alive(self, w: Tensor) -> Tensor:
+        """Whether the backward pass reaches each weight, by ``saturation``; boolean, shape of ``w``."""
+        if self.saturation == "none":
+            return torch.ones_like(w, dtype=torch.bool)
+        return self.in_outer_bin(w) if self.saturation == "bin" else ~self.saturated(w)
+
+    def __repr__(self) -> str:
+        max_ = f"tensor{tuple(self.max.shape)}" if isinstance(self.max, Tensor) else f"{self.max:.6g}"
+        arguments = ", ".join(f"{key}={max_ if key == 'max' else repr(value)}" for key, value in self.state.items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class UniformQuantizer(Quantizer):
     """2^bits equally spaced levels from -max to max, deterministic rounding to the nearest.
 
     With n = 2^bits and Δ = 2·max/(n - 1), thresholds are the whole multiples of Δ from -(n/2 - 1)·Δ to
     (n/2 - 1)·Δ, and levels lie half a step beside them (arXiv 2405.05171, section 2). Each is one correctly
-    rounded product, so that a threshold is the same floating-point number wherever it is compared: in the
-    forward pass, in the metrics, in the weight map. A weight on a threshold goes to the upper level.
+    rounded product.
 
     Args:
         bits: 1 to 16.
-        max: end of the range, > 0; a float, or a tensor that broadcasts against the weights (per channel).
-        saturation: where the backward pass is alive. ``range``: |w| <= max (the paper); ``bin``: half a step
-            beyond, the whole outer bins; ``none``: everywhere.
+        max, saturation: as for every ``Quantizer``.
 
     Raises:
         ValueError: an argument is out of its bounds.
@@ -34,29 +131,20 @@ class UniformQuantizer:
     def __init__(self, bits: int, max: float | Tensor, saturation: str = "range") -> None:
         if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
             raise ValueError(f"bits must be a whole number from 1 to 16, got {bits!r}")
-        if saturation not in SATURATIONS:
-            raise ValueError(f"saturation must be one of {', '.join(SATURATIONS)}, got {saturation!r}")
-        if isinstance(max, Tensor):
-            if not bool(((max > 0) & torch.isfinite(max)).all()):
-                raise ValueError("max must be positive and finite for every channel")
-        elif not isinstance(max, Real) or not (max > 0 and math.isfinite(max)):
-            raise ValueError(f"max must be a positive finite number, got {max!r}")
-        self.bits = bits
-        self.max = max
-        self.saturation = saturation
+        super().__init__(max, saturation)
+        self.bits, self.num_levels = bits, 2**bits
         # Δ as the dtypes of latent weights have it; of a float ahead of time, since a compiler cannot trace `item`.
         self._steps: dict[torch.dtype | tuple[torch.dtype, torch.device], Any] = {}
         if not isinstance(max, Tensor):
             step = 2 * float(max) / (self.num_levels - 1)
             self._steps = {dtype: torch.tensor(step, dtype=dtype, device="cpu").item() for dtype in LATENT_DTYPES}
 
-    def __repr__(self) -> str:
-        max_ = f"tensor{tuple(self.max.shape)}" if isinstance(self.max, Tensor) else f"{self.max:.6g}"
-        return f"UniformQuantizer(bits={self.bits}, max={max_}, saturation={self.saturation!r})"
+    def with_max(self, max: float | Tensor) -> UniformQuantizer:
+        return UniformQuantizer(self.bits, max, self.saturation)
 
     @property
-    def num_levels(self) -> int:
-        return 2**self.bits
+    def state(self) -> dict[str, Any]:
+        return {"bits": self.bits, "max": self.max, "saturation": self.saturation}
 
     @property
     def step(self) -> float | Tensor:
@@ -65,12 +153,10 @@ class UniformQuantizer:
 
     @property
     def levels(self) -> Tensor:
-        """All levels, ascending; shape (2^bits, *max.shape), as ``self(w)`` gives them for default-dtype w."""
         return self._grid([j + 0.5 - self.num_levels / 2 for j in range(self.num_levels)])
 
     @property
     def thresholds(self) -> Tensor:
-        """All thresholds, ascending; shape (2^bits - 1, *max.shape)."""
         return self._grid([i + 1 - self.num_levels / 2 for i in range(self.num_levels - 1)])
 
     def step_in(self, dtype: torch.dtype, device: torch.device) -> float | Tensor:
@@ -92,13 +178,7 @@ class UniformQuantizer:
         threshold = (guess + (1 - half)).mul_(step)
         return guess.add_(w >= threshold)
 
-    @property
-    def index_dtype(self) -> torch.dtype:
-        """Smallest integer type that holds every level's number."""
-        return torch.uint8 if self.bits <= 8 else torch.int32
-
     def integer_index(self, w: Tensor) -> Tensor:
-        """``index`` in ``index_dtype``."""
         if self.bits > 2:
             return self.index(w).to(self.index_dtype)
         # With few levels it is faster to count the thresholds passed.
@@ -109,38 +189,33 @@ class UniformQuantizer:
         return index
 
     def level(self, index: Tensor) -> Tensor:
-        """Values of the levels with these numbers, in the dtype and shape of ``index``."""
         return (index + (0.5 - self.num_levels // 2)).mul_(self.step_in(index.dtype, index.device))
 
     def __call__(self, w: Tensor) -> Tensor:
-        """Nearest level of each weight, in the dtype and shape of ``w``."""
         return self.level(self.index(w))
 
-    def offset(self, w: Tensor) -> Tensor:
-        """u: signed distance from the nearest threshold in steps, in [-1/2, 1/2].
+    def interval(self, w: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        step = self.step_in(w.dtype, w.device)
+        step = step.double() if isinstance(step, Tensor) else step
+        # In place where it can be: on large buffers fresh memory costs more than arithmetic.
+        offset = w.double() / step
+        threshold = offset.round()
+        return offset.sub_(threshold), threshold.mul_(step), step
 
-        Beyond the range the row of thresholds is continued, so that u is periodic on the whole line.
-        """
+    def offset(self, w: Tensor) -> Tensor:
         position = w / self.step_in(w.dtype, w.device)
         return position - position.round()
 
-    def alive(self, w: Tensor) -> Tensor:
-        """Whether the backward pass reaches each weight, by ``saturation``; boolean, shape of ``w``."""
-        if self.saturation == "none":
-            return torch.ones_like(w, dtype=torch.bool)
-        if self.saturation == "bin":
-            return w.abs() <= self.num_levels / 2 * self.step_in(w.dtype, w.device)
-        return ~self.saturated(w)
-
     def saturated(self, w: Tensor) -> Tensor:
-        """Whether each weight lies beyond the range, whatever ``saturation`` makes of it; boolean."""
         outermost = (self.num_levels - 1) / 2 * self.step_in(w.dtype, w.device)
         if isinstance(outermost, Tensor):  # rounding must leave neither max nor the outermost level outside
             return w.abs() > torch.maximum(outermost, torch.as_tensor(self.max).to(outermost))
         return w.abs() > max(outermost, float(self.max))
 
+    def in_outer_bin(self, w: Tensor) -> Tensor:
+        return w.abs() <= self.num_levels / 2 * self.step_in(w.dtype, w.device)
+
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest number (in the dtype of ``w``) on the level of each weight."""
         n, index, step = self.num_levels, self.index(w), self.step_in(w.dtype, w.device)
         lowest = ((index - n // 2) * step).masked_fill_(index == 0, -math.inf)
         highest = torch.nextafter((index + (1 - n // 2)) * step, w.new_tensor(-math.inf))

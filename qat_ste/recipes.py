@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator, Ste
-from qat_ste.optimizers import Equivalence
+from qat_ste.optimizers import Adjustment, Equivalence
+from qat_ste.quantizer import Quantizer
 
 COUNTERPARTS = ("ste", "naive", "jitter", "replica")
 
@@ -37,13 +39,25 @@ class Recipe:
     lr_jitter: float = 1.0  # on all tensors
 
     @classmethod
-    def of(cls, name: str, estimator: Estimator, equivalence: Equivalence, alpha: float) -> Recipe:
+    def of(cls, name: str, estimator: Estimator, equivalence: Equivalence, pair: SteEquivalent | None) -> Recipe:
         """The recipe of the counterpart with this name, for a reference trained with ``estimator``."""
         percent = jitter_percent(name)
         if percent is not None:
             return cls(estimator, lr_jitter=1 + percent / 100)
         if name == "replica":
             return cls(estimator)
-        if name == "ste" and equivalence is Equivalence.REMAP:
-            return cls(Ste(), remap=True, lr_factor=alpha)
-        return cls(Ste())
+        if name != "ste" or pair is None:
+            return cls(Ste())
+        if equivalence is Equivalence.REMAP:
+            return cls(pair.counterpart(remapped=True), remap=True, lr_factor=pair.lr_factor)
+        return cls(pair.counterpart(remapped=False))
+
+
+def adjust(
+    adjustment: Adjustment, estimator: Estimator, quantizer: Quantizer
+) -> tuple[Adjustment, SteEquivalent | None]:
+    """What is adjusted where the optimizer calls for ``adjustment``: nothing for what the theorem does not cover."""
+    try:
+        return adjustment, SteEquivalent(estimator, quantizer)
+    except ValueError as error:
+        return Adjustment(Equivalence.NONE, str(error)), None

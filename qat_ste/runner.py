@@ -29,7 +29,7 @@ from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.member import Execution, L2Penalty
 from qat_ste.optimizers import Equivalence
-from qat_ste.preparation import Parts
+from qat_ste.preparation import Parts, levels_of
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
@@ -162,7 +162,8 @@ def _say_what_is_special(
     adjustment = parts.adjustment
     if adjustment.tested or adjustment.equivalence is Equivalence.NONE:
         found = "by testing" if adjustment.tested else "no adjustment is known"
-        terminal.say(f"optimizer {cfg.optimizer._target_}: {adjustment.equivalence}, {found}: {adjustment}")
+        what = f"{cfg.estimator._target_} with {cfg.optimizer._target_}"
+        terminal.say(f"{what}: {adjustment.equivalence}, {found}: {adjustment}")
     if ranks.size > 1:
         terminal.say(f"{ranks.size} ranks, members {cfg.runtime.placement}")
     if parts.device.type == "cuda":
@@ -189,6 +190,7 @@ def _compare(
         lambda shard: dataset.train_batches(train.batch_size, train.shuffle, train.seed, parts.device, shard),
         loss=F.cross_entropy,
         bits=cfg.quantizer.bits,
+        levels=levels_of(cfg),
         estimator=parts.estimator,
         optimizer=parts.optimizer,
         lr=cfg.optimizer.lr * train.lr_scale,

@@ -79,7 +79,7 @@ def _statement(
 ) -> str:
     adjusted = {
         "remap": "the STE with adjusted learning rate and initial weights",
-        "none": "the STE, for which no adjustment is known with this optimizer,",
+        "none": "the STE, for which no adjustment is known here,",
     }.get(equivalence, "the STE with nothing adjusted")
     distance = f"{_times(ste_ratio)} as far from the reference as a {yardstick:g} % higher learning rate does"
     if percent is not None:

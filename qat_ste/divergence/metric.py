@@ -12,9 +12,9 @@ from torch import Tensor
 
 from qat_ste.divergence.pieces import Piece
 from qat_ste.divergence.trajectory import Trajectory
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
-WeightMap = Callable[[Tensor, UniformQuantizer], Tensor]
+WeightMap = Callable[[Tensor, Quantizer], Tensor]
 
 
 @dataclass(frozen=True)

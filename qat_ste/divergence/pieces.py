@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 PIECE_WEIGHTS = 1 << 19  # a few buffers of this many float32 fit into a processor's cache
 
@@ -19,7 +19,7 @@ class Part:
     name: str
     start: int
     stop: int
-    quantizer: UniformQuantizer
+    quantizer: Quantizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Piece:
 
     part: int
     where: slice
-    quantizer: UniformQuantizer
+    quantizer: Quantizer
 
 
 def pieces_of(parts: Sequence[Part], first: int, last: int) -> list[Piece]:
@@ -40,6 +40,6 @@ def pieces_of(parts: Sequence[Part], first: int, last: int) -> list[Piece]:
             quantizer = part.quantizer
             if isinstance(quantizer.max, Tensor):
                 max_ = quantizer.max[start - part.start : stop - part.start]
-                quantizer = UniformQuantizer(quantizer.bits, max_, quantizer.saturation)
+                quantizer = quantizer.with_max(max_)
             found.append(Piece(number, slice(start - first, stop - first), quantizer))
     return found

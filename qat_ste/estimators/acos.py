@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import number
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Acos(Estimator):
@@ -29,14 +29,14 @@ class Acos(Estimator):
     def __init__(self, s: float = 1.0) -> None:
         self.s: float = number("s", s)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         wave = (u * math.pi).cos_().mul_(self.s / 2)
         return torch.where(u < 0, wave, -wave).add_(1)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         a = self.s / 2
         x, ratio = torch.tan(math.pi / 2 * u), math.sqrt((1 + a) / (1 - a))
         return torch.atan(torch.where(u < 0, x / ratio, x * ratio)) * (2 / (math.pi * math.sqrt(1 - a * a)))
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u - self.s / (2 * math.pi) * torch.sin(math.pi * u.abs())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Arctan(Estimator):
@@ -27,13 +27,13 @@ class Arctan(Estimator):
     def __init__(self, k: float = math.pi) -> None:
         self.k: float = positive("k", k)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return (u * self.k).square_().add_(1).reciprocal_().mul_(self._height)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return (u + self.k**2 / 3 * u**3) / self._height
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return (u * self.k).atan() * (self._height / self.k)
 
     @property

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Estimator(ABC):
@@ -17,26 +17,30 @@ class Estimator(ABC):
     """
 
     @abstractmethod
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         """g over one interval between two levels, as a function of the offset u in [-1/2, 1/2].
 
         u is the signed distance from the nearest threshold in steps; the result has its shape and dtype.
         """
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor | None:
         """∫ ds/g(s) from 0 to u in closed form, u in float64; None where there is none.
 
         Asked for only where the theorem applies, so g > 0.
         """
         return None
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor | None:
         """The soft quantizer over one interval: ∫ g(s) ds from 0 to u in closed form; None where there is none."""
         return None
 
-    def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""
         return self.shape(quantizer.offset(w), quantizer) * quantizer.alive(w)
+
+    def backward(self, gradient: Tensor, w: Tensor, quantizer: Quantizer) -> Tensor:
+        """The gradient that latent weights get for one at the quantized weights; shape of ``w``."""
+        return gradient * self.derivative(w, quantizer)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())

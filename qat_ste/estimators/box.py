@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Box(Estimator):
@@ -30,15 +30,15 @@ class Box(Estimator):
     def __init__(self, h: float = 1.5) -> None:
         self.h: float = positive("h", h)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         jump, inner, outer = self._pieces
         return torch.full_like(u, outer / self.h).masked_fill_(u.abs() < jump, inner / self.h)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         jump, inner, outer = self._pieces
         return self.h * (u.clamp(-jump, jump) / inner + (u - u.clamp(-jump, jump)) / outer)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         jump, inner, outer = self._pieces
         return (u.clamp(-jump, jump) * inner + (u - u.clamp(-jump, jump)) * outer) / self.h
 

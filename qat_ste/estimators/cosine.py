@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import number
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Cosine(Estimator):
@@ -28,14 +28,14 @@ class Cosine(Estimator):
     def __init__(self, a: float = 0.5) -> None:
         self.a: float = number("a", a)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return (u * (2 * math.pi)).cos_().mul_(self.a).add_(1)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         x = math.pi * u
         return torch.atan2(math.sqrt(1 - self.a) * x.sin(), math.sqrt(1 + self.a) * x.cos()) / (
             math.pi * math.sqrt(1 - self.a**2)
         )
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u + self.a / (2 * math.pi) * torch.sin(2 * math.pi * u)

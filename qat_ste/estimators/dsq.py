@@ -6,7 +6,7 @@ import math
 
 from qat_ste.estimators.arguments import number
 from qat_ste.estimators.tanh import Tanh
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Dsq(Tanh):
@@ -24,5 +24,5 @@ class Dsq(Tanh):
     def __init__(self, alpha: float = 0.2) -> None:
         self.alpha: float = number("alpha", alpha, above=0, below=1)
 
-    def half_sharpness(self, quantizer: UniformQuantizer) -> float:
+    def half_sharpness(self, quantizer: Quantizer) -> float:
         return math.log(2 / self.alpha - 1) / 2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Exp(Estimator):
@@ -27,13 +27,13 @@ class Exp(Estimator):
     def __init__(self, k: float = 5.0) -> None:
         self.k: float = positive("k", k)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u.abs().mul_(-self.k).exp_().mul_(self._height)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u.sign() * torch.expm1(self.k * u.abs()) / (self.k * self._height)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return -u.sign() * torch.expm1(-self.k * u.abs()) * (self._height / self.k)
 
     @property

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class FastSigmoid(Estimator):
@@ -25,12 +25,12 @@ class FastSigmoid(Estimator):
     def __init__(self, k: float = 25.0) -> None:
         self.k: float = positive("k", k)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u.abs().mul_(self.k).add_(1).square_().reciprocal_().mul_(1 + self.k / 2)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         x = self.k * u.abs()
         return u * (1 + x + x**2 / 3) / (1 + self.k / 2)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u * (1 + self.k / 2) / (1 + self.k * u.abs())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Gauss(Estimator):
@@ -28,9 +28,9 @@ class Gauss(Estimator):
     def __init__(self, k: float = 3.0) -> None:
         self.k: float = positive("k", k)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         height = self.k / (math.sqrt(math.pi) * math.erf(self.k / 2))
         return (u * self.k).square_().neg_().exp_().mul_(height)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return torch.erf(self.k * u) / (2 * math.erf(self.k / 2))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import number
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class GaussSmooth(Estimator):
@@ -28,13 +28,13 @@ class GaussSmooth(Estimator):
     def __init__(self, sigma: float = 0.3) -> None:
         self.sigma: float = number("sigma", sigma, above=0, below=2)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         g, x = torch.zeros_like(u), torch.empty_like(u)  # on large buffers fresh memory costs more than arithmetic
         for j in self._thresholds(u.dtype):
             g += torch.sub(u, j, out=x).square_().mul_(-0.5 / self.sigma**2).exp_()
         return g.div_(self.sigma * math.sqrt(2 * math.pi))
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         scaled = [torch.erf((u - j) / (self.sigma * math.sqrt(2))) for j in self._thresholds(u.dtype)]
         return 0.5 * torch.stack(scaled).sum(0)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Laplace(Estimator):
@@ -27,17 +27,17 @@ class Laplace(Estimator):
     def __init__(self, b: float = 0.3) -> None:
         self.b: float = positive("b", b)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         # In powers of e that are at most 1: cosh and S overflow where b is small.
         near = u.abs().div_(-self.b).exp_()
         far = (1 - u.abs()).div_(-self.b).exp_()
         return near.add_(far).div_(-2 * self.b * math.expm1(-1 / self.b))
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         edge = torch.exp((u.abs() - 0.5) / self.b)
         scale = 4 * self.b**2 * math.sinh(0.5 / self.b)
         return scale * u.sign() * (edge.atan() - math.atan(math.exp(-0.5 / self.b)))
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         near, far = torch.exp(-u.abs() / self.b), torch.exp((u.abs() - 1) / self.b)
         return u.sign() * (0.5 + (near - far) / (2 * math.expm1(-1 / self.b)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Parabola(Estimator):
@@ -30,11 +30,11 @@ class Parabola(Estimator):
         self.a: float = positive("a", a)
         self.b: float = positive("b", b)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u.square().mul_(-self.b).add_(self.a)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return torch.atanh(math.sqrt(self.b / self.a) * u) / math.sqrt(self.a * self.b)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return self.a * u - self.b / 3 * u**3

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import number, positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Power(Estimator):
@@ -28,15 +28,15 @@ class Power(Estimator):
         self.k: float = number("k", k, above=1)
         self.cap: float = positive("cap", cap)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u.abs().mul_(2).pow_(1 / self.k - 1).div_(self.k).clamp_(max=self.cap)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         capped, power = self._capped, 2 - 1 / self.k
         beyond = (2 * u.abs().clamp(min=capped)) ** power - (2 * capped) ** power
         return u.clamp(-capped, capped) / self.cap + u.sign() * beyond * (self.k / (2 * power))
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         capped, power = self._capped, 1 / self.k
         beyond = (2 * u.abs().clamp(min=capped)) ** power - (2 * capped) ** power
         return u.clamp(-capped, capped) * self.cap + u.sign() * beyond / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qat_ste.estimators.ste import Ste
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Pwl(Ste):
@@ -15,5 +15,5 @@ class Pwl(Ste):
     ``saturation="range"`` this is the STE itself.
     """
 
-    def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         return (~quantizer.saturated(w)).to(w.dtype)

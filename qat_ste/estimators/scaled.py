@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Scaled(Estimator):
@@ -26,11 +26,11 @@ class Scaled(Estimator):
     def __init__(self, c: float = 0.5) -> None:
         self.c: float = positive("c", c)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return torch.full_like(u, self.c)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u / self.c
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u * self.c

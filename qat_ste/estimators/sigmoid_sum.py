@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import number
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class SigmoidSum(Estimator):
@@ -29,7 +29,7 @@ class SigmoidSum(Estimator):
     def __init__(self, temperature: float = 10.0) -> None:
         self.temperature: float = number("temperature", temperature, above=0.5)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         # On large buffers fresh memory costs more than arithmetic.
         g, x, y = torch.zeros_like(u), torch.empty_like(u), torch.empty_like(u)
         for j in self._thresholds(u.dtype):
@@ -37,7 +37,7 @@ class SigmoidSum(Estimator):
             g.addcdiv_(x, torch.add(x, 1, out=y).square_())  # s(1 - s) = x/(1 + x)²: safe in the tails
         return g.mul_(self.temperature)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return 0.5 * torch.stack([torch.tanh(self.temperature / 2 * (u - j)) for j in self._thresholds(u.dtype)]).sum(0)
 
     def _thresholds(self, dtype: torch.dtype) -> range:

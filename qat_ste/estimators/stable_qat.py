@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class StableQat(Estimator):
@@ -29,14 +29,14 @@ class StableQat(Estimator):
     def __init__(self, amplitude: float = 0.21) -> None:
         self.amplitude: float = positive("amplitude", amplitude)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         s = u.abs().mul_(math.pi).sin_().mul_(self._c)
         return (1 - s).div_(s.add_(1))
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return self._between(u, -self._c)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor | None:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor | None:
         return self._between(u, self._c) if self._c < 1 else None
 
     def _between(self, u: Tensor, c: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.tanh import Tanh
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class StackedSigmoid(Tanh):
@@ -20,5 +20,5 @@ class StackedSigmoid(Tanh):
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha: float = positive("alpha", alpha)
 
-    def half_sharpness(self, quantizer: UniformQuantizer) -> float:
+    def half_sharpness(self, quantizer: Quantizer) -> float:
         return self.alpha / 4

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Ste(Estimator):
     """g = 1 (Bengio et al. 2013, arXiv 1308.3432)."""
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return torch.ones_like(u)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u
 
-    def derivative(self, w: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         return quantizer.alive(w).to(w.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Tanh(Estimator):
@@ -28,19 +28,19 @@ class Tanh(Estimator):
     def __init__(self, k: float = 5.5) -> None:
         self.k: float = positive("k", k)
 
-    def half_sharpness(self, quantizer: UniformQuantizer) -> float:
+    def half_sharpness(self, quantizer: Quantizer) -> float:
         """e: the soft quantizer goes with tanh(2e·u)."""
         return self.k / (quantizer.num_levels - 1)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         e = self.half_sharpness(quantizer)
         x = (u.abs() * (-4 * e)).exp_()  # sech² = 4x/(1 + x)²: 1 - tanh² would round to 0 in the tails
         return x.mul(4 * e / math.tanh(e)).div_(x.add(1).square_())
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         e = self.half_sharpness(quantizer)
         return (4 * e * u).sinh_().div_(8 * e).add_(u, alpha=0.5).mul_(math.tanh(e) / e)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         e = self.half_sharpness(quantizer)
         return torch.tanh(2 * e * u) / (2 * math.tanh(e))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class TanhFloor(Estimator):
@@ -30,11 +30,11 @@ class TanhFloor(Estimator):
         self.k: float = positive("k", k)
         self.eps: float = positive("eps", eps)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         x = (u.abs() * (-2 * self.k)).exp_()
         return x.mul(4).div_(x.add(1).square_()).add_(self.eps)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         # [ku - artanh(tanh(ku)/q)/q]/(k·eps), rewritten as a sum: the difference loses all digits as eps -> 0.
         q = math.sqrt(1 + self.eps)
         p = self.eps / (1 + q) / 2  # (q - 1)/2
@@ -42,5 +42,5 @@ class TanhFloor(Estimator):
         artanh = (torch.log1p(p + p * x.exp()) - torch.log1p(p + p * (-x).exp())) / (4 * p)
         return (self.k * u + artanh) / (q * (1 + q) * self.k)
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return torch.tanh(self.k * u) / self.k + self.eps * u

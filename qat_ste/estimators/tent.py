@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qat_ste.estimators.arguments import number
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import UniformQuantizer
+from qat_ste.quantizer import Quantizer
 
 
 class Tent(Estimator):
@@ -26,13 +26,13 @@ class Tent(Estimator):
     def __init__(self, s: float = 1.0) -> None:
         self.s: float = number("s", s)
 
-    def shape(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return u.abs().mul_(-self.s).add_(1 + self.s / 2)
 
-    def integral(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         if self.s == 0:
             return u
         return -u.sign() * torch.log1p(u.abs() * (-self.s / (1 + self.s / 2))) / self.s
 
-    def primitive(self, u: Tensor, quantizer: UniformQuantizer) -> Tensor:
+    def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         return (1 + self.s / 2) * u - self.s / 2 * u * u.abs()

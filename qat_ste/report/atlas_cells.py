@@ -102,7 +102,8 @@ class Atlas:
         return next((reason for reason in found if reason), None)
 
     def _fact(self, optimizer: str, key: str) -> Any:
-        return next((f for e in self.estimators if (f := self.pairs[e, optimizer].fact(key)) is not None), None)
+        pairs = sorted((self.pairs[e, optimizer] for e in self.estimators), key=lambda pair: bool(pair.fact("refused")))
+        return next((fact for pair in pairs if (fact := pair.fact(key)) is not None), None)
 
 
 def read_atlas(path: Path) -> Atlas:

@@ -108,7 +108,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
         ("atlas.steps=x", "atlas.steps=x: must be a whole number; for example atlas.steps=200"),
         ("atlas.smaller=1", "atlas.smaller=1: must be a whole number of at least 2; for example atlas.smaller=5"),
         ("train.batch_size=9999", "train.batch_size=9999: must be from 1 to 1437, the number of images; for example "),
-        ("optimizer=sgd", "optimizer=sgd: an atlas takes atlas., dataset, model, quantizer., "),
+        ("optimizer=sgd", "optimizer=sgd: an atlas takes atlas., dataset, model, quantizer, "),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(qat_atlas, override, told):

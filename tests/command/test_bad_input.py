@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import SHORT
+
 CASES = [
     ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, arctan, box, "),
     ("logger=wand", "logger=wand: no such logger, allowed are none, wandb; for example logger=wandb"),
@@ -46,13 +48,24 @@ def test_one_fault_one_line(qat_run, override, message):
     assert line.startswith(message)
 
 
-def test_pwl_where_the_theorem_cannot_apply(qat_run):
-    (line,) = lines(qat_run("estimator=pwl", "quantizer.saturation=none"))
-    assert "Pwl() is not positive: g = 0 at w = " in line
-    assert line.endswith("Without ste: counterparts=[naive,jitter]")
-    (line,) = lines(qat_run("estimator=acos"))
-    assert "Acos(s=1.0) is not even in u" in line
-    assert "Use saturation 'bin' or 'none'" in line
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["estimator=pwl", "quantizer.saturation=none"], "Pwl() is not positive: g = 0 at w = "),
+        (["estimator=acos"], "Acos(s=1.0) is not even in u"),
+        (["estimator=cosine", "estimator.a=1"], "g(u) <= 0 at |u| = 0.5"),
+        (["estimator=stable_qat", "estimator.amplitude=0.25"], "g(u) <= 0 for |u| > 0.36"),
+    ],
+)
+def test_what_the_theorem_does_not_cover_is_trained_without_adjustment_and_says_so(qat_run, overrides, words):
+    run = qat_run(*SHORT, "logger=none", *overrides)
+    assert run.code == 0, run.err
+    results = run.read("results.json")
+    assert (results["equivalence"], results["lr_factor"]) == ("none", None)
+    assert words in results["equivalence_reason"]
+    assert results["equivalence_reason"] in run.out
+    assert results["counterparts"]["ste"] == results["counterparts"]["naive"]
+    assert "for which no adjustment is known here" in results["verdict"]["statement"]
 
 
 def test_several_faults_are_told_together(qat_run):

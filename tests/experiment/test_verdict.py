@@ -53,7 +53,7 @@ def test_more_jitter_runs_sharpen_the_equivalent_and_do_not_turn_the_verdict():
         ({"ste": 0.02, "naive": 0.02, "jitter": 0.02}, "keep", "did not matter: the STE with nothing adjusted .* 1 times"),
         ({"ste": 0.0, "naive": 0.0, "jitter": 0.0}, "exact", "did not matter at all: the STE run is the same run, bit for bit"),
         ({"ste": 0.02, "jitter_5": 0.04}, "exact", "0.5 times as far from the reference as a 5 % higher learning rate"),
-        ({"ste": 0.2, "jitter": 0.02}, "none", "for which no adjustment is known with this optimizer"),
+        ({"ste": 0.2, "jitter": 0.02}, "none", "for which no adjustment is known here"),
         ({"naive": 0.2, "jitter": 0.02}, "remap", "No verdict: the comparison has no counterpart 'ste'"),
         ({"ste": 0.2}, "remap", "No verdict: without a 'jitter' run"),
         ({"ste": None, "jitter": None}, "remap", "No verdict"),

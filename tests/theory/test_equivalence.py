@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qat_ste import SteEquivalent, UniformQuantizer
-from qat_ste.equivalence import inverse_integral
 from qat_ste.estimators import Estimator, Pwl, Ste, Tanh
+from qat_ste.integration import inverse_integral
 
 from . import slow
 from .floats import around

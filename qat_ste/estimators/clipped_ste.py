@@ -1,0 +1,23 @@
+"""The STE of counterparts whose gradient ends elsewhere than at the range."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qat_ste.estimators.ste import Ste
+from qat_ste.quantizer import Quantizer
+
+
+class ClippedSte(Ste):
+    """g = 1 for |w| < reach·max, whatever the quantizer's ``saturation``; ``reach`` may be infinite."""
+
+    def __init__(self, reach: float) -> None:
+        self.reach = reach
+
+    def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
+        if self.reach == math.inf:
+            return torch.ones_like(w)
+        return (w.abs() < self.reach * quantizer.max).to(w.dtype)
