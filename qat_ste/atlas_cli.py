@@ -23,8 +23,8 @@ An entry of a list is an option of qat-run's groups `estimator` and `optimizer`,
   qat-atlas 'atlas.estimators=[tanh,"cosine estimator.a=0.9"]' 'atlas.optimizers=["sgd optimizer.lr=1e-2",lion]'
   qat-atlas 'atlas.estimators=[mine]' --config-dir my_conf      # my_conf/estimator/mine.yaml names your class
   qat-atlas 'atlas.seeds=[1]' atlas.steps=100 atlas.output=DIR --dry-run
-Also taken: dataset, model, quantizer (with all their keys), train.batch_size, .shuffle, .schedule, .warmup, .l2. The same command in the
-same folder goes on where it was cut off; what is trained already is not trained again. The default grid is:
+Also taken: dataset, model, quantizer and their keys, train.batch_size, .shuffle, .schedule, .warmup, .l2. The same
+command in the same folder goes on where it was cut off; what is trained is not trained again. The default grid is:
 """
 
 

@@ -31,8 +31,8 @@ def heat_maps(atlas: Atlas) -> Figure:
     """``equivalent_lr_jitter`` at the smaller learning rate, and beside it the measured order of the STE's error."""
     names = list(atlas.estimators)
     width = max(2.2, CELL[0] * len(atlas.optimizers))
-    longest = max(map(len, names))
-    figure = Figure(figsize=(2 * width + 0.075 * longest + 1.6, CELL[1] * len(names) + 2.0))
+    longest, under = (max(len(_plain(name)) for name in axis) for axis in (names, atlas.optimizers))
+    figure = Figure(figsize=(2 * width + 0.075 * longest + 1.6, CELL[1] * len(names) + 1.4 + 0.06 * under))
     left, right = figure.subplots(1, 2, sharey=True)
     near = {key: _mean(pair.over_seeds("equivalent_lr_jitter")) for key, pair in atlas.pairs.items()}
     orders = {key: _mean(pair.order) for key, pair in atlas.pairs.items()}
