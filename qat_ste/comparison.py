@@ -131,7 +131,7 @@ def compare(
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), l2, seed)
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed)
+        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=l2 is None)
         record = train(
             lockstep,
             monitor,
@@ -182,7 +182,7 @@ def _own(record: Record, number: int) -> dict[str, Any]:
 def _counterpart(monitor: DivergenceMonitor, record: Record, number: int, own: dict[str, Any]) -> SimpleNamespace:
     numbers = dict.fromkeys(OF_OUTPUTS) | own | record.initial[number]
     total, layers = monitor.divergences[number].results([part.name for part in monitor.cohort.parts])
-    numbers |= total
+    numbers |= total | monitor.now(number)
     numbers["train_loss_correlation"] = correlation(*record.losses[[0, number]].cpu())
     if record.evaluations:
         numbers["validation_loss_correlation"] = _curves([losses for _, losses, _ in record.validation], number)

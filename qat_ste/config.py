@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,7 +21,9 @@ class Problem:
     example: str
 
     def __str__(self) -> str:
-        return f"{self.key}={_shown(self.value)}: {self.allowed}; for example {self.key}={self.example}"
+        example = f"{self.key}={self.example}"
+        example = shlex.quote(example) if " " in example else example
+        return f"{self.key}={_shown(self.value)}: {self.allowed}; for example {example}"
 
 
 class ConfigError(Exception):
@@ -36,7 +39,10 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_shown(item) for item in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
+    text = str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _checked(test: Callable[[Any], bool], allowed: str, example: str) -> Any:
@@ -149,6 +155,23 @@ class PathsConfig:
 
 
 @dataclass
+class AtlasConfig(_Section):
+    """The grid of ``qat-atlas``."""
+
+    estimators: list[str] = _checked(bool, "must be options of estimator, at least one", "[tanh]")  # noqa: RUF009
+    optimizers: list[str] = _checked(bool, "must be options of optimizer, at least one", "[sgd]")  # noqa: RUF009
+    seeds: list[int] = _checked(  # noqa: RUF009
+        lambda seeds: bool(seeds) and all(0 <= seed < 2**32 for seed in seeds),
+        "must be whole numbers from 0 to 4294967295, at least one",
+        "[1,2,3]",
+    )
+    steps: int = _at_least(1, "200")
+    smaller: int = _at_least(2, "5")
+    workers: int | None = _optional(1, "2")
+    output: str = MISSING
+
+
+@dataclass
 class RunConfig:
     """The whole configuration. The last five are open sets: any ``_target_`` with its arguments."""
 
@@ -167,13 +190,20 @@ class RunConfig:
     logger: Any = MISSING
 
 
+@dataclass
+class AtlasRunConfig(RunConfig):
+    """What ``qat-atlas`` composes; of the rest of ``RunConfig`` the cells take data, model, quantizer and training."""
+
+    atlas: AtlasConfig = MISSING
+
+
 SECTIONS = ("quantizer", "train", "metrics", "runtime", "checkpoint")
 
 
 def section_problems(cfg: DictConfig) -> list[Problem]:
     """Every fault in the sections that the runner owns."""
     problems = []
-    for name in SECTIONS:
+    for name in (*SECTIONS, *(["atlas"] if "atlas" in cfg else [])):
         try:
             OmegaConf.to_object(cfg[name])
         except ConfigError as error:

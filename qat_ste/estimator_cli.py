@@ -24,6 +24,7 @@ from qat_ste.composition import (
     config_dir,
     options,
     packaged_default,
+    search_path,
     user_dir,
 )
 from qat_ste.config import ConfigError
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 def _card(overrides: list[str], user: str | None) -> Card:
     folder = config_dir()
     try:
-        cfg = compose_file(folder, overrides, user)
+        cfg = compose_file(folder, [*search_path(user), *overrides])
     except COMPOSE_ERRORS as error:
         _refuse(composition_problems(folder, [*overrides, *(["--config-dir", user] if user else [])], error))
     from qat_ste.inspection import card_of

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from qat_ste import cli, estimator_cli
+from qat_ste import atlas_cli, cli, estimator_cli
 from qat_ste.composition import config_dir, options
 from scripts import catalogue_docs
 
@@ -173,9 +173,10 @@ def test_ones_own_estimator_in_the_catalogue(command, mine, monkeypatch):
 
 
 def test_ones_own_estimator_in_the_atlas(command, mine):
-    atlas = pytest.importorskip("qat_ste.atlas_cli", reason="there is no atlas yet")
-    run = command(atlas.main, "atlas.estimators=[mine]", "atlas.optimizers=[sgd]", "--config-dir", mine, "--dry-run")
+    arguments = ("atlas.estimators=[mine]", "atlas.optimizers=[sgd]", "--config-dir", mine, "--dry-run")
+    run = command(atlas_cli.main, *arguments)
     assert run.code == 0, run.err
+    assert "sgd" in run.out
 
 
 def test_the_catalogue_is_what_classes_and_files_give(command):
