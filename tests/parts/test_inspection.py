@@ -11,10 +11,29 @@ from torch import optim
 
 from qat_ste import card_of, estimators
 from qat_ste.estimators import Acos, Box, Cosine, Estimator, Power, Pwl, Scaled, SigmoidSum, StableQat, Ste, Tanh
+from qat_ste.estimators.whole_line import SignOnly
 from qat_ste.grid import make_quantizer
 
 SGD = partial(optim.SGD, momentum=0.9)
 TWO_BITS = make_quantizer(0.144)
+
+
+class Cauchy(SignOnly):
+    """g = 1/(1 + x²)."""
+
+    def of(self, x):
+        return 1 / (1 + x * x)
+
+    def integral_of(self, x):
+        return x + x**3 / 3
+
+    def primitive_of(self, x):
+        return x.atan()
+
+
+class Pole(Estimator):
+    def shape(self, u, quantizer):
+        return 1 / u.abs()
 
 
 def held(card) -> dict[str, bool | None]:
@@ -36,6 +55,7 @@ class NoClosedForm(Estimator):
         (Box(1.5), make_quantizer(1.0, "none", levels="nf4")),
         (Acos(1.0), make_quantizer(1.0, "bin")),
         (Pwl(), make_quantizer(1.0, "none")),
+        (Cauchy(), make_quantizer(0.5, bits=1)),
     ],
     ids=str,
 )
@@ -113,6 +133,7 @@ class Different(Estimator):
         (Acos(1.0), "bin", (True, True, False, True, False)),
         (Acos(1.0), "range", (True, True, None, True, False)),
         (Cosine(1.0), "range", (False, None, None, None, None)),
+        (Pole(), "range", (None, False, None, None, None)),
         (Different(), "range", (True, True, None, False, None)),
     ],
     ids=str,
@@ -147,6 +168,18 @@ def test_every_estimator_has_a_card_on_every_grid(name):
             card = card_of(getattr(estimators, name)(), make_quantizer(1.0, bits=1), SGD, 3e-3)
         assert np.isfinite(card.soft).all() and np.isfinite(card.mean)
         assert card.definition.startswith("g") or name == "Dsq" or card.definition
+
+
+def test_a_function_of_the_whole_line():
+    card = card_of(Cauchy(), make_quantizer(0.5, bits=1), SGD, 3e-3)
+    assert (card.lr_factor, card.ste_run) == (1, "the STE at the same learning rate from M(w0)")
+    assert card.largest_shift == pytest.approx(1 / 6), "at the end of the range, of which a step is twice max"
+    assert card.mean == pytest.approx(math.pi / 4)
+    assert card.mapped == pytest.approx(card.w + card.w**3 / 3)
+    assert card.alive.all()
+    assert held(card) == {"positive": True, "bounded": True, "Lipschitz": True, "cyclical": None, "even": True}
+    with pytest.raises(ValueError, match="use quantizer.bits=1"):
+        card_of(Cauchy(), TWO_BITS, SGD, 3e-3)
 
 
 def test_many_levels_have_a_card_too():
