@@ -62,7 +62,7 @@ def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer
         largest_shift=shift,
         refusal=refusal,
         equivalence=str(adjustment.equivalence),
-        ste_run=_ste_run(adjustment, pair, lr, shift),
+        ste_run=_ste_run(adjustment, pair, lr, mapped is not None and not torch.allclose(mapped, w)),
         reason=str(adjustment),
         mapped=None if mapped is None else mapped.flatten().numpy(),
         **{name: values.flatten().numpy() for name, values in arrays.items()},
@@ -138,11 +138,11 @@ def _flags(estimator: Estimator, pair: SteEquivalent | None, refusal: str) -> tu
     )
 
 
-def _ste_run(adjustment: Adjustment, pair: SteEquivalent | None, lr: float, shift: float | None) -> str:
+def _ste_run(adjustment: Adjustment, pair: SteEquivalent | None, lr: float, moves: bool) -> str:
     if adjustment.equivalence is Equivalence.REMAP and pair is not None:
         alpha = pair.lr_factor
         rate = "the same learning rate" if alpha == 1 else f"learning rate {alpha:.4g} x {lr:g} = {alpha * lr:.3g}"
-        return f"the STE at {rate} from {'M(w0)' if shift else 'the same weights'}"
+        return f"the STE at {rate} from {'M(w0)' if moves else 'the same weights'}"
     if adjustment.equivalence is Equivalence.KEEP:
         return "the STE, nothing adjusted"
     if adjustment.equivalence is Equivalence.EXACT:

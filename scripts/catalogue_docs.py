@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste import SteEquivalent
@@ -92,7 +93,8 @@ def _entry(name: str, cfg: DictConfig, adam: Equivalence) -> Entry:
             return possible[-1]
     if not possible:
         raise refused
-    return possible[0]
+    failing = [entry for entry in possible if any(flag.holds is False for flag in entry.card.flags)]
+    return (failing or possible)[0]
 
 
 def page(found: Sequence[Entry]) -> str:
@@ -133,7 +135,8 @@ def _seen(card: Card, equivalence: str) -> str:
         return NOT_COVERED
     if equivalence != Equivalence.REMAP:
         return "nothing"
-    seen = [name for name, there in (("α", card.lr_factor != 1), ("M", card.largest_shift)) if there]
+    moves = card.mapped is not None and not np.allclose(card.mapped, card.w)
+    seen = [name for name, there in (("α", card.lr_factor != 1), ("M", moves)) if there]
     return " and ".join(seen) or "nothing"
 
 

@@ -98,6 +98,8 @@ def _density(axis: Axes, card: Card, mapped: np.ndarray, lr_factor: float) -> No
     inside = (card.w > card.levels[0]) & (card.w < card.levels[-1]) & (card.g > 0)
     z, density = mapped[inside], card.g[inside] / lr_factor
     lowest = _lowest_shown(card, MOST_BELOW)
+    shown = (z >= lowest) & (z <= card.w[-1])
+    z, density = z[shown], density[shown]
     axis.plot(z, density, color=ESTIMATOR, label="M(w)")
     axis.axhline(1, color=PLAIN, lw=0.9, ls="--", label="w")
     if density.max() > TALL * density.min():

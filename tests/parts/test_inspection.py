@@ -7,11 +7,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from torch import optim
 
 from qat_ste import card_of, estimators
 from qat_ste.estimators import Acos, Box, Cosine, Estimator, Power, Pwl, Scaled, SigmoidSum, StableQat, Ste, Tanh
-from qat_ste.estimators.whole_line import SignOnly
+from qat_ste.estimators.whole_line import SignOnly, WholeLine
 from qat_ste.grid import make_quantizer
 
 SGD = partial(optim.SGD, momentum=0.9)
@@ -180,6 +181,25 @@ def test_a_function_of_the_whole_line():
     assert held(card) == {"positive": True, "bounded": True, "Lipschitz": True, "cyclical": None, "even": True}
     with pytest.raises(ValueError, match="use quantizer.bits=1"):
         card_of(Cauchy(), TWO_BITS, SGD, 3e-3)
+
+
+class Tail(WholeLine):
+    """g = 1 inside the range and 1/|x| beyond it."""
+
+    def shape(self, u, quantizer):
+        return torch.ones_like(u)
+
+    def of(self, x):
+        return 1 / x.abs().clamp(min=1)
+
+    def integral_of(self, x):
+        return x.clamp(max=1) + (x.clamp(min=1) ** 2 - 1) / 2
+
+
+def test_weights_that_are_moved_beyond_the_range_alone():
+    card = card_of(Tail(), TWO_BITS, SGD, 3e-3)
+    assert card.largest_shift == 0
+    assert card.ste_run == "the STE at the same learning rate from M(w0)"
 
 
 def test_many_levels_have_a_card_too():
