@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qat_ste.equivalence import SteEquivalent
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.grid import GridQuantizer
+    from qat_ste.inspection import card_of
     from qat_ste.member import Execution, L2Penalty
     from qat_ste.quantizer import UniformQuantizer
 
@@ -25,6 +26,7 @@ _HOME = {
     "L2Penalty": "member",
     "SteEquivalent": "equivalence",
     "UniformQuantizer": "quantizer",
+    "card_of": "inspection",
     "compare": "comparison",
     "estimators": "estimators",
     "quantize_weights": "fake_quantize",
@@ -39,6 +41,7 @@ __all__ = [
     "L2Penalty",
     "SteEquivalent",
     "UniformQuantizer",
+    "card_of",
     "compare",
     "estimators",
     "quantize_weights",

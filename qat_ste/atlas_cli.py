@@ -38,7 +38,9 @@ def main() -> None:
     if arguments.config_dir is not None:
         if not arguments.config_dir.is_dir():
             _refuse([f"--config-dir {arguments.config_dir}: is no folder"])
-        overrides.append(f"hydra.searchpath=[file://{arguments.config_dir.resolve()}]")
+        from qat_ste.composition import search_path
+
+        overrides += search_path(str(arguments.config_dir))
     grid = _grid(overrides)
     if arguments.dry_run:
         for job in grid.jobs:

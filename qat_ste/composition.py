@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,25 @@ def config_dir() -> str:
         if (folder / "config.yaml").is_file():
             return str(folder)
     raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
+
+
+def user_dir(arguments: Sequence[str]) -> str | None:
+    """The folder of YAML files that a command line names with --config-dir."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    found: str | None = parser.parse_known_args(arguments)[0].config_dir
+    return found
+
+
+def search_path(user_dir: str | None) -> list[str]:
+    """The overrides, at most one, that have YAML files looked for in the user's folder too."""
+    return [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
+
+
+def options(group: str, *folders: str | None) -> dict[str, Path]:
+    """The YAML files of a group by name; of two with the same name the one that Hydra takes, in the earlier folder."""
+    paths = [path for folder in folders[::-1] if folder for path in (Path(folder) / group).glob("*.yaml")]
+    return dict(sorted({path.stem: path for path in paths}.items()))
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
@@ -63,25 +83,31 @@ def composition_problems(
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     if sweeping:
         overrides = [single for override in overrides for single in _singles(override)]
-    chosen = list(sound)  # of groups: on them depends which keys there are
+    user = user_dir(arguments)
+    chosen = [*search_path(user), *sound]  # of groups: on them depends which keys there are
     reasons, composing = {}, []
     for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
         try:
             compose_file(config_dir, [*chosen, override], primary)
         except COMPOSE_ERRORS as fault:
-            reasons[override] = _reason(fault, config_dir, override, compose_file(config_dir, chosen, primary))
+            default = compose_file(config_dir, chosen, primary)
+            reasons[override] = _reason(fault, options(_group(override), config_dir, user), override, default)
         else:
             composing.append(override)
             if _is_choice(config_dir, override) and not sweeping:
                 chosen.append(override)
     problems = [f"{override}: {reasons[override]}" for override in overrides if override in reasons]
     if problems and primary == "config" and not sweeping:  # of a sweep the values do not belong together
-        problems += _problems_of(config_dir, composing)
+        problems += _problems_of(config_dir, [*search_path(user), *composing])
     return problems or [_one_line(error)]
 
 
 def _is_choice(config_dir: str, override: str) -> bool:
-    return (Path(config_dir) / override.lstrip("+~").partition("=")[0]).is_dir()
+    return (Path(config_dir) / _group(override)).is_dir()
+
+
+def _group(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _singles(override: str) -> list[str]:
@@ -125,10 +151,9 @@ def compose_file(
         return compose(primary, overrides, return_hydra_config=return_hydra_config)
 
 
-def _reason(error: Exception, config_dir: str, override: str, default: DictConfig) -> str:
+def _reason(error: Exception, choices: Collection[str], override: str, default: DictConfig) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
-    choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
     if choices and not key.startswith("hydra/") and "Could not find" in text:
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
