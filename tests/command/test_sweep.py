@@ -234,18 +234,3 @@ def test_jobs_at_a_time_share_the_cores_and_give_the_numbers_of_single_runs(undi
     code, _, err = sweep(output, *LONG, "hydra/launcher=laptop")
     assert code == 0, err
     assert_same(output, undisturbed)
-
-
-@pytest.mark.slow
-def test_twenty_done_runs_are_skipped_in_five_seconds(tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    seeds = "train.seed=" + ",".join(map(str, range(20)))
-    assert sweep(output, *FEW, seeds)[0] == 0
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        code, out, _ = sweep(output, *FEW, seeds)
-        seconds.append(time.monotonic() - began)
-        assert (code, out.splitlines()[-1].split(":")[0]) == (0, "20 skipped")
-    assert min(seconds) < 5
