@@ -20,7 +20,7 @@ from qat_ste.composition import COMPOSE_ERRORS, config_dir
 from qat_ste.sweep_loader import SweepLoader
 
 from .conftest import SHORT
-from .test_sweep import sweep
+from .test_sweep import sweep_by_itself
 
 SWEEPS = {
     "seeds": (["train.seed=1,2,3", "counterparts=[ste,naive]"], 1),
@@ -109,7 +109,7 @@ def test_skipping_a_done_run_takes_a_fraction_of_what_starting_the_command_takes
     seconds = []
     for runs in (1, 40):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code, out, err = sweep(tmp_path, *SHORT, *folders, "train.seed=" + ",".join(map(str, range(runs))))
+        code, out, err = sweep_by_itself(tmp_path, *SHORT, *folders, "train.seed=" + ",".join(map(str, range(runs))))
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert (code, out.splitlines()[-1].split(":")[0]) == (0, f"{runs} skipped"), err
