@@ -27,7 +27,7 @@ class Mad(WholeLine):
         self.s: float = positive("s", s)
 
     def of(self, x: Tensor) -> Tensor:
-        return self.s / x.abs().clamp_(min=self.s)
+        return (x.abs() / self.s).clamp_(min=1).reciprocal_()  # 1 inside to the last bit
 
     def integral_of(self, x: Tensor) -> Tensor:
         beyond = (x - self.s).clamp_(min=0)

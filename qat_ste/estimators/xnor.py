@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from qat_ste.estimators.arguments import positive
@@ -28,7 +27,7 @@ class Xnor(SignOnly):
         self.c: float = positive("c", c)
 
     def of(self, x: Tensor) -> Tensor:
-        return torch.where(x.abs() <= 1, 1 / self.n + self.c, 1 / self.n).to(x.dtype)
+        return (x.abs() <= 1).to(x.dtype) * self.c + 1 / self.n
 
     def integral_of(self, x: Tensor) -> Tensor:
         return x.clamp(max=1) / (1 / self.n + self.c) + (x - 1).clamp(min=0) * self.n
