@@ -36,6 +36,7 @@ def check_assumptions(estimator: Estimator, quantizer: Quantizer) -> Assumptions
     Raises:
         ValueError: the theorem cannot apply; the message says which assumption fails and where.
     """
+    estimator.check(quantizer)
     if isinstance(estimator, WholeLine):
         return _whole_line(estimator, quantizer)
     # One value of max is as good as another where g is a function of u; the two extremes tell if it is not.
@@ -64,7 +65,6 @@ def check_assumptions(estimator: Estimator, quantizer: Quantizer) -> Assumptions
 
 
 def _whole_line(estimator: WholeLine, quantizer: Quantizer) -> Assumptions:
-    estimator.check(quantizer)
     end = min(estimator.reach, FARTHEST)
     x = torch.linspace(-end, end, 2 * POINTS + 2, dtype=torch.float64)[1:-1]  # neither end, nor 0
     g = estimator.of(x)
@@ -73,6 +73,13 @@ def _whole_line(estimator: WholeLine, quantizer: Quantizer) -> Assumptions:
         raise ValueError(
             f"{estimator} is not positive: g = {g[bad][0]:.4g} at w = {x[bad][0]:.4g}·max, "
             f"g(w) <= 0 {_region(x.abs()[bad], end, 'w/max')}; the theorem needs 0 < L₋ <= g <= L₊ there"
+        )
+    thresholds = quantizer.with_max(1.0).thresholds
+    between = (x > thresholds[0]) & (x < thresholds[-1]) & (g != 1)
+    if between.any():
+        raise ValueError(
+            f"{estimator} is not cyclical: g = {g[between][0]:.4g} at w = {x[between][0]:.4g}·max, "
+            "between two thresholds, where g on the whole line has to be 1"
         )
     return Assumptions(g.min().item(), g.max().item(), _lipschitz(x * (quantizer.num_levels - 1) / 2, g), True)
 

@@ -159,7 +159,7 @@ def _summarize(
     return Comparison(
         reference=SimpleNamespace(**own[0]),
         counterparts=counterparts,
-        verdict=decide(errors, cohort.adjustment.equivalence),
+        verdict=decide(errors, cohort.adjustment.equivalence, cohort.adjustment.covered),
         equivalence=str(cohort.adjustment.equivalence),
         equivalence_reason=str(cohort.adjustment),
         lr_factor=cohort.pair.lr_factor if cohort.pair else None,

@@ -36,6 +36,8 @@ class ErrorBound:
         """Whether the bound speaks of this counterpart."""
         if cohort.layout.ranks.size > 1 or cohort.pair is None or not cohort.recipes[number].remap:
             return False
+        if not cohort.adjustment.covered:
+            return False
         optimizer = cohort.local[0].optimizer
         plain = type(optimizer) is torch.optim.SGD and not optimizer.defaults["momentum"]
         decays = any(group["weight_decay"] for group in optimizer.param_groups)

@@ -120,7 +120,7 @@ def quantize_weights(
             if parametrize.is_parametrized(module, tensor_name):
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
             quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
-            estimator.derivative(torch.zeros_like(w), quantizer)  # raises where it is not made for this grid
+            estimator.check(quantizer)
             parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
             chosen += 1
     if not chosen:

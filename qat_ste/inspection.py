@@ -32,6 +32,7 @@ def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer
         ValueError: the estimator is not made for this grid.
     """
     quantizer = quantizer.with_max(torch.ones((), dtype=torch.float64))
+    estimator.check(quantizer)
     adjustment, pair = adjust(adjustment_of(optimizer, lr), estimator, quantizer)
     refusal = "" if pair else adjustment.reason
     w = _sample(quantizer)

@@ -226,9 +226,10 @@ class Preparation:
             self._add("quantizer.levels", str(error).removeprefix("levels ").split(", got ")[0], "[-1,0,1]")
             return None
         try:
-            estimator.derivative(torch.zeros(1), quantizer)
-        except ValueError as error:  # it is not made for this grid
-            self.problems.append(f"estimator: {error}")
+            estimator.check(quantizer)
+        except ValueError as error:  # of ours, those for one bit
+            key, example = ("bits", "1") if settings.levels is None else ("levels", "[-1,1]")
+            self._add(f"quantizer.{key}", str(error), example)
         return quantizer
 
     def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:

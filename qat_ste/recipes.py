@@ -56,8 +56,15 @@ class Recipe:
 def adjust(
     adjustment: Adjustment, estimator: Estimator, quantizer: Quantizer
 ) -> tuple[Adjustment, SteEquivalent | None]:
-    """What is adjusted where the optimizer calls for ``adjustment``: nothing for what the theorem does not cover."""
+    """What is adjusted where the optimizer calls for ``adjustment``: nothing for an estimator without α and M.
+
+    One that has them although the theorem does not cover it is adjusted, and the reason says so.
+    """
     try:
-        return adjustment, SteEquivalent(estimator, quantizer)
+        pair = SteEquivalent(estimator, quantizer)
     except ValueError as error:
         return Adjustment(Equivalence.NONE, str(error)), None
+    if estimator.not_covered and adjustment.equivalence in (Equivalence.REMAP, Equivalence.KEEP):
+        reason = f"{adjustment.reason}, but the theorem does not cover {estimator}: {estimator.not_covered}"
+        adjustment = Adjustment(adjustment.equivalence, reason, tested=adjustment.tested, covered=False)
+    return adjustment, pair

@@ -32,8 +32,11 @@ class Verdict:
     equivalent_lr_jitter: float | None
 
 
-def decide(errors: Mapping[str, float | None], equivalence: str) -> Verdict:
-    """The verdict from the weight alignment errors of the counterparts, by name, and the adjustment made."""
+def decide(errors: Mapping[str, float | None], equivalence: str, covered: bool = True) -> Verdict:
+    """The verdict from the weight alignment errors of the counterparts, by name, and the adjustment made.
+
+    ``covered``: whether the theorem speaks of the estimator.
+    """
     ste, naive = errors.get("ste"), errors.get("naive")
     jitters = {percent: error for name, error in errors.items() if (percent := jitter_percent(name)) and error}
     yardstick = min(jitters, key=lambda percent: abs(math.log(percent)), default=None)
@@ -50,7 +53,9 @@ def decide(errors: Mapping[str, float | None], equivalence: str) -> Verdict:
         )
     else:
         interpolated = percent if len(jitters) > 1 else None
-        statement = _statement(ste_ratio, naive_ratio, yardstick, interpolated, equivalence)
+        statement = _statement(ste_ratio, naive_ratio, yardstick, interpolated, equivalence, covered)
+        if not covered:
+            statement += " The theorem does not cover this estimator; the distance measured says how much that matters."
     return Verdict(statement, ste_ratio, naive_ratio, percent)
 
 
@@ -75,7 +80,12 @@ def equivalent_jitter(error: float | None, jitters: Mapping[float, float]) -> fl
 
 
 def _statement(
-    ste_ratio: float, naive_ratio: float | None, yardstick: float, percent: float | None, equivalence: str
+    ste_ratio: float,
+    naive_ratio: float | None,
+    yardstick: float,
+    percent: float | None,
+    equivalence: str,
+    covered: bool,
 ) -> str:
     adjusted = {
         "remap": "the STE with adjusted learning rate and initial weights",
@@ -91,7 +101,7 @@ def _statement(
             f"adjustment {_times(control)} as far. Here so small a change already parts the weights about as far as "
             "they part at all; a smaller learning rate may tell more."
         )
-    if control is not None and ste_ratio > CREDITED_SHARE * control:
+    if covered and control is not None and ste_ratio > CREDITED_SHARE * control:
         return (
             f"The claim does not hold here: {adjusted} ended {distance}, hardly closer than the STE swapped in without "
             f"adjustment ({_times(control)} as far). A smaller learning rate may be within the theory's reach."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
@@ -78,14 +77,17 @@ class IntervalMaps:
 
 
 class WholeLineMaps:
-    """Of an estimator with g(x), x = w/max: only the outermost cells are warped, which bind no α, so α = 1."""
+    """Of an estimator with g(x), x = w/max: only the outermost cells are warped, which bind no α, so α = 1.
+
+    Weights that the gradient does not reach are frozen, and so they are in the counterpart: M puts them beyond what
+    ``counterpart`` reaches. Where M is infinite at the end of the reach, it stops there a float32 earlier.
+    """
 
     lr_factor = 1.0
 
     def __init__(self, estimator: WholeLine) -> None:
         self._estimator = estimator
-        # Where M is infinite at the end, what lies beyond is as far out as float32 tells apart.
-        self._inside = estimator.reach * (1 - 2**-24) if estimator.reach < math.inf else math.inf
+        self._inside = estimator.reach * (1 - 2**-24)
 
     def forward(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         x = w.double() / quantizer.max
@@ -107,7 +109,6 @@ class WholeLineMaps:
         return x * y.sign() * quantizer.max
 
     def counterpart(self, remapped: bool) -> Estimator:
-        reach = self._estimator.reach
-        if remapped and reach < math.inf:
-            reach = self._estimator.integral_of(torch.tensor([reach], dtype=torch.float64)).item()
-        return ClippedSte(reach)
+        if not remapped:
+            return ClippedSte(self._estimator.reach)
+        return ClippedSte(self._estimator.integral_of(torch.tensor(self._inside, dtype=torch.float64)).item())

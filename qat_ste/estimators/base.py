@@ -14,7 +14,11 @@ class Estimator(ABC):
 
     A subclass gives ``shape``; that is enough for training, for the equivalence (integrated numerically) and
     for every figure. ``integral`` is optional and makes the weight map faster and exact.
+
+    ``not_covered`` says why the theorem does not cover an estimator that has an α and an M all the same.
     """
+
+    not_covered: str | None = None
 
     @abstractmethod
     def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
@@ -33,6 +37,9 @@ class Estimator(ABC):
     def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor | None:
         """The soft quantizer over one interval: ∫ g(s) ds from 0 to u in closed form; None where there is none."""
         return None
+
+    def check(self, quantizer: Quantizer) -> None:
+        """Raises ValueError where the estimator is not made for this quantizer."""
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""

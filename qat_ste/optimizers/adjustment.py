@@ -19,13 +19,15 @@ class Equivalence(StrEnum):
 class Adjustment:
     """The adjustment that an optimizer calls for, why, and what it takes for the runs to stay together.
 
-    ``tested`` where the optimizer was tried out, and not looked up.
+    ``tested`` where the optimizer was tried out, and not looked up; not ``covered`` where the theorem does not speak
+    of the estimator.
     """
 
     equivalence: Equivalence
     reason: str
     condition: str = ""
     tested: bool = False
+    covered: bool = True
 
     def __str__(self) -> str:
         return f"{self.reason}; holds with {self.condition}" if self.condition else self.reason

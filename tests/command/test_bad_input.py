@@ -10,7 +10,7 @@ import pytest
 from .conftest import SHORT
 
 CASES = [
-    ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, arctan, box, "),
+    ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, approx_sign, arctan, "),
     ("logger=wand", "logger=wand: no such logger, allowed are none, wandb; for example logger=wandb"),
     ("quantizer.bits=0", "quantizer.bits=0: must be a whole number from 1 to 16; for example quantizer.bits=2"),
     ("train.steps=-1", "train.steps=-1: must be a whole number of at least 1; for example train.steps=1500"),
@@ -19,6 +19,7 @@ CASES = [
     ("optimizer.lr=.nan", "optimizer.lr=.nan: must be a positive finite number; for example optimizer.lr=0.003"),
     ("train.batch_size=99999", "train.batch_size=99999: must be from 1 to 1437, the number of images; for example train.batch_size=64"),
     ("estimator.k=0", "estimator.k=0: must be a positive finite number; for example estimator.k=5.5"),
+    ("estimator=ede", "quantizer.bits=2: Ede(t=1.0) is made for the two levels -max and max of one bit; for example quantizer.bits=1"),
     ("counterparts=[ste,nave]", "counterparts=[ste,nave]: nave is no counterpart, allowed are ste, naive, jitter, replica"),
     ("counterparts=[]", "counterparts=[]: nothing is no counterpart, allowed are ste, naive, jitter, replica"),
     ("train.schedule=cosin", "train.schedule=cosin: must be one of cosine, constant, step; for example train.schedule=cosine"),
@@ -55,6 +56,7 @@ def test_one_fault_one_line(qat_run, override, message):
         (["estimator=acos"], "Acos(s=1.0) is not even in u"),
         (["estimator=cosine", "estimator.a=1"], "g(u) <= 0 at |u| = 0.5"),
         (["estimator=stable_qat", "estimator.amplitude=0.25"], "g(u) <= 0 for |u| > 0.36"),
+        (["estimator=swish_sign", "quantizer.bits=1"], "g(w) <= 0 for |w/max| > 0.48"),
     ],
 )
 def test_what_the_theorem_does_not_cover_is_trained_without_adjustment_and_says_so(qat_run, overrides, words):
@@ -66,6 +68,12 @@ def test_what_the_theorem_does_not_cover_is_trained_without_adjustment_and_says_
     assert results["equivalence_reason"] in run.out
     assert results["counterparts"]["ste"] == results["counterparts"]["naive"]
     assert "for which no adjustment is known here" in results["verdict"]["statement"]
+
+
+def test_one_bit_on_a_grid_is_told_by_its_levels(qat_run):
+    (line,) = lines(qat_run("estimator=xnor", "quantizer=ternary"))
+    assert line.startswith("quantizer.levels=ternary: Xnor(n=576.0, c=0.5) is made for the two levels -max and max")
+    assert line.endswith("; for example quantizer.levels=[-1,1]")
 
 
 def test_several_faults_are_told_together(qat_run):

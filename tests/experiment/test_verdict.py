@@ -63,3 +63,13 @@ def test_statement(errors, equivalence, words):
     statement = decide(errors, equivalence).statement
     assert re.search(words, statement), statement
     assert "\n" not in statement
+
+
+@pytest.mark.parametrize(("equivalence", "naive"), [("remap", 0.06), ("remap", 0.5), ("keep", 0.06)])
+def test_where_the_theorem_says_nothing_the_distance_alone_speaks(equivalence, naive):
+    errors = {"ste": 0.06, "naive": naive, "jitter": 0.02}
+    statement = decide(errors, equivalence, covered=False).statement
+    assert re.search(r"hardly mattered: .* 3 times as far .*\. The theorem does not cover this estimator; ", statement)
+    assert "does not hold" not in statement
+    assert "The theorem does not cover" not in decide(errors, equivalence).statement
+    assert "The theorem" not in decide({"ste": 0.0, "jitter": 0.02}, "exact", covered=False).statement

@@ -179,7 +179,7 @@ def test_a_function_of_the_whole_line():
     assert card.mapped == pytest.approx(card.w + card.w**3 / 3)
     assert card.alive.all()
     assert held(card) == {"positive": True, "bounded": True, "Lipschitz": True, "cyclical": None, "even": True}
-    with pytest.raises(ValueError, match="use quantizer.bits=1"):
+    with pytest.raises(ValueError, match="made for the two levels"):
         card_of(Cauchy(), TWO_BITS, SGD, 3e-3)
 
 

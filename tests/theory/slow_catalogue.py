@@ -78,6 +78,7 @@ G = {
     "Tent": lambda u, s: 1 + s * abs(from_level(u)),
     "Parabola": lambda u, a, b: a - b * u**2,
     "Power": lambda u, k, cap: min(cap, abs(2 * u) ** (1 / k - 1) / k) if u else cap,
+    "Ewgs": lambda u, delta: 2 / (1 / (1 + delta * from_level(u)) + 1 / (1 - delta * from_level(u))),
     "Box": lambda u, h: sum(abs(u - j) < h / 2 for j in range(-9, 10)) / h,
 }
 
@@ -110,6 +111,7 @@ ALPHA = {
     "Tent": lambda s: s / (2 * log(1 + s / 2)),
     "Parabola": lambda a, b: sqrt(a * b) / (2 * atanh(sqrt(b / a) / 2)),
     "Power": power_alpha,
+    "Ewgs": lambda delta: delta / log((1 + delta / 2) / (1 - delta / 2)),
     "Box": box_alpha,
 }
 

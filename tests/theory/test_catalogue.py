@@ -29,6 +29,7 @@ from qat_ste.integration import inverse_integral
 
 from ..conftest import ROOT
 from . import slow_catalogue as slow
+from . import slow_whole_line
 from .floats import around
 
 VALUES: dict[str, list[tuple[float, ...]]] = {
@@ -51,8 +52,9 @@ VALUES: dict[str, list[tuple[float, ...]]] = {
     "Parabola": [(1.0, 1.0), (1.0, 3.0), (2.0, 0.5)],
     "Power": [(5.0, 3.0), (2.0, 100.0), (1.5, 0.4)],
     "Box": [(1.0,), (1.5,), (2.7,)],
+    "Ewgs": [(0.2,), (1.0,), (1.9,)],
 }
-APART = {"Scaled", "TanhFloor", "StableQat", "Tent", "Parabola", "Power"}  # do not join the levels
+APART = {"Ewgs", "Scaled", "TanhFloor", "StableQat", "Tent", "Parabola", "Power"}  # do not join the levels
 CASES = [pytest.param(name, values, id=f"{name}-{values}") for name in VALUES for values in VALUES[name]]
 every_case = pytest.mark.parametrize(("name", "values"), CASES)
 
@@ -330,7 +332,8 @@ def options() -> dict[str, dict]:
 
 
 def test_every_estimator_has_a_yaml_with_its_defaults():
-    assert set(options()) == set(estimators.__all__) - {"Estimator"} == {*VALUES, "Ste", "Pwl", "Formula"}
+    others = {*slow_whole_line.VALUES, "Ste", "Pwl", "Formula"}
+    assert set(options()) == set(estimators.__all__) - {"Estimator"} == {*VALUES, *others}
     for name, arguments in options().items():
         estimator = getattr(estimators, name)()
         assert estimator == getattr(estimators, name)(**arguments)
@@ -346,6 +349,9 @@ def test_refuses_what_is_no_number_in_bounds(name, argument):
         ("GaussSmooth", "sigma"): ("a number between 0 and 2, both excluded", [0, 2]),
         ("SigmoidSum", "temperature"): ("a finite number above 0.5", [0.5, -1]),
         ("Power", "k"): ("a finite number above 1", [1, 0]),
+        ("Ewgs", "delta"): ("a number between 0 and 2, both excluded", [0, 2]),
+        ("Reste", "o"): ("a finite number above 0.5", [0.5, 0]),
+        ("Reste", "t"): ("a finite number above 0.1", [0.1, 0]),
         **{key: ("a finite number", []) for key in (("Cosine", "a"), ("Acos", "s"), ("Tent", "s"))},
     }
     allowed, out_of_bounds = bounds.get((name, argument), ("a positive finite number", [0, -1]))

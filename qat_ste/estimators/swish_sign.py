@@ -1,0 +1,34 @@
+"""The slope of a sign made of swishes, which overshoots."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat_ste.estimators.arguments import positive
+from qat_ste.estimators.whole_line import SignOnly
+
+
+class SwishSign(SignOnly):
+    """g = β·(2 - βx·tanh(βx/2))/(1 + cosh βx), x = w/max (BNN+, Darabi et al. 2018, arXiv 1812.11800).
+
+    For one bit. A counter-example: g < 0 for |βx| > 2.3994, where the soft sign comes back down to 1, so that weights
+    out there run away from what lowers the loss. The theorem does not apply.
+
+    Args:
+        beta: sharpness β, > 0; 5 in its code.
+
+    Raises:
+        ValueError: beta is not a positive finite number.
+    """
+
+    def __init__(self, beta: float = 5.0) -> None:
+        self.beta: float = positive("beta", beta)
+
+    def of(self, x: Tensor) -> Tensor:
+        y = x * (self.beta / 2)
+        return self.beta * (1 - y * torch.tanh(y)) / torch.cosh(y).square()
+
+    def primitive_of(self, x: Tensor) -> Tensor:
+        y = x * self.beta
+        return 2 * torch.sigmoid(y) * (1 + y * torch.sigmoid(-y)) - 1
