@@ -118,8 +118,8 @@ def _overview(found: Sequence[Entry]) -> str:
                 _sources(card),
                 *held,
                 *numbers,
-                _seen(card, card.equivalence),
-                _seen(card, entry.adam),
+                _seen(entry, card.equivalence),
+                _seen(entry, entry.adam),
             ]
         )
     return f"""\
@@ -130,7 +130,10 @@ is what has to be adjusted for the STE to take its place: α in the learning rat
 """
 
 
-def _seen(card: Card, equivalence: str) -> str:
+def _seen(entry: Entry, equivalence: str) -> str:
+    card = entry.card
+    if entry.estimator.not_covered:
+        return "more than that"
     if equivalence == Equivalence.NONE:
         return NOT_COVERED
     if equivalence != Equivalence.REMAP:
@@ -157,7 +160,7 @@ def _grids(found: Sequence[Entry]) -> str:
             entry.name: _alpha(entry, make_quantizer(1.0, entry.cfg.quantizer.saturation, bits=bits, levels=levels))
             for entry in found
         }
-    names = [entry.name for entry in found]
+    names = [entry.name for entry in found if any(values[entry.name] != NOT_COVERED for values in alphas.values())]
     same = [name for name in names if len({values[name] for values in alphas.values()} | {NOT_COVERED}) == 2]
     told = [name for name in names if name not in same or NOT_COVERED in {values[name] for values in alphas.values()}]
     differing = [[f"`{name}`", *(values[name] for values in alphas.values())] for name in told]
@@ -167,8 +170,8 @@ def _grids(found: Sequence[Entry]) -> str:
 {_table(["`quantizer=`", "levels", "in units of max"], rows)}
 
 g is a function of the offset in units of the interval, so one α serves intervals of any width: for {len(same)} of the
-{len(names)} estimators it is the same on each of these grids that the theorem covers. Those that know the number of
-levels, or are not covered everywhere:
+{len(names)} estimators for more than one bit it is the same on each of these grids that the theorem covers. Those that
+know the number of levels, or are not covered everywhere:
 
 {_table(["α of", *(f"`{name}`" for name in alphas)], differing)}
 """
