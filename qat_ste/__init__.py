@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from qat_ste import estimators
     from qat_ste.checkpoint import Checkpoints
     from qat_ste.comparison import Comparison, compare
+    from qat_ste.decay import L2Penalty, WeightDecay
     from qat_ste.equivalence import SteEquivalent
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
-    from qat_ste.member import Execution, L2Penalty
+    from qat_ste.member import Execution
     from qat_ste.quantizer import UniformQuantizer
 
 __version__ = "0.1.0"
@@ -20,9 +21,10 @@ _HOME = {
     "Checkpoints": "checkpoint",
     "Comparison": "comparison",
     "Execution": "member",
-    "L2Penalty": "member",
+    "L2Penalty": "decay",
     "SteEquivalent": "equivalence",
     "UniformQuantizer": "quantizer",
+    "WeightDecay": "decay",
     "compare": "comparison",
     "estimators": "estimators",
     "quantize_weights": "fake_quantize",
@@ -36,6 +38,7 @@ __all__ = [
     "L2Penalty",
     "SteEquivalent",
     "UniformQuantizer",
+    "WeightDecay",
     "compare",
     "estimators",
     "quantize_weights",

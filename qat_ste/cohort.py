@@ -1,4 +1,4 @@
-"""The reference and its counterparts: models that differ in estimator, initial weights and learning rate alone."""
+"""The reference and its counterparts: models that differ in estimator, initial weights, learning rate and decay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from qat_ste.divergence import Part, WeightMap, pieces_of
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
-from qat_ste.member import Execution, FlatWeights, Member, parts_of
+from qat_ste.member import Execution, FlatWeights, Member, Update, parts_of
 from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.ranks import Layout, Ranks
-from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
+from qat_ste.recipes import ADJUSTED, COUNTERPARTS, Recipe, adjust, unknown_counterparts
 
 
 class Cohort:
@@ -26,7 +26,7 @@ class Cohort:
         model: the reference, its weights quantized already; every member starts as a copy of it.
         optimizer: called with parameter groups and ``lr=``, once a member.
         lr: the reference's learning rate η.
-        counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
+        counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``, ``mirrored``.
         ranks, placement: who trains them; see ``Layout``.
 
     Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from.
@@ -45,6 +45,7 @@ class Cohort:
         execution: Execution = Execution(),
         ranks: Ranks | None = None,
         placement: str = "together",
+        update: Update = Update(),
     ) -> None:
         unknown = unknown_counterparts(counterparts)
         if unknown:
@@ -58,11 +59,12 @@ class Cohort:
         self.lr = lr
         self.adjustment = adjustment_of(optimizer, lr)
         self.pair: SteEquivalent | None = None
-        if "ste" in counterparts:
+        if set(ADJUSTED) & set(counterparts):
             self.adjustment, self.pair = adjust(self.adjustment, estimator, _common_quantizer(self.parts))
+        equivalence = self.adjustment.equivalence
         self.recipes, self.names = [Recipe(estimator)], {"reference": 0}
         for name in counterparts:
-            recipe = Recipe.of(name, estimator, self.adjustment.equivalence, self.pair)
+            recipe = Recipe.of(name, estimator, equivalence, self.pair, update.mirrors(equivalence))
             if recipe not in self.recipes[1:]:
                 self.recipes.append(recipe)
             self.names[name] = self.recipes.index(recipe, 1)
@@ -72,6 +74,7 @@ class Cohort:
         self.last = min(self.first + share, self.quantized_weights)
         self.device = next(model.parameters()).device
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
+        self._update = update
 
     @cached_property
     def local(self) -> dict[int, Member]:
@@ -117,7 +120,9 @@ class Cohort:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
                 some.copy_(self.pair.on(piece.quantizer).weight_map(some))
-        return Member(model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout)
+        return Member(
+            model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self._update, self.pair
+        )
 
     @cached_property
     def _slices(self) -> list[Tensor]:

@@ -101,6 +101,7 @@ class TrainConfig(_Section):
     schedule: str = _one_of("cosine", "constant", "step")
     warmup: float = _checked(lambda value: 0 <= value < 1, "must be a share of the steps, from 0 to below 1", "0.02")
     l2: float = _checked(lambda value: 0 <= value < math.inf, "must be a finite number of at least 0", "1e-4")
+    weight_decay: float = _checked(lambda value: 0 <= value < math.inf, "must be a finite number of at least 0", "1e-2")
     l2_include: list[str] = MISSING
     accumulate: int = _at_least(1, "1")
     seed: int = _checked(lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 4294967295", "42")

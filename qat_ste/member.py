@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, cast
 
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qat_ste.decay import Decaying, L2Penalty, WeightDecay, mirrored
 from qat_ste.divergence import Part
+from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import quantized_tensors
-from qat_ste.optimizers import MakeOptimizer
+from qat_ste.optimizers import Equivalence, MakeOptimizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
 
@@ -52,16 +53,21 @@ class FlatWeights:
     def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
         by_name = {name: (parameter, fake_quantize) for name, parameter, fake_quantize in quantized_tensors(model)}
         self.parameters = [by_name[part.name][0] for part in parts]
-        self._parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
+        self.parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
         first = self.parameters[0]
         self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
         for parameter, part in zip(self.parameters, parts, strict=True):
             view = self.buffer[part.start : part.stop].view(parameter.shape)
             parameter.data = view.copy_(parameter.detach())
 
+    def views(self, values: Tensor) -> dict[int, Tensor]:
+        """Of a flat tensor like the buffer, what belongs to each parameter, by the parameter's id."""
+        both = zip(self.parameters, self.parts, strict=True)
+        return {id(parameter): values[part.start : part.stop].view(parameter.shape) for parameter, part in both}
+
     def remember(self, index: Tensor) -> None:
         """Spares the next forward pass the search for the levels of all weights, whose numbers these are."""
-        for parameter, part, fake_quantize in zip(self.parameters, self._parts, self._quantizers, strict=True):
+        for parameter, part, fake_quantize in zip(self.parameters, self.parts, self._quantizers, strict=True):
             fake_quantize.remember(index[part.start : part.stop].view(parameter.shape), parameter)
 
 
@@ -94,29 +100,17 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class L2Penalty:
-    """strength·Σw² over the latent values of the parameters whose names match a pattern (arXiv 2405.05171).
+class Update:
+    """What is done between the backward pass and the optimizer's step, in this order."""
 
-    Its gradient 2·strength·w is added to what the estimator lets through, and is not multiplied by g itself.
-    """
+    l2: L2Penalty | None = None
+    weight_decay: WeightDecay | None = None
 
-    strength: float
-    include: Sequence[str] = ("*",)
-
-    @torch.no_grad()
-    def add_gradient(self, model: nn.Module) -> None:
-        gradients: list[Tensor] = []
-        weights: list[Tensor] = []
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and self._wanted(name):
-                gradients.append(parameter.grad)
-                weights.append(parameter)
-        if weights:
-            torch._foreach_add_(gradients, weights, alpha=2 * self.strength)
-
-    def _wanted(self, name: str) -> bool:
-        name = name.replace("parametrizations.", "").removesuffix(".original")
-        return any(fnmatchcase(name, pattern) for pattern in self.include)
+    def mirrors(self, equivalence: Equivalence) -> bool:
+        """Whether an STE counterpart has to decay otherwise than its reference, and it is known how."""
+        if equivalence is Equivalence.NONE:
+            return False
+        return self.l2 is not None or (self.weight_decay is not None and equivalence is Equivalence.REMAP)
 
 
 class Member:
@@ -131,8 +125,11 @@ class Member:
         recipe: Recipe,
         execution: Execution,
         layout: Layout,
+        update: Update = Update(),
+        pair: SteEquivalent | None = None,
     ) -> None:
-        self.model, self.weights, self.execution = model, weights, execution
+        self.model, self.weights, self.execution, self.update = model, weights, execution, update
+        self._recipe, self._pair = recipe, pair
         quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
         lr = lr * recipe.lr_jitter
@@ -148,7 +145,7 @@ class Member:
             torch.autocast, weights.buffer.device.type, torch.bfloat16, enabled=execution.precision == "bf16"
         )
 
-    def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float, l2: L2Penalty | None) -> Tensor:
+    def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float) -> Tensor:
         """One training step; returns the loss without the penalty, detached."""
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * lr_factor
@@ -165,10 +162,20 @@ class Member:
                     part = part * (len(some) / len(inputs))
                 part.backward()
             value = value + part.detach()
-        if l2 is not None:
-            l2.add_gradient(self.model)
+        self._decay()
         self.optimizer.step()
         return cast(Tensor, value)
+
+    def _decay(self) -> None:
+        l2, weight_decay = self.update.l2, self.update.weight_decay
+        instead: Decaying = {}
+        if self._recipe.mirrored and self._pair is not None:
+            remapped = self._recipe.remap
+            instead = self.weights.views(mirrored(self.weights.buffer, self.weights.parts, self._pair, remapped))
+        if l2 is not None:
+            l2.add_gradient(self.model, instead)
+        if weight_decay is not None:
+            weight_decay.shrink(self.model, self.optimizer, instead if self._recipe.remap else {})
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs in the precision of training, as float32."""

@@ -18,9 +18,11 @@ from torch import nn
 
 from qat_ste.config import ConfigError, Problem, length, section_problems
 from qat_ste.data.dataset import Dataset, Shard
+from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.estimators import Estimator, Ste
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
 from qat_ste.grid import make_quantizer
+from qat_ste.member import Update
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
 
@@ -44,6 +46,15 @@ def levels_of(cfg: DictConfig) -> Any:
     """The quantizer's levels as plain values."""
     levels = cfg.quantizer.levels
     return OmegaConf.to_container(levels) if OmegaConf.is_config(levels) else levels
+
+
+def update_of(cfg: DictConfig) -> Update:
+    """What is done between the backward pass and the optimizer's step."""
+    train, include = cfg.train, tuple(cfg.train.l2_include)
+    return Update(
+        l2=L2Penalty(train.l2, include) if train.l2 else None,
+        weight_decay=WeightDecay(train.weight_decay, include) if train.weight_decay else None,
+    )
 
 
 class Preparation:
@@ -89,7 +100,8 @@ class Preparation:
         settings = cfg.quantizer
         quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(cfg))
         adjustment, pair = adjust(adjustment_of(optimizer, cfg.optimizer.lr), estimator, quantizer)
-        recipes = [Recipe.of(name, estimator, adjustment.equivalence, pair) for name in cfg.counterparts]
+        mirrors = update_of(cfg).mirrors(adjustment.equivalence)
+        recipes = [Recipe.of(name, estimator, adjustment.equivalence, pair, mirrors) for name in cfg.counterparts]
         # The reference and its counterparts, two names of one run counted once.
         members = 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
         return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, adjustment, members)

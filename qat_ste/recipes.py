@@ -1,16 +1,17 @@
-"""What distinguishes a reference's counterparts: estimator, initial weights and learning rate."""
+"""What distinguishes a reference's counterparts: estimator, initial weights, learning rate and decay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator, Ste
 from qat_ste.optimizers import Adjustment, Equivalence
 from qat_ste.quantizer import Quantizer
 
-COUNTERPARTS = ("ste", "naive", "jitter", "replica")
+COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored")
+ADJUSTED = ("ste", "mirrored")  # those that the theorem makes
 
 
 def jitter_percent(name: str) -> float | None:
@@ -37,17 +38,25 @@ class Recipe:
     remap: bool = False  # initial quantized weights M(w₀) instead of w₀
     lr_factor: float = 1.0  # on quantized tensors
     lr_jitter: float = 1.0  # on all tensors
+    mirrored: bool = False  # quantized weights decay as the reference's do
 
     @classmethod
-    def of(cls, name: str, estimator: Estimator, equivalence: Equivalence, pair: SteEquivalent | None) -> Recipe:
-        """The recipe of the counterpart with this name, for a reference trained with ``estimator``."""
+    def of(
+        cls, name: str, estimator: Estimator, equivalence: Equivalence, pair: SteEquivalent | None, mirrors: bool
+    ) -> Recipe:
+        """The recipe of the counterpart with this name, for a reference trained with ``estimator``.
+
+        Unless the decay ``mirrors``, ``mirrored`` is ``ste``.
+        """
         percent = jitter_percent(name)
         if percent is not None:
             return cls(estimator, lr_jitter=1 + percent / 100)
         if name == "replica":
             return cls(estimator)
-        if name != "ste" or pair is None:
+        if name not in ADJUSTED or pair is None:
             return cls(Ste())
+        if name == "mirrored" and mirrors:
+            return replace(cls.of("ste", estimator, equivalence, pair, mirrors), mirrored=True)
         if equivalence is Equivalence.REMAP:
             return cls(pair.counterpart(remapped=True), remap=True, lr_factor=pair.lr_factor)
         return cls(pair.counterpart(remapped=False))

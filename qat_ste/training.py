@@ -17,7 +17,7 @@ from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, TrainingBatches
 from qat_ste.divergence import Values
 from qat_ste.evaluation import Evaluation, evaluate
-from qat_ste.member import L2Penalty, Loss
+from qat_ste.member import Loss
 from qat_ste.monitor import DivergenceMonitor
 from qat_ste.schedules import Schedule
 
@@ -40,8 +40,8 @@ class Lockstep:
     for every member, whichever members there are and wherever a run was resumed.
     """
 
-    def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, l2: L2Penalty | None, seed: int) -> None:
-        self.cohort, self.loss, self.schedule, self.l2, self.seed = cohort, loss, schedule, l2, seed
+    def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, seed: int) -> None:
+        self.cohort, self.loss, self.schedule, self.seed = cohort, loss, schedule, seed
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
@@ -49,7 +49,7 @@ class Lockstep:
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             self._seed(step)
-            losses[number] = member.step(inputs, targets, self.loss, factor, self.l2).float()
+            losses[number] = member.step(inputs, targets, self.loss, factor).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 

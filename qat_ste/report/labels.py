@@ -16,6 +16,7 @@ ADDED = {
     "train.length_scale": 1.0,
     "train.lr_scale": 1.0,
     "train.share": 1.0,
+    "train.weight_decay": 0.0,
     "runtime.devices": 1,
     "runtime.placement": "together",
     "runtime.precision": "fp32",
