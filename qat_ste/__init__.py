@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qat_ste.decay import L2Penalty, WeightDecay
     from qat_ste.equivalence import SteEquivalent
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
+    from qat_ste.grid import GridQuantizer
     from qat_ste.member import Execution
     from qat_ste.quantizer import UniformQuantizer
 
@@ -21,6 +22,7 @@ _HOME = {
     "Checkpoints": "checkpoint",
     "Comparison": "comparison",
     "Execution": "member",
+    "GridQuantizer": "grid",
     "L2Penalty": "decay",
     "SteEquivalent": "equivalence",
     "UniformQuantizer": "quantizer",
@@ -35,6 +37,7 @@ __all__ = [
     "Checkpoints",
     "Comparison",
     "Execution",
+    "GridQuantizer",
     "L2Penalty",
     "SteEquivalent",
     "UniformQuantizer",

@@ -114,10 +114,11 @@ def _sweep(estimator: Estimator, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     bounded = torch.isfinite(g) & (g < 1e12 * typical)
     bad = alive & ~(bounded & (g > 1e-12 * typical))
     if bad.any():
-        row, column = bad.nonzero()[0].tolist()
+        row = int(bad.sum(1).argmax())
+        column = int(bad[row].nonzero()[0])
         where = f"w = {inside[row, column] / quantizer.max:.4g}·max (u = {offsets[column]:.4f})"
         kind = "positive" if bounded[row, column] else "bounded"
-        symmetrical = torch.equal(bad[row], bad[row].flip(0)) and not bounded.logical_not().any()
+        symmetrical = torch.equal(bad[row], bad[row].flip(0)) and bool(bounded.all()) and not bool(bad[row].all())
         region = f", g(u) <= 0 {_region(offsets.abs()[bad[row]], 0.5, 'u')}" if symmetrical else ""
         raise ValueError(
             f"{estimator} is not {kind}: g = {g[row, column]:.4g} at {where}{region}, where saturation "

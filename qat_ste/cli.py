@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.composition import composition_problems, config_dir, packaged_default
 from qat_ste.config import RunConfig
-from qat_ste.job import Job, outer_rank, tell, tell_fault
+from qat_ste.job import Job, outer_rank, quoted, tell, tell_fault
 from qat_ste.sweep import Sweep, folder_name, sweep_name
 from qat_ste.sweep_job import run_of_sweep
 
@@ -82,10 +83,22 @@ def _describe(job: Job) -> None:
             job.folder.rmdir()
 
 
+def _formula_quoted(argument: str) -> str:
+    """A formula that Hydra cannot read as it stands, since to it cos(u) calls a function of its own, in quotes."""
+    key, _, value = argument.partition("=")
+    if key.lstrip("+") == "estimator.expression":
+        try:
+            OverridesParser.create().parse_override(argument)
+        except HydraException:
+            return quoted(key, value)
+    return argument
+
+
 def main() -> None:
     """Entry point. Bad input: one line a problem and exit code 2; a sweep of which not all runs are done: 1."""
     global _launching_process
     _launching_process, Sweep.current = os.getpid(), None
+    sys.argv = [_formula_quoted(argument) for argument in sys.argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
     if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]

@@ -126,7 +126,8 @@ def compare(
         torch.manual_seed(seed)
         model = build_model().to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
-        cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, Update(l2, weight_decay))
+        update = Update(l2, weight_decay)
+        cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard
         own = batches(shard) if callable(batches) else batches
@@ -134,7 +135,7 @@ def compare(
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed)
+        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=update == Update())
         record = train(
             lockstep,
             monitor,
@@ -185,7 +186,7 @@ def _own(record: Record, number: int) -> dict[str, Any]:
 def _counterpart(monitor: DivergenceMonitor, record: Record, number: int, own: dict[str, Any]) -> SimpleNamespace:
     numbers = dict.fromkeys(OF_OUTPUTS) | own | record.initial[number]
     total, layers = monitor.divergences[number].results([part.name for part in monitor.cohort.parts])
-    numbers |= total
+    numbers |= total | monitor.now(number)
     numbers["train_loss_correlation"] = correlation(*record.losses[[0, number]].cpu())
     if record.evaluations:
         numbers["validation_loss_correlation"] = _curves([losses for _, losses, _ in record.validation], number)

@@ -54,17 +54,25 @@ def composition_problems(config_dir: str, arguments: list[str], error: Exception
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     if sweeping:
         overrides = [single for override in overrides for single in _singles(override)]
-    problems, sound = [], []
-    for override in overrides:
+    chosen: list[str] = []  # of groups: on them depends which keys there are
+    reasons, sound = {}, []
+    for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
         try:
-            _compose(config_dir, [override])
+            _compose(config_dir, [*chosen, override])
         except COMPOSE_ERRORS as fault:
-            problems.append(f"{override}: {_reason(fault, config_dir, override)}")
+            reasons[override] = _reason(fault, config_dir, override, chosen)
         else:
             sound.append(override)
+            if _is_choice(config_dir, override) and not sweeping:
+                chosen.append(override)
+    problems = [f"{override}: {reasons[override]}" for override in overrides if override in reasons]
     if problems and not sweeping:  # of a sweep the values do not belong together
         problems += _problems_of(config_dir, sound)
     return problems or [_one_line(error)]
+
+
+def _is_choice(config_dir: str, override: str) -> bool:
+    return (Path(config_dir) / override.lstrip("+~").partition("=")[0]).is_dir()
 
 
 def _singles(override: str) -> list[str]:
@@ -101,14 +109,14 @@ def _compose(config_dir: str, overrides: list[str], return_hydra_config: bool = 
         return compose("config", overrides, return_hydra_config=return_hydra_config)
 
 
-def _reason(error: Exception, config_dir: str, override: str) -> str:
+def _reason(error: Exception, config_dir: str, override: str, chosen: list[str]) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
     choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
     if choices and not key.startswith("hydra/") and "Could not find" in text:
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
-    default = _compose(config_dir, [])
+    default = _compose(config_dir, chosen)
     kind = re.search(r"could not be converted to (\w+)", text)
     if kind:
         example = OmegaConf.select(default, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,7 +21,9 @@ class Problem:
     example: str
 
     def __str__(self) -> str:
-        return f"{self.key}={_shown(self.value)}: {self.allowed}; for example {self.key}={self.example}"
+        example = f"{self.key}={self.example}"
+        example = shlex.quote(example) if " " in example else example
+        return f"{self.key}={_shown(self.value)}: {self.allowed}; for example {example}"
 
 
 class ConfigError(Exception):
@@ -36,7 +39,10 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_shown(item) for item in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
+    text = str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _checked(test: Callable[[Any], bool], allowed: str, example: str) -> Any:

@@ -71,7 +71,7 @@ class GridQuantizer(Quantizer):
 
     def integer_index(self, w: Tensor) -> Tensor:
         thresholds = self._values_in(w.dtype, w.device)[1]
-        if not isinstance(self.max, Tensor):
+        if thresholds.ndim == 1:
             return torch.bucketize(w, thresholds, out_int32=True, right=True).to(self.index_dtype)
         index = torch.zeros_like(w, dtype=self.index_dtype)
         for threshold in thresholds:
@@ -79,10 +79,7 @@ class GridQuantizer(Quantizer):
         return index
 
     def level(self, index: Tensor) -> Tensor:
-        levels, number = self._values_in(index.dtype, index.device)[0], index.long()
-        if not isinstance(self.max, Tensor):
-            return levels[number]
-        return torch.gather(levels.expand(-1, *index.shape), 0, number[None])[0]
+        return _pick(self._values_in(index.dtype, index.device)[0], index.long())
 
     def __call__(self, w: Tensor) -> Tensor:
         return torch.where(w.isnan(), w, self.level(self.integer_index(w).to(w.dtype)))
@@ -109,10 +106,7 @@ class GridQuantizer(Quantizer):
         lowest = torch.cat([-infinite, thresholds])
         highest = torch.cat([torch.nextafter(thresholds, -infinite), infinite])
         number = self.integer_index(w).long()
-        if not isinstance(self.max, Tensor):
-            return lowest[number], highest[number]
-        found = [torch.gather(ends.expand(-1, *w.shape), 0, number[None])[0] for ends in (lowest, highest)]
-        return found[0], found[1]
+        return _pick(lowest, number), _pick(highest, number)
 
     def _interval(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Offset, threshold and width of the interval of each x = w/max."""
@@ -156,6 +150,14 @@ def make_quantizer(
     if levels is None:
         return UniformQuantizer(bits, max, saturation)
     return GridQuantizer(levels, max, saturation)
+
+
+def _pick(values: Tensor, number: Tensor) -> Tensor:
+    """Entry ``number`` along the first dimension, where the others broadcast against it."""
+    if values.ndim == 1:
+        return values[number]
+    missing = [1] * (number.ndim + 1 - values.ndim)
+    return values.reshape(len(values), *missing, *values.shape[1:]).expand(-1, *number.shape).gather(0, number[None])[0]
 
 
 def _checked(levels: str | Sequence[float]) -> tuple[float, ...]:

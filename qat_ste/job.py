@@ -73,8 +73,8 @@ class Job:
         parts = Preparation(self.cfg, self.default).parts()
         overrides = [o for o in shlex.split(self.origin["command"]) if not o.startswith("dry_run=")]
         if self.cfg.logger.get("group"):
-            overrides.append(_quoted("logger.group", self.cfg.logger.group))
-        command = shlex.join([*overrides, _quoted("hydra.run.dir", str(self.folder))])
+            overrides.append(quoted("logger.group", self.cfg.logger.group))
+        command = shlex.join([*overrides, quoted("hydra.run.dir", str(self.folder))])
         return f"{command}  # {parts.members} members x {parts.steps} steps of {self.cfg.train.batch_size}"
 
     @staticmethod
@@ -83,7 +83,7 @@ class Job:
         return 0
 
 
-def _quoted(key: str, value: str) -> str:
+def quoted(key: str, value: str) -> str:
     """An override whose value Hydra takes as it stands, commas and all."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'{key}="{escaped}"'

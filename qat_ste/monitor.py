@@ -8,12 +8,17 @@ import torch
 
 from qat_ste.cohort import Cohort
 from qat_ste.divergence import Divergence, Pair, Trajectory, Values, pieces_of, sample_positions
+from qat_ste.error_bound import ErrorBound
 
 
 class DivergenceMonitor:
-    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights."""
+    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights.
 
-    def __init__(self, cohort: Cohort, sequence_weights: int, seed: int) -> None:
+    Args:
+        bounded: whether gradients reach the optimizer as they are, so that the paper's bound speaks of its steps.
+    """
+
+    def __init__(self, cohort: Cohort, sequence_weights: int, seed: int, bounded: bool = True) -> None:
         self.cohort = cohort
         sampled = sample_positions(cohort.parts, sequence_weights, seed)
         self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
@@ -30,10 +35,22 @@ class DivergenceMonitor:
             )
             for number in cohort.counterparts.values()
         }
+        self._bounds = {
+            number: ErrorBound(cohort, number, self.trajectories)
+            for number in self.divergences
+            if bounded and ErrorBound.applies(cohort, number)
+        }
+
+    def now(self, number: int) -> Values:
+        """What is followed over time of one counterpart."""
+        bound = self._bounds.get(number)
+        return self.divergences[number].now() | ({"weight_alignment_error_bound": bound.now()} if bound else {})
 
     def observe(self, step: int) -> None:
         """Takes in the weights after optimizer step ``step`` (1, 2, …)."""
         cohort = self.cohort
+        for bound in self._bounds.values():
+            bound.observe()
         for number, trajectory in enumerate(self.trajectories):
             changed = trajectory.observe(step)
             if cohort.layout.ranks.size == 1 and not cohort.execution.compile:
@@ -69,6 +86,7 @@ class DivergenceMonitor:
         return {
             "trajectories": [trajectory.state_dict() for trajectory in self.trajectories],
             "divergences": {number: divergence.state_dict() for number, divergence in self.divergences.items()},
+            "bounds": {number: bound.state_dict() for number, bound in self._bounds.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,3 +95,5 @@ class DivergenceMonitor:
             trajectory.load_state_dict(saved)
         for number, divergence in self.divergences.items():
             divergence.load_state_dict(state["divergences"][number])
+        for number, bound in self._bounds.items():
+            bound.load_state_dict(state["bounds"][number])

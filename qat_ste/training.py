@@ -137,7 +137,7 @@ def train(
             lr = cohort.lr * lockstep.schedule(step)
             row: Row = {"step": done, "epoch": done / steps_per_epoch, "lr": lr}
             train_loss = recent.mean(1).tolist()
-            now = {number: divergence.now() for number, divergence in monitor.divergences.items()}
+            now = {number: monitor.now(number) for number in monitor.divergences}
             for name, number in cohort.names.items():
                 row[f"{name}/train_loss"] = train_loss[number]
                 row |= {f"{name}/{key}": value for key, value in now.get(number, {}).items()}

@@ -21,7 +21,7 @@ class Trajectory:
         sampled: positions whose change events are kept; None for all.
         flags: buffer of booleans, one a weight, that several trajectories may use in turn.
 
-    ``path`` is Σ|Δw|/max over all steps by piece, float64.
+    ``path`` is Σ|Δw|/max over all steps by piece, float64; ``previous`` the weights before the next ``observe``.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Trajectory:
         self.level = torch.zeros_like(weights, dtype=pieces[0].quantizer.index_dtype if pieces else torch.uint8)
         self.count = torch.zeros_like(weights, dtype=torch.int32)
         self.path = torch.zeros(len(pieces), dtype=torch.float64, device=weights.device)
-        self._previous = weights.clone()
+        self.previous = weights.clone()
         self._flags = torch.zeros_like(weights, dtype=torch.bool) if flags is None else flags
         for piece in pieces:
             self.level[piece.where] = piece.quantizer.integer_index(weights[piece.where])
@@ -46,7 +46,7 @@ class Trajectory:
         """Takes in the weights after optimizer step ``step`` (1, 2, …); returns the positions that changed level."""
         moved = []
         for piece in self.pieces:
-            weights, previous, level = (values[piece.where] for values in (self.weights, self._previous, self.level))
+            weights, previous, level = (values[piece.where] for values in (self.weights, self.previous, self.level))
             index = piece.quantizer.integer_index(weights)
             torch.ne(index, level, out=self._flags[piece.where])
             level.copy_(index)
@@ -80,7 +80,7 @@ class Trajectory:
         for name in ("count", "hash", "path"):
             getattr(self, name).copy_(state[name])
         self.sequences.load_state_dict(state["sequences"])
-        self._previous.copy_(self.weights)
+        self.previous.copy_(self.weights)
         for piece in self.pieces:
             self.level[piece.where] = piece.quantizer.integer_index(self.weights[piece.where])
 

@@ -8,6 +8,7 @@ from qat_ste.estimators.cosine import Cosine
 from qat_ste.estimators.dsq import Dsq
 from qat_ste.estimators.exp import Exp
 from qat_ste.estimators.fast_sigmoid import FastSigmoid
+from qat_ste.estimators.formula import Formula
 from qat_ste.estimators.gauss import Gauss
 from qat_ste.estimators.gauss_smooth import GaussSmooth
 from qat_ste.estimators.laplace import Laplace
@@ -32,6 +33,7 @@ __all__ = [
     "Estimator",
     "Exp",
     "FastSigmoid",
+    "Formula",
     "Gauss",
     "GaussSmooth",
     "Laplace",

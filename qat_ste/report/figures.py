@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qat_ste.report.files import no_link, write
-from qat_ste.report.run_files import RunFiles
+from qat_ste.report.run_files import AGREEMENT, RunFiles
 from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line
 
 
@@ -92,6 +92,12 @@ def alignment_error(run: RunFiles) -> Figure:
         unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
         if not np.array_equal(unmapped, series):
             axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=line(name, number)["color"], ls=":")
+        bound = run.series(f"{name}/weight_alignment_error_bound")
+        if len(bound):
+            axis.plot(*bound.T, label=f"{name}, the paper's bound", color="#888888", lw=0.8)
+            agreed = (run.series(f"{name}/{AGREEMENT}")[-len(bound) :, 1] == 1).cumprod().astype(bool)
+            if agreed.any():
+                axis.plot(*bound[agreed].T, label="… while all levels agree", color="#888888", lw=3, alpha=0.5)
     axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
     axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at a distance over no path at all
     axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))

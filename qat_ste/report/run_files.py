@@ -12,7 +12,9 @@ import numpy as np
 from qat_ste.report.columns import Columns
 from qat_ste.report.files import no_link, read_text
 
-DRAWN = ("train_loss", "validation_accuracy", "weight_alignment_error", "weight_alignment_error_unmapped")
+AGREEMENT = "quantized_weight_agreement"
+_ERROR = "weight_alignment_error"
+DRAWN = ("train_loss", "validation_accuracy", _ERROR, f"{_ERROR}_unmapped", f"{_ERROR}_bound", AGREEMENT)
 
 
 class RunFiles:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import SHORT
+
 CASES = [
     ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, arctan, box, "),
     ("logger=wand", "logger=wand: no such logger, allowed are none, wandb; for example logger=wandb"),

@@ -92,7 +92,7 @@ def test_the_penalty_of_imagenet_is_on_kernels_alone():
 
 
 def test_all_yaml_files_are_reachable():
-    known = {f"{group}/" for group in (*GROUPS, "experiment", "recipe", "row", "reproduce", "hydra")}
+    known = {f"{group}/" for group in (*GROUPS, "experiment", "quantizer", "recipe", "row", "reproduce", "hydra")}
     for path in CONF.rglob("*.yaml"):
         yaml.safe_load(path.read_text())
         relative = path.relative_to(CONF)

@@ -9,8 +9,9 @@ from torch import nn
 
 from qat_ste import L2Penalty, SteEquivalent
 from qat_ste.cohort import Cohort
-from qat_ste.estimators import Pwl, Ste, Tanh
+from qat_ste.estimators import Dsq, Pwl, Ste, Tanh
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.grid import GRIDS
 from qat_ste.member import FlatWeights, parts_of
 from qat_ste.recipes import jitter_percent, unknown_counterparts
 from qat_ste.training import Stopped
@@ -93,10 +94,27 @@ def test_ste_against_ste_is_exactly_zero(estimator, saturation):
     assert found.verdict.statement.startswith("The estimator did not matter at all")
 
 
-def test_pwl_is_refused_where_the_gradient_passes_outside_the_range():
-    with pytest.raises(ValueError, match="not positive"):
-        run(estimator=Pwl(), saturation="none")
-    assert run(estimator=Pwl(), saturation="none", counterparts=["naive"], steps=2).lr_factor is None
+def test_what_the_theorem_does_not_cover_is_trained_without_adjustment():
+    found = run(estimator=Pwl(), saturation="none", counterparts=["ste", "naive"], steps=5)
+    assert (found.equivalence, found.lr_factor) == ("none", None)
+    assert "Pwl() is not positive" in found.equivalence_reason
+    assert vars(found.counterparts["ste"]) == vars(found.counterparts["naive"])
+
+
+@pytest.mark.parametrize("levels", ["nf4", "fp4_e2m1", [-1.0, -0.3, 0.2, 0.5]])
+def test_other_grids_are_compared_alike(levels):
+    found = run(
+        levels=levels, estimator=Dsq(0.2), counterparts=["ste", "naive", "replica"], steps=200, lr=0.01,
+        optimizer=torch.optim.SGD, build_model=partial(network, dropout=0.0),
+    )  # fmt: skip
+    assert found.equivalence == "remap"
+    ste, naive = found.counterparts["ste"], found.counterparts["naive"]
+    assert (ste.initial_alignment_error, ste.initial_quantized_agreement) == (0, 1)
+    assert ste.weight_alignment_error < naive.weight_alignment_error / 2
+    assert_identical(found.counterparts["replica"])
+    ((_, latent, fake_quantize), *_) = quantized_tensors(found.models["ste"])
+    assert fake_quantize.quantizer.num_levels == len(GRIDS.get(str(levels), levels))
+    assert torch.isin(fake_quantize(latent), fake_quantize.quantizer.levels).all()
 
 
 def test_naive_and_ste_are_one_run_under_keep():
