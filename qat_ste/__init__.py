@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qat_ste import estimators
     from qat_ste.checkpoint import Checkpoints
+    from qat_ste.clipping import Clipping
     from qat_ste.comparison import Comparison, compare
     from qat_ste.decay import L2Penalty, WeightDecay
     from qat_ste.equivalence import SteEquivalent
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Checkpoints": "checkpoint",
+    "Clipping": "clipping",
     "Comparison": "comparison",
     "Execution": "member",
     "GridQuantizer": "grid",
@@ -35,6 +37,7 @@ _HOME = {
 }
 __all__ = [
     "Checkpoints",
+    "Clipping",
     "Comparison",
     "Execution",
     "GridQuantizer",

@@ -33,7 +33,7 @@ class Cohort:
     Counterparts with the same recipe are the same run by construction: trained once, found under each name.
 
     Raises:
-        ValueError: an unknown counterpart.
+        ValueError: an unknown counterpart, or a clipping that cannot be done this way.
     """
 
     def __init__(
@@ -75,6 +75,9 @@ class Cohort:
         self.device = next(model.parameters()).device
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
         self._update = update
+        self._before_estimator = update.clipping is not None and update.clipping.before_estimator
+        if self._before_estimator and (execution.compile or self.layout.ranks.size > 1):
+            raise ValueError("clipping at quantized weights needs one rank and no compilation: clip at latent ones")
 
     @cached_property
     def local(self) -> dict[int, Member]:
@@ -115,6 +118,7 @@ class Cohort:
         for module in model.modules():
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator
+                module.keeps_gradient = self._before_estimator
         weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):

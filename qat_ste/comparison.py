@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_ste.checkpoint import Checkpoints
+from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.decay import L2Penalty, WeightDecay
@@ -78,6 +79,7 @@ def compare(
     biases: bool = False,
     saturation: str = "range",
     levels: str | Sequence[float] | None = None,
+    clipping: Clipping | None = None,
     l2: L2Penalty | None = None,
     weight_decay: WeightDecay | None = None,
     sequence_weights: int = 1_000_000,
@@ -103,7 +105,8 @@ def compare(
         schedule: factor on all learning rates by step; by default 2 % linear warm-up, then cosine to 0.
         counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``, ``mirrored``.
         include, exclude, biases, saturation, levels: as for ``quantize_weights``.
-        l2, weight_decay: on latent weights; not covered by the theorem, see docs/equivalence.md.
+        clipping, l2, weight_decay: of gradients, and of latent weights; the theorem does not cover them, but the
+            counterpart ``mirrored`` does (docs/equivalence.md).
         sequence_weights: weights of which change events are kept; of more a fixed sample is.
         on_row: called with each row of metrics as it is made; ``stop`` is asked after each step.
         execution: precision, accumulation of gradients, compilation.
@@ -126,7 +129,7 @@ def compare(
         torch.manual_seed(seed)
         model = build_model().to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
-        update = Update(l2, weight_decay)
+        update = Update(clipping, l2, weight_decay)
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard

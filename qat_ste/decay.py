@@ -1,4 +1,4 @@
-"""Weight decay, in the gradient or beside it, and what an STE counterpart needs instead to decay as its reference."""
+"""Weight decay, in the gradient or beside it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn, optim
 
-from qat_ste.divergence import Part, pieces_of
-from qat_ste.equivalence import SteEquivalent
-
-Decaying = Mapping[int, Tensor]  # by id of a parameter, what decays in place of its own values
+ById = Mapping[int, Tensor]  # by id of a parameter, what decays in place of its own values
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class L2Penalty(_Decay):
     """
 
     @torch.no_grad()
-    def add_gradient(self, model: nn.Module, instead: Decaying | None = None) -> None:
+    def add_gradient(self, model: nn.Module, instead: ById | None = None) -> None:
         chosen = list(self._chosen(model))
         if chosen:
             values = [(instead or {}).get(id(parameter), parameter) for parameter in chosen]
@@ -51,30 +48,10 @@ class WeightDecay(_Decay):
     """
 
     @torch.no_grad()
-    def shrink(self, model: nn.Module, optimizer: optim.Optimizer, instead: Decaying | None = None) -> None:
+    def shrink(self, model: nn.Module, optimizer: optim.Optimizer, instead: ById | None = None) -> None:
         chosen = {id(parameter) for parameter in self._chosen(model)}
         for group in optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if id(parameter) in chosen]
             if parameters:
                 values = [(instead or {}).get(id(parameter), parameter) for parameter in parameters]
                 torch._foreach_add_(parameters, values, alpha=-group["lr"] * self.strength)
-
-
-def mirrored(v: Tensor, parts: Sequence[Part], pair: SteEquivalent, remapped: bool) -> Tensor:
-    """What has to decay in place of the STE's quantized weights v for the pair to decay alike; flat, as v.
-
-    With a decay the reference's weights move by dw = -η·(g·G + λ·w). Its counterpart is to follow v = M(w), and
-    M' = α/g, so dv = M'·dw = -α·η·(G + λ·w/g): at the learning rate α·η it is D = w/g(w), w = M⁻¹(v), that decays
-    in place of v. Where g is 0, M is the identity and D = v/α. A decay beside the gradient is mirrored alike.
-
-    Where nothing is re-mapped, since factors on gradients cancel, g·G + λ·v and G + λ·v/g make the same step, so
-    D = v/g(v) in the gradient (v where g is 0), and what decays beside it is v itself.
-    """
-    found = torch.zeros_like(v)
-    for piece in pieces_of(parts, 0, parts[-1].stop):
-        own = pair.on(piece.quantizer)
-        some = v[piece.where]
-        w = own.inverse(some) if remapped else some
-        g = own.estimator.derivative(w, piece.quantizer)
-        found[piece.where] = w / torch.where(g > 0, g, own.lr_factor if remapped else 1.0)
-    return found

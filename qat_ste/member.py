@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qat_ste.decay import Decaying, L2Penalty, WeightDecay, mirrored
+from qat_ste.clipping import Clipping
+from qat_ste.decay import ById, L2Penalty, WeightDecay
 from qat_ste.divergence import Part
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.mirror import mirrored
 from qat_ste.optimizers import Equivalence, MakeOptimizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
@@ -103,14 +105,20 @@ class Execution:
 class Update:
     """What is done between the backward pass and the optimizer's step, in this order."""
 
+    clipping: Clipping | None = None
     l2: L2Penalty | None = None
     weight_decay: WeightDecay | None = None
 
     def mirrors(self, equivalence: Equivalence) -> bool:
-        """Whether an STE counterpart has to decay otherwise than its reference, and it is known how."""
-        if equivalence is Equivalence.NONE:
-            return False
-        return self.l2 is not None or (self.weight_decay is not None and equivalence is Equivalence.REMAP)
+        """Whether an STE has to decay or clip by other numbers than its own to follow, and it is known which."""
+        clipping = None if self.clipping is None or self.clipping.before_estimator else self.clipping
+        calling = {
+            Equivalence.REMAP: (self.l2, self.weight_decay, clipping),
+            Equivalence.KEEP: (self.l2, clipping),
+            Equivalence.EXACT: (self.l2,),
+            Equivalence.NONE: (),
+        }
+        return any(part is not None for part in calling[equivalence])
 
 
 class Member:
@@ -162,16 +170,19 @@ class Member:
                     part = part * (len(some) / len(inputs))
                 part.backward()
             value = value + part.detach()
-        self._decay()
+        self._prepare_step()
         self.optimizer.step()
         return cast(Tensor, value)
 
-    def _decay(self) -> None:
-        l2, weight_decay = self.update.l2, self.update.weight_decay
-        instead: Decaying = {}
+    def _prepare_step(self) -> None:
+        l2, weight_decay, clipping = self.update.l2, self.update.weight_decay, self.update.clipping
+        instead: ById = {}
+        factors: ById = {}
         if self._recipe.mirrored and self._pair is not None:
-            remapped = self._recipe.remap
-            instead = self.weights.views(mirrored(self.weights.buffer, self.weights.parts, self._pair, remapped))
+            found = mirrored(self.weights.buffer, self.weights.parts, self._pair, self._recipe.remap)
+            instead, factors = map(self.weights.views, found)
+        if clipping is not None:
+            clipping.clip(self.model, factors)
         if l2 is not None:
             l2.add_gradient(self.model, instead)
         if weight_decay is not None:

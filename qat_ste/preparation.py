@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from qat_ste.clipping import Clipping
 from qat_ste.config import ConfigError, Problem, length, section_problems
 from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.decay import L2Penalty, WeightDecay
@@ -52,6 +53,7 @@ def update_of(cfg: DictConfig) -> Update:
     """What is done between the backward pass and the optimizer's step."""
     train, include = cfg.train, tuple(cfg.train.l2_include)
     return Update(
+        clipping=Clipping(train.clip_norm, train.clip_at) if train.clip_norm else None,
         l2=L2Penalty(train.l2, include) if train.l2 else None,
         weight_decay=WeightDecay(train.weight_decay, include) if train.weight_decay else None,
     )
@@ -81,6 +83,7 @@ class Preparation:
             self._add(
                 "counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]"
             )
+        self._check_clipping()
         estimator = self._build("estimator")
         optimizer = self._optimizer()
         device = self._device()
@@ -145,6 +148,13 @@ class Preparation:
             self._refused("optimizer", error)
             return None
         return make
+
+    def _check_clipping(self) -> None:
+        train, runtime = self.cfg.train, self.cfg.runtime
+        several = max(runtime.devices, int(os.environ.get("WORLD_SIZE", 1))) > 1
+        if train.clip_norm and train.clip_at == "quantized" and (several or runtime.compile):
+            why = "several ranks" if several else "torch.compile"
+            self._add("train.clip_at", f"gradients at quantized weights cannot be seen with {why}", "latent")
 
     def _device(self) -> torch.device | None:
         runtime = self.cfg.runtime

@@ -38,7 +38,7 @@ class Recipe:
     remap: bool = False  # initial quantized weights M(w₀) instead of w₀
     lr_factor: float = 1.0  # on quantized tensors
     lr_jitter: float = 1.0  # on all tensors
-    mirrored: bool = False  # quantized weights decay as the reference's do
+    mirrored: bool = False  # decays and clips as the reference does
 
     @classmethod
     def of(
@@ -46,7 +46,7 @@ class Recipe:
     ) -> Recipe:
         """The recipe of the counterpart with this name, for a reference trained with ``estimator``.
 
-        Unless the decay ``mirrors``, ``mirrored`` is ``ste``.
+        Without anything that ``mirrors``, ``mirrored`` is ``ste``.
         """
         percent = jitter_percent(name)
         if percent is not None:

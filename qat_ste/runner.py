@@ -204,6 +204,7 @@ def _compare(
         exclude=list(cfg.quantizer.exclude),
         biases=cfg.quantizer.biases,
         saturation=cfg.quantizer.saturation,
+        clipping=update.clipping,
         l2=update.l2,
         weight_decay=update.weight_decay,
         sequence_weights=cfg.metrics.sequence_weights,

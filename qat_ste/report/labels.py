@@ -16,6 +16,8 @@ ADDED = {
     "train.length_scale": 1.0,
     "train.lr_scale": 1.0,
     "train.share": 1.0,
+    "train.clip_norm": None,
+    "train.clip_at": "latent",
     "train.weight_decay": 0.0,
     "runtime.devices": 1,
     "runtime.placement": "together",

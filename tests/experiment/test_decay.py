@@ -11,10 +11,10 @@ from torch import nn
 
 from qat_ste import L2Penalty, SteEquivalent, UniformQuantizer, WeightDecay, compare, quantize_weights
 from qat_ste.cohort import Cohort
-from qat_ste.decay import mirrored
 from qat_ste.divergence import Part
 from qat_ste.estimators import Acos, Gauss, Tanh, Tent
 from qat_ste.member import Update
+from qat_ste.mirror import mirrored
 from qat_ste.optimizers import KerasSGD, SignSGD
 
 from .tiny import ADAM, SGD, batches, network, run
@@ -32,7 +32,7 @@ def test_what_decays_instead_is_the_reference_decay_seen_through_the_map(estimat
     pair = SteEquivalent(estimator, quantizer)
     w = torch.linspace(-0.3, 0.3, 20_001, dtype=torch.float64)
     v, after = pair.weight_map(w), pair.weight_map(w * (1 - share))
-    found = mirrored(v, [Part("weight", 0, len(v), quantizer)], pair, remapped=True)
+    found, _ = mirrored(v, [Part("weight", 0, len(v), quantizer)], pair, remapped=True)
     slope = (v - after) / (pair.lr_factor * share)
     smooth = (quantizer.alive(w) == quantizer.alive(w * (1 - share))) & (quantizer.alive(w) == quantizer.alive(v))
     assert smooth.float().mean() > 0.99
@@ -75,8 +75,9 @@ def test_with_momentum_too(decay):
     assert found["mirrored"] < found["ste"] / 3
 
 
-def test_adam_follows_a_mirrored_penalty():
-    found = errors(SHORT_ADAM, 0.4 / 1500, 1500, {"l2": L2Penalty(1.0)})
+@pytest.mark.parametrize("more", [{}, {"weight_decay": WeightDecay(1.0)}], ids=["l2", "both"])
+def test_adam_follows_a_mirrored_penalty(more):
+    found = errors(SHORT_ADAM, 0.4 / 1500, 1500, {"l2": L2Penalty(1.0)} | more)
     assert found["mirrored"] < 0.03
     assert found["mirrored"] < found["ste"] / 2, "negative control: v/g(v), not v"
 
@@ -106,7 +107,7 @@ def test_without_a_decay_to_mirror_it_is_the_same_run_as_ste():
 def test_unquantized_tensors_decay_as_they_are():
     """Of a step without gradients nothing but the decay is left."""
     model = quantize_weights(network(), 2, Tanh(5.5))
-    cohort = Cohort(model, SGD, 0.1, ["mirrored"], update=Update(L2Penalty(0.2), WeightDecay(0.3)))
+    cohort = Cohort(model, SGD, 0.1, ["mirrored"], update=Update(l2=L2Penalty(0.2), weight_decay=WeightDecay(0.3)))
     reference, counterpart = cohort.local.values()
     for member in (reference, counterpart):
         before = {name: parameter.detach().clone() for name, parameter in member.model.named_parameters()}
@@ -115,7 +116,7 @@ def test_unquantized_tensors_decay_as_they_are():
         for name, parameter in member.model.named_parameters():
             if "original" not in name:
                 torch.testing.assert_close(parameter, before[name] * (1 - 0.1 * (0.4 + 0.3)))
-    instead = mirrored(flat, cohort.parts, cohort.pair, remapped=True)
+    instead, _ = mirrored(flat, cohort.parts, cohort.pair, remapped=True)
     shrunk = flat - cohort.lr * cohort.pair.lr_factor * 0.7 * instead
     torch.testing.assert_close(counterpart.weights.buffer, shrunk, rtol=1e-4, atol=1e-6)
 
