@@ -17,6 +17,7 @@ from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.ranks import Layout, Ranks
 from qat_ste.recipes import ADJUSTED, COUNTERPARTS, Recipe, adjust, unknown_counterparts
+from qat_ste.stages import remap
 
 
 class Cohort:
@@ -26,14 +27,15 @@ class Cohort:
         model: the reference, its weights quantized already; every member starts as a copy of it.
         optimizer: called with parameter groups and ``lr=``, once a member.
         lr: the reference's learning rate η.
-        counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``, ``mirrored``.
+        counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         ranks, placement: who trains them; see ``Layout``.
 
-    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from.
-    Counterparts with the same recipe are the same run by construction: trained once, found under each name.
+    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from. Of an
+    estimator that changes, ``stage`` is the number of the one in use. Counterparts with the same recipe are the same
+    run by construction: trained once, found under each name.
 
     Raises:
-        ValueError: an unknown counterpart, or a clipping that cannot be done this way.
+        ValueError: an unknown counterpart, or a clipping or an estimator that does not go with the execution.
     """
 
     def __init__(
@@ -59,6 +61,9 @@ class Cohort:
         self.lr = lr
         self.adjustment = adjustment_of(optimizer, lr)
         self.pair: SteEquivalent | None = None
+        self.stage = 0
+        if len(estimator.stages) > 1 and execution.compile:
+            raise ValueError("an estimator that changes cannot be compiled: leave compile out")
         if set(ADJUSTED) & set(counterparts):
             self.adjustment, self.pair = adjust(self.adjustment, estimator, _common_quantizer(self.parts))
         equivalence = self.adjustment.equivalence
@@ -107,17 +112,36 @@ class Cohort:
                 self.layout.scatter(number, member.weights.buffer if member else None, out)
 
     def weight_map(self, number: int) -> WeightMap | None:
-        """R: M where the member was re-mapped, None (identity) otherwise."""
-        pair = self.pair
-        if pair is None or not self.recipes[number].remap:
+        """R: M of the stage that the member was last re-mapped for, None (identity) where it never was."""
+        pair, recipe = self.pair, self.recipes[number]
+        if pair is None or not recipe.remap:
             return None
-        return lambda w, quantizer: pair.on(quantizer).weight_map(w)
+        return lambda w, quantizer: pair.at(self.stage if recipe.follows else 0).on(quantizer).weight_map(w)
+
+    def enter(self, step: int, steps: int) -> bool:
+        """Goes on with the estimator of this step; whether it is another one, and weights may have been re-mapped."""
+        stages = self.recipes[0].estimator.stages
+        stage = step * len(stages) // steps
+        if stage == self.stage:
+            return False
+        before, self.stage = self.stage, stage
+        for number, member in self.local.items():
+            recipe = self.recipes[number]
+            if recipe.follows and self.pair is not None:
+                pair = self.pair.at(stage)
+                member.use(pair.counterpart(recipe.remap), pair)
+                if recipe.remap:
+                    remap(member, self.pair.at(before), pair)
+            elif len(recipe.estimator.stages) > 1:
+                member.use(stages[stage])
+        self.update_slices()
+        return True
 
     def _member(self, recipe: Recipe) -> Member:
         model = copy.deepcopy(self._model)
         for module in model.modules():
             if isinstance(module, FakeQuantize):
-                module.estimator = recipe.estimator
+                module.estimator = recipe.estimator.stages[0]
                 module.keeps_gradient = self._before_estimator
         weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:

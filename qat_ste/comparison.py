@@ -103,7 +103,7 @@ def compare(
         lr: the reference's learning rate η.
         validation: batches evaluated at the end of each epoch; without them nothing is known of accuracies.
         schedule: factor on all learning rates by step; by default 2 % linear warm-up, then cosine to 0.
-        counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``, ``mirrored``.
+        counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         include, exclude, biases, saturation, levels: as for ``quantize_weights``.
         clipping, l2, weight_decay: of gradients, and of latent weights; the theorem does not cover them, but the
             counterpart ``mirrored`` does (docs/equivalence.md).
@@ -138,7 +138,8 @@ def compare(
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=update == Update())
+        bounded = update == Update() and len(estimator.stages) == 1
+        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=bounded)
         record = train(
             lockstep,
             monitor,

@@ -16,6 +16,7 @@ from qat_ste.clipping import Clipping
 from qat_ste.decay import ById, L2Penalty, WeightDecay
 from qat_ste.divergence import Part
 from qat_ste.equivalence import SteEquivalent
+from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantized_tensors
 from qat_ste.mirror import mirrored
 from qat_ste.optimizers import Equivalence, MakeOptimizer
@@ -137,12 +138,11 @@ class Member:
         pair: SteEquivalent | None = None,
     ) -> None:
         self.model, self.weights, self.execution, self.update = model, weights, execution, update
-        self._recipe, self._pair = recipe, pair
+        self._recipe, self._pair, self._lr = recipe, pair, lr * recipe.lr_jitter
         quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
-        lr = lr * recipe.lr_jitter
-        groups = [{"params": weights.parameters, "lr": lr * recipe.lr_factor}, {"params": others, "lr": lr}]
-        self.optimizer = optimizer([group for group in groups if group["params"]], lr=lr)
+        groups = [{"params": weights.parameters, "lr": self._lr * recipe.lr_factor}, {"params": others, "lr": self._lr}]
+        self.optimizer = optimizer([group for group in groups if group["params"]], lr=self._lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = None
         if layout.shard.ranks > 1:
@@ -152,6 +152,14 @@ class Member:
         self._autocast = partial(
             torch.autocast, weights.buffer.device.type, torch.bfloat16, enabled=execution.precision == "bf16"
         )
+
+    def use(self, estimator: Estimator, pair: SteEquivalent | None = None) -> None:
+        """Goes on with another estimator; of a counterpart that follows, ``pair`` is the equivalence from now on."""
+        self._pair = pair
+        for _, _, fake_quantize in quantized_tensors(self.model):
+            fake_quantize.estimator = estimator
+        if self._recipe.remap and pair is not None:
+            self.lrs[0] = self._lr * pair.lr_factor
 
     def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float) -> Tensor:
         """One training step; returns the loss without the penalty, detached."""

@@ -85,6 +85,8 @@ class Preparation:
             )
         self._check_clipping()
         estimator = self._build("estimator")
+        if estimator is not None and len(estimator.stages) > 1 and cfg.runtime.compile:
+            self._add("runtime.compile", "an estimator that changes while it trains cannot be compiled", "false")
         optimizer = self._optimizer()
         device = self._device()
         dataset = self._build("dataset")

@@ -10,8 +10,8 @@ from qat_ste.estimators import Estimator, Ste
 from qat_ste.optimizers import Adjustment, Equivalence
 from qat_ste.quantizer import Quantizer
 
-COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored")
-ADJUSTED = ("ste", "mirrored")  # those that the theorem makes
+COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored", "ste_once")
+ADJUSTED = ("ste", "mirrored", "ste_once")  # those that the theorem makes
 
 
 def jitter_percent(name: str) -> float | None:
@@ -38,6 +38,7 @@ class Recipe:
     remap: bool = False  # initial quantized weights M(w₀) instead of w₀
     lr_factor: float = 1.0  # on quantized tensors
     lr_jitter: float = 1.0  # on all tensors
+    follows: bool = False  # adjusted anew where the reference's estimator changes
     mirrored: bool = False  # decays and clips as the reference does
 
     @classmethod
@@ -46,7 +47,7 @@ class Recipe:
     ) -> Recipe:
         """The recipe of the counterpart with this name, for a reference trained with ``estimator``.
 
-        Without anything that ``mirrors``, ``mirrored`` is ``ste``.
+        Without anything that ``mirrors``, ``mirrored`` is ``ste``; so is ``ste_once`` without a map that changes.
         """
         percent = jitter_percent(name)
         if percent is not None:
@@ -57,15 +58,18 @@ class Recipe:
             return cls(Ste())
         if name == "mirrored" and mirrors:
             return replace(cls.of("ste", estimator, equivalence, pair, mirrors), mirrored=True)
-        if equivalence is Equivalence.REMAP:
-            return cls(pair.counterpart(remapped=True), remap=True, lr_factor=pair.lr_factor)
-        return cls(pair.counterpart(remapped=False))
+        remap = equivalence is Equivalence.REMAP
+        follows = len(estimator.stages) > 1 and not (remap and name == "ste_once")
+        return cls(pair.counterpart(remap), remap, pair.lr_factor if remap else 1.0, follows=follows)
 
 
 def adjust(
     adjustment: Adjustment, estimator: Estimator, quantizer: Quantizer
 ) -> tuple[Adjustment, SteEquivalent | None]:
     """What is adjusted where the optimizer calls for ``adjustment``: nothing for what the theorem does not cover."""
+    if len(estimator.stages) > 1 and adjustment.equivalence is Equivalence.REMAP and adjustment.tested:
+        reason = f"{adjustment.reason}, but not what in its state has to change where the estimator does"
+        return Adjustment(Equivalence.NONE, reason, tested=True), None
     try:
         return adjustment, SteEquivalent(estimator, quantizer)
     except ValueError as error:

@@ -119,7 +119,7 @@ def train(
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or steps
     record = Record(torch.zeros(len(cohort.recipes), steps, device=cohort.device), monitor.initial())
-    start = _restore(checkpoints, cohort, monitor, record) if checkpoints else 0
+    start = _restore(checkpoints, cohort, monitor, record, steps) if checkpoints else 0
 
     def emit(row: Row) -> None:
         record.rows.append(row)
@@ -127,6 +127,8 @@ def train(
 
     logged = start - start % log_every
     for step, (inputs, targets) in zip(range(start, steps), batches, strict=False):
+        if cohort.enter(step, steps):
+            monitor.remapped()
         record.losses[:, step] = lockstep.step(step, inputs.to(cohort.device), targets.to(cohort.device))
         done = step + 1
         monitor.observe(done)
@@ -212,7 +214,7 @@ def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: Divergen
     return checkpoints.save(state)
 
 
-def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record) -> int:
+def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> int:
     """Number of steps done already. Batches and generators need no state: they are functions of (seed, step)."""
     state, ranks = checkpoints.take(), cohort.layout.ranks
     step = state["step"] if state else 0
@@ -222,6 +224,7 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
         return 0
     if state["names"] != cohort.names or len(state["ranks"]) != ranks.size:
         raise ValueError("the checkpoint is of a run with other counterparts or another number of ranks")
+    cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
     for number, member in cohort.local.items():
         member.load_state_dict(state["members"][number])
     cohort.update_slices()

@@ -1,6 +1,7 @@
 """Gradient estimators; one class a file."""
 
 from qat_ste.estimators.acos import Acos
+from qat_ste.estimators.annealed import Annealed
 from qat_ste.estimators.arctan import Arctan
 from qat_ste.estimators.base import Estimator
 from qat_ste.estimators.box import Box
@@ -26,6 +27,7 @@ from qat_ste.estimators.tent import Tent
 
 __all__ = [
     "Acos",
+    "Annealed",
     "Arctan",
     "Box",
     "Cosine",

@@ -34,6 +34,11 @@ class Estimator(ABC):
         """The soft quantizer over one interval: ∫ g(s) ds from 0 to u in closed form; None where there is none."""
         return None
 
+    @property
+    def stages(self) -> tuple[Estimator, ...]:
+        """What it is in the course of a training, each for an equal share of the steps."""
+        return (self,)
+
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""
         return self.shape(quantizer.offset(w), quantizer) * quantizer.alive(w)

@@ -90,6 +90,13 @@ def test_what_clipping_at_quantized_weights_does_not_go_with(qat_run):
     )
 
 
+def test_what_an_estimator_that_changes_does_not_go_with(qat_run):
+    (line,) = lines(qat_run("estimator=dsq_annealed", "runtime.compile=true"))
+    assert line.startswith("runtime.compile=true: an estimator that changes while it trains cannot be compiled; ")
+    (line,) = lines(qat_run("estimator=dsq_annealed", "estimator.stages=1"))
+    assert line == "estimator.stages=1: must be a whole number of at least 2; for example estimator.stages=10"
+
+
 def test_a_fault_is_in_the_run_folder_too(qat_run):
     status = qat_run("train.steps=-1").read("status.json")
     assert status["status"] == "failed"
