@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qat_ste.equivalence import SteEquivalent
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.grid import GridQuantizer
+    from qat_ste.inspection import card_of
     from qat_ste.member import Execution
     from qat_ste.quantizer import UniformQuantizer
 
@@ -29,6 +30,7 @@ _HOME = {
     "SteEquivalent": "equivalence",
     "UniformQuantizer": "quantizer",
     "WeightDecay": "decay",
+    "card_of": "inspection",
     "compare": "comparison",
     "estimators": "estimators",
     "quantize_weights": "fake_quantize",
@@ -45,6 +47,7 @@ __all__ = [
     "SteEquivalent",
     "UniformQuantizer",
     "WeightDecay",
+    "card_of",
     "compare",
     "estimators",
     "quantize_weights",

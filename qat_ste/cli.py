@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -19,14 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.composition import composition_problems, config_dir, packaged_default
-from qat_ste.config import RunConfig
 from qat_ste.job import Job, outer_rank, quoted, tell, tell_fault
 from qat_ste.sweep import Sweep, folder_name, sweep_name
 from qat_ste.sweep_job import run_of_sweep
 
 _launching_process: int | None = None
 
-ConfigStore.instance().store(name="schema", node=RunConfig)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 # Cached, as Hydra's own ${now:}: jobs in other processes are given what the launching process found.
 OmegaConf.register_new_resolver("sweep_name", lambda: sweep_name(sys.argv[1:]), replace=True, use_cache=True)

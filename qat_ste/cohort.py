@@ -89,9 +89,7 @@ class Cohort:
         """Members that this rank trains, by number; made when first asked for."""
         if self.execution.sync_batchnorm:
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
-        return {
-            number: self._member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)
-        }
+        return {number: self.member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)}
 
     @cached_property
     def slices(self) -> list[Tensor]:
@@ -137,7 +135,8 @@ class Cohort:
         self.update_slices()
         return True
 
-    def _member(self, recipe: Recipe) -> Member:
+    def member(self, recipe: Recipe) -> Member:
+        """A new member made from one of ``recipes``."""
         model = copy.deepcopy(self._model)
         for module in model.modules():
             if isinstance(module, FakeQuantize):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_ste.config import ConfigError
+from qat_ste.config import ConfigError, RunConfig
+
+ConfigStore.instance().store(name="schema", node=RunConfig)
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -28,6 +32,25 @@ def config_dir() -> str:
         if (folder / "config.yaml").is_file():
             return str(folder)
     raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
+
+
+def user_dir(arguments: Sequence[str]) -> str | None:
+    """The folder of YAML files that a command line names with --config-dir."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    found: str | None = parser.parse_known_args(arguments)[0].config_dir
+    return found
+
+
+def search_path(user_dir: str | None) -> list[str]:
+    """The overrides, at most one, that have YAML files looked for in the user's folder too."""
+    return [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
+
+
+def options(group: str, *folders: str | None) -> dict[str, Path]:
+    """The YAML files of a group by name; of two with the same name the one that Hydra takes, in the earlier folder."""
+    paths = [path for folder in folders[::-1] if folder for path in (Path(folder) / group).glob("*.yaml")]
+    return dict(sorted({path.stem: path for path in paths}.items()))
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
@@ -45,34 +68,46 @@ def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str]
     return default
 
 
-def composition_problems(config_dir: str, arguments: list[str], error: Exception) -> list[str]:
+def composition_problems(
+    config_dir: str, arguments: list[str], error: Exception, primary: str = "config", sound: Sequence[str] = ()
+) -> list[str]:
     """A line for each override that fails by itself, then for what is wrong with the configuration of the others.
 
     If none fails by itself, a line for the error that was met.
+
+    Args:
+        primary: the YAML file that they are overrides of.
+        sound: overrides that go with each of them, and are known to compose.
     """
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     if sweeping:
         overrides = [single for override in overrides for single in _singles(override)]
-    chosen: list[str] = []  # of groups: on them depends which keys there are
-    reasons, sound = {}, []
+    user = user_dir(arguments)
+    chosen = [*search_path(user), *sound]  # of groups: on them depends which keys there are
+    reasons, composing = {}, []
     for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
         try:
-            _compose(config_dir, [*chosen, override])
+            compose_file(config_dir, [*chosen, override], primary)
         except COMPOSE_ERRORS as fault:
-            reasons[override] = _reason(fault, config_dir, override, chosen)
+            default = compose_file(config_dir, chosen, primary)
+            reasons[override] = _reason(fault, options(_group(override), config_dir, user), override, default)
         else:
-            sound.append(override)
+            composing.append(override)
             if _is_choice(config_dir, override) and not sweeping:
                 chosen.append(override)
     problems = [f"{override}: {reasons[override]}" for override in overrides if override in reasons]
-    if problems and not sweeping:  # of a sweep the values do not belong together
-        problems += _problems_of(config_dir, sound)
+    if problems and primary == "config" and not sweeping:  # of a sweep the values do not belong together
+        problems += _problems_of(config_dir, [*search_path(user), *composing])
     return problems or [_one_line(error)]
 
 
 def _is_choice(config_dir: str, override: str) -> bool:
-    return (Path(config_dir) / override.lstrip("+~").partition("=")[0]).is_dir()
+    return (Path(config_dir) / _group(override)).is_dir()
+
+
+def _group(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _singles(override: str) -> list[str]:
@@ -91,7 +126,7 @@ def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
     from qat_ste.preparation import Preparation
 
     try:
-        cfg = _compose(config_dir, overrides, return_hydra_config=True)
+        cfg = compose_file(config_dir, overrides, return_hydra_config=True)
         choices = dict(cfg.hydra.runtime.choices)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
@@ -103,20 +138,25 @@ def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
     return []
 
 
-def _compose(config_dir: str, overrides: list[str], return_hydra_config: bool = False) -> DictConfig:
+def compose_file(
+    config_dir: str, overrides: list[str], primary: str = "config", return_hydra_config: bool = False
+) -> DictConfig:
+    """The configuration of a primary YAML file.
+
+    Raises:
+        Exception: one of ``COMPOSE_ERRORS``.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir, version_base="1.3"):
-        return compose("config", overrides, return_hydra_config=return_hydra_config)
+        return compose(primary, overrides, return_hydra_config=return_hydra_config)
 
 
-def _reason(error: Exception, config_dir: str, override: str, chosen: list[str]) -> str:
+def _reason(error: Exception, choices: Collection[str], override: str, default: DictConfig) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
-    choices = sorted(path.stem for path in (Path(config_dir) / key).glob("*.yaml"))
     if choices and not key.startswith("hydra/") and "Could not find" in text:
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
-    default = _compose(config_dir, chosen)
     kind = re.search(r"could not be converted to (\w+)", text)
     if kind:
         example = OmegaConf.select(default, key)
@@ -124,7 +164,7 @@ def _reason(error: Exception, config_dir: str, override: str, chosen: list[str])
         return f"must be {KINDS.get(kind[1], kind[1])}; for example {key}={example}"
     if "Could not override" in text:
         nearest = get_close_matches(key, list(_keys(OmegaConf.to_container(default))), n=1)
-        hint = f"did you mean {nearest[0]}={value}?" if nearest else "qat-run --help shows all"
+        hint = f"did you mean {nearest[0]}={value}?" if nearest else "--help shows all"
         return f"there is no such key; {hint}"
     return _one_line(error)
 

@@ -160,6 +160,23 @@ class PathsConfig:
 
 
 @dataclass
+class AtlasConfig(_Section):
+    """The grid of ``qat-atlas``."""
+
+    estimators: list[str] = _checked(bool, "must be options of estimator, at least one", "[tanh]")  # noqa: RUF009
+    optimizers: list[str] = _checked(bool, "must be options of optimizer, at least one", "[sgd]")  # noqa: RUF009
+    seeds: list[int] = _checked(  # noqa: RUF009
+        lambda seeds: bool(seeds) and all(0 <= seed < 2**32 for seed in seeds),
+        "must be whole numbers from 0 to 4294967295, at least one",
+        "[1,2,3]",
+    )
+    steps: int = _at_least(1, "200")
+    smaller: int = _at_least(2, "5")
+    workers: int | None = _optional(1, "2")
+    output: str = MISSING
+
+
+@dataclass
 class RunConfig:
     """The whole configuration. The last five are open sets: any ``_target_`` with its arguments."""
 
@@ -178,13 +195,20 @@ class RunConfig:
     logger: Any = MISSING
 
 
+@dataclass
+class AtlasRunConfig(RunConfig):
+    """What ``qat-atlas`` composes; of the rest of ``RunConfig`` the cells take data, model, quantizer and training."""
+
+    atlas: AtlasConfig = MISSING
+
+
 SECTIONS = ("quantizer", "train", "metrics", "runtime", "checkpoint")
 
 
 def section_problems(cfg: DictConfig) -> list[Problem]:
     """Every fault in the sections that the runner owns."""
     problems = []
-    for name in SECTIONS:
+    for name in (*SECTIONS, *(["atlas"] if "atlas" in cfg else [])):
         try:
             OmegaConf.to_object(cfg[name])
         except ConfigError as error:

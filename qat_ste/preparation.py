@@ -25,6 +25,7 @@ from qat_ste.fake_quantize import quantize_weights, quantized_tensors
 from qat_ste.grid import make_quantizer
 from qat_ste.member import Update
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
+from qat_ste.quantizer import Quantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
 
 
@@ -110,6 +111,18 @@ class Preparation:
         # The reference and its counterparts, two names of one run counted once.
         members = 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
         return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, adjustment, members)
+
+    def rule(self) -> tuple[Estimator, Quantizer, MakeOptimizer]:
+        """Estimator, quantizer and optimizer, checked; neither model nor data set is looked at.
+
+        Raises:
+            ConfigError: with all problems found.
+        """
+        estimator, optimizer = self._build("estimator"), self._optimizer()
+        quantizer = None if estimator is None else self._quantizer(estimator)
+        if self.problems or quantizer is None or optimizer is None:
+            raise ConfigError(self.problems)
+        return estimator, quantizer, optimizer
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
         """A problem with a key; its example is the packaged default unless given."""
@@ -224,17 +237,23 @@ class Preparation:
         self._check_room(model)
         if optimizer is not None:
             self._check_optimizer(model, optimizer)
+        self._quantizer(estimator)
+
+    def _quantizer(self, estimator: Estimator) -> Quantizer | None:
+        """One of range 1, if the estimator is made for it."""
         if any(str(getattr(problem, "key", "")).startswith("quantizer.") for problem in self.problems):
-            return
+            return None
+        settings = self.cfg.quantizer
         try:
             quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(self.cfg))
         except ValueError as error:
             self._add("quantizer.levels", str(error).removeprefix("levels ").split(", got ")[0], "[-1,0,1]")
-            return
+            return None
         try:
             estimator.derivative(torch.zeros(1), quantizer)
         except ValueError as error:  # it is not made for this grid
             self.problems.append(f"estimator: {error}")
+        return quantizer
 
     def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
         """Whether it takes the model's tensors, in two groups as in training, and steps on small ones of their kind."""

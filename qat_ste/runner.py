@@ -229,11 +229,10 @@ def _results(
     skipped: list[str],
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
-    versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     return {
         "schema": 1,
         "config": config,
-        "versions": versions,
+        "versions": versions(),
         "cpu_count": os.cpu_count(),
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "steps": comparison.steps,
@@ -248,6 +247,11 @@ def _results(
         "counterparts": {name: vars(numbers) for name, numbers in comparison.counterparts.items()},
         "verdict": vars(comparison.verdict),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages on which numbers may depend."""
+    return {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
 
 
 def _version(package: str) -> str:

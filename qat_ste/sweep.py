@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qat_ste.sweep_job import FILE
+from qat_ste.sweep_loader import SweepLoader
 
 MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
 WATCH_SECONDS, LINE_SECONDS = 2.0, 60.0
@@ -65,6 +67,9 @@ class Sweep(Callback):
         mark.touch()
         self.since = mark.stat().st_mtime_ns
         Sweep.current = self
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
             threading.Thread(target=self._watch, daemon=True).start()
 

@@ -48,17 +48,19 @@ class Lockstep:
         factor = self.schedule(step)
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
-            self._seed(step)
+            seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
             losses[number] = member.step(inputs, targets, self.loss, factor).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
-    def _seed(self, step: int) -> None:
-        number = (self.seed * 1_000_003 + step + (self.cohort.layout.shard.rank << 40)) % 2**63
-        # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
-        torch.default_generator.manual_seed(number)
-        if self.cohort.device.type == "cuda":
-            torch.cuda.manual_seed(number)
+
+def seed_noise(seed: int, step: int, device: torch.device, shard: int = 0) -> None:
+    """Before each member's step: the same dropout for every member, another at each step and on each shard."""
+    number = (seed * 1_000_003 + step + (shard << 40)) % 2**63
+    # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 @dataclass

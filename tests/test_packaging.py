@@ -57,7 +57,7 @@ def test_installed_wheel_composes_its_configuration_in_another_folder(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "_target_: qat_ste.estimators.Pwl" in done.stdout
-    where = subprocess.run([python, "-c", "import qat_ste; print(qat_ste.__file__)"], capture_output=True, text=True,
+    where = subprocess.run([python, "-I", "-c", "import qat_ste; print(qat_ste.__file__)"], capture_output=True, text=True,
                            cwd=tmp_path, check=True)  # fmt: skip
     assert str(tmp_path) in where.stdout
     files = subprocess.run([python, "-m", "pip", "show", "-f", "qat-ste"], capture_output=True, text=True, check=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from .conftest import ROOT
 
@@ -13,8 +15,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text() if README.exists(
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block {number}" for number in range(len(BLOCKS))])
-def test_python_block_runs(block, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["small", "as it stands"])
+def test_python_block_runs(block, small, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if small:  # half the blocks of a ResNet-18
+        monkeypatch.setattr("torchvision.models.resnet18", partial(ResNet, BasicBlock, [1, 1, 1, 1]))
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.strip()
 

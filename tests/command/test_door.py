@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ import pytest
 from qat_ste import cli
 from qat_ste.composition import config_dir
 from qat_ste.sweep import folder_name
+
+from .test_configs import composed
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 SPY = """
@@ -36,13 +38,11 @@ def call(*arguments: str, **changes: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_help_and_configuration_import_nothing_heavy_and_are_quick(flag):
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = call(flag)
-        seconds.append(time.monotonic() - started)
-        assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout + done.stderr
-    assert min(seconds) < 1
+    """In processor time, of which a busy machine takes no more; torch alone takes longer to import."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = call(flag)
+    assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout + done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
 
 
 def test_help_shows_three_examples_that_compose():
@@ -50,8 +50,7 @@ def test_help_shows_three_examples_that_compose():
     examples = [line.strip() for line in text.splitlines() if line.startswith("  qat-run ")]
     assert len(examples) == 3
     for example in examples:
-        done = call(*shlex.split(example)[1:], "--cfg=job")
-        assert done.returncode == 0, done.stderr
+        assert composed(*shlex.split(example)[1:])
     estimators = sorted(path.stem for path in (Path(config_dir()) / "estimator").glob("*.yaml"))
     assert {"acos", "ste", "tanh", "tent"} < set(estimators)
     assert f"estimator: {', '.join(estimators)}\n" in text

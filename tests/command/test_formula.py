@@ -124,4 +124,6 @@ def test_a_sweep_over_formulas_and_over_a_parameter(qat_run):
 def test_the_theorem_is_asked_of_a_formula_too(qat_run):
     results = qat_run(*SHORT, "logger=none", "estimator=formula", "estimator.expression=1 + w**2").read("results.json")
     assert results["equivalence"] == "none"
-    assert results["equivalence_reason"].startswith("Formula('1 + w**2') is not cyclical: g = 2 at w = -1·max but 1.111")
+    assert results["equivalence_reason"].startswith(
+        "Formula('1 + w**2') is not cyclical: g = 2 at w = -1·max but 1.111"
+    )

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-from qat_ste import cli
 
 from .conftest import SHORT
 
@@ -118,24 +114,26 @@ def test_the_verdict_can_come_out_against_the_paper(qat_run, overrides):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
-def test_a_signal_ends_the_run_at_the_next_step(tmp_path, number, code):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "qat_ste.cli", "train.steps=100000", "metrics.every=5", f"hydra.run.dir={folder}"]
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "WANDB_MODE": "offline"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)  # fmt: skip
-    rows = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not (rows.exists() and rows.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert "Traceback" not in err
-    assert f"{number.name}: stopped after step" in out
-    status = json.loads((folder / "status.json").read_text())
-    assert status["status"] == "preempted"
-    assert all(json.loads(line)["step"] <= status["step"] for line in rows.read_text().splitlines())
+def test_a_signal_ends_the_run_at_the_next_step(qat_run, monkeypatch, number, code):
+    from qat_ste.monitor import DivergenceMonitor
+
+    observe, handler = DivergenceMonitor.observe, signal.getsignal(number)
+
+    def signalled(self, step):
+        observe(self, step)
+        if step == 13:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(DivergenceMonitor, "observe", signalled)
+    run = qat_run("train.steps=100000", "metrics.every=5")
+    assert run.code == code, run.err
+    assert "Traceback" not in run.err
+    assert f"{number.name}: stopped after step 13" in run.out
+    status = run.read("status.json")
+    assert (status["status"], status["step"]) == ("preempted", 13)
+    rows = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in rows] == [5, 10]
+    assert signal.getsignal(number) is handler
 
 
 def test_a_finished_run_is_not_overwritten_and_a_cut_off_one_kept_aside(qat_run):

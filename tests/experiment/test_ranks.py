@@ -118,6 +118,7 @@ def test_two_ranks_with_members_apart_are_one(one, two):
     assert_the_same_run(two[0]["spread"], one["together"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["together", "spread"])
 def test_four_ranks_are_one(one, four, placement):
     assert_the_same_run(four[0][placement], one["together"])
@@ -131,13 +132,14 @@ def test_another_seed_is_another_run(one):
     del SCENARIOS["other"]
 
 
-def test_every_rank_knows_all_numbers(two, four):
-    for ranks in (two, four):
-        for name, numbers in ranks[0].items():
-            for other in ranks[1:]:
-                assert {k: v for k, v in numbers.items() if k != "drawn"} == {
-                    k: v for k, v in other[name].items() if k != "drawn"
-                }
+@pytest.mark.parametrize("size", ["two", pytest.param("four", marks=pytest.mark.slow)])
+def test_every_rank_knows_all_numbers(request, size):
+    first, *others = request.getfixturevalue(size)
+    for name, numbers in first.items():
+        for other in others:
+            assert {k: v for k, v in numbers.items() if k != "drawn"} == {
+                k: v for k, v in other[name].items() if k != "drawn"
+            }
 
 
 def test_a_sample_of_sequences_is_the_same_on_any_number_of_ranks(one, two):

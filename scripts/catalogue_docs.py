@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Writes docs/catalogue.md and docs/catalogue/*.png from the estimators' classes and the YAML files in conf.
+
+python scripts/catalogue_docs.py             write the page and its figures
+python scripts/catalogue_docs.py --check     exit code 1 if the page is not what classes and files give
+python scripts/catalogue_docs.py --config-dir my_conf --output my_docs     with estimators of your own
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from qat_ste import SteEquivalent
+from qat_ste.card import Card
+from qat_ste.composition import compose_file, config_dir, options
+from qat_ste.config import ConfigError
+from qat_ste.estimators import Estimator
+from qat_ste.grid import make_quantizer
+from qat_ste.inspection import card_of
+from qat_ste.optimizers import Equivalence, adjustment_of
+from qat_ste.preparation import Preparation
+from qat_ste.quantizer import Quantizer
+from qat_ste.report.card_figure import card_png
+from qat_ste.report.card_text import HOLDS, card_numbers, significant
+from qat_ste.report.writers import markdown_text
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SETTINGS = ((2, "range"), (1, "range"), (2, "bin"))  # bits and saturation: the first that the theorem covers is shown
+NOT_COVERED = "not covered"
+INTRODUCTION = """\
+# Catalogue of estimators
+
+Made by `scripts/catalogue_docs.py` from the classes in `qat_ste/estimators` and the files in `conf/estimator`: change
+those, not this page. `qat-estimator NAME` shows the same of any estimator with any values, grid and optimizer.
+
+g is the factor on the gradient, u the signed distance from the nearest rounding threshold in steps. The theorem
+([arXiv 2405.05171](https://arxiv.org/abs/2405.05171)) asks of g that it is positive and bounded, the same in every
+interval between two levels (cyclical) and Lipschitz; where it jumps the STE run is still α and M away, but the error
+of a step shrinks with the learning rate and not with its square. Where g is not even in u, M moves the levels.
+"""
+FIGURE = """\
+In each figure: g; its integral beside the staircase of the forward pass; the weight map M; and the density of
+re-mapped weights whose originals are spread evenly. Thin lines are thresholds, ticks are levels, and in grey no
+gradient passes.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An estimator with its customary values under one of ``SETTINGS``, and its card with SGD."""
+
+    name: str
+    cfg: DictConfig
+    estimator: Estimator
+    card: Card
+    adam: Equivalence
+
+
+def entries(user_dir: str | None) -> list[Entry]:
+    """Every option of ``estimator``, by name."""
+    sgd, adam = (compose_file(config_dir(), [f"optimizer={name}"]) for name in ("sgd", "adam"))
+    adam_keeps = adjustment_of(Preparation(adam).rule()[2], adam.optimizer.lr).equivalence
+    found = []
+    for name, path in options("estimator", config_dir(), user_dir).items():
+        sgd.estimator = OmegaConf.load(path)
+        found.append(_entry(name, sgd, adam_keeps))
+    return found
+
+
+def _entry(name: str, cfg: DictConfig, adam: Equivalence) -> Entry:
+    possible = []
+    for bits, saturation in SETTINGS:
+        cfg = cfg.copy()
+        cfg.quantizer.bits, cfg.quantizer.saturation = bits, saturation
+        try:
+            estimator, quantizer, make = Preparation(cfg).rule()
+        except ConfigError as error:  # it is not made for this grid
+            refused = error
+            continue
+        card = card_of(estimator, quantizer, make, cfg.optimizer.lr)
+        possible.append(Entry(name, cfg, estimator, card, Equivalence.NONE if card.refusal else adam))
+        if not card.refusal:
+            return possible[-1]
+    if not possible:
+        raise refused
+    failing = [entry for entry in possible if any(flag.holds is False for flag in entry.card.flags)]
+    return (failing or possible)[0]
+
+
+def page(found: Sequence[Entry]) -> str:
+    """The whole page as Markdown."""
+    parts = [INTRODUCTION, _overview(found), _grids(found), FIGURE, *map(_section, found)]
+    return "\n".join(parts)
+
+
+def _overview(found: Sequence[Entry]) -> str:
+    lr = found[0].cfg.optimizer.lr
+    flags = [flag.name for flag in found[0].card.flags]
+    header = ["estimator", "source", *flags, "α", f"STE learning rate for {lr:g}", "SGD sees", "Adam sees"]
+    rows = []
+    for entry in found:
+        card, alpha = entry.card, entry.card.lr_factor
+        numbers = ["–", "–"] if alpha is None else [significant(alpha), f"{alpha * lr:.3g}"]
+        held = [HOLDS[flag.holds] for flag in card.flags]
+        rows.append(
+            [
+                f"[`{entry.name}`](#{entry.name})",
+                _sources(card),
+                *held,
+                *numbers,
+                _seen(card, card.equivalence),
+                _seen(card, entry.adam),
+            ]
+        )
+    return f"""\
+At the values that are customary, or the defaults of the class where none are. What an optimizer sees of the estimator
+is what has to be adjusted for the STE to take its place: α in the learning rate, M in the initial weights.
+
+{_table(header, rows)}
+"""
+
+
+def _seen(card: Card, equivalence: str) -> str:
+    if equivalence == Equivalence.NONE:
+        return NOT_COVERED
+    if equivalence != Equivalence.REMAP:
+        return "nothing"
+    moves = card.mapped is not None and not np.allclose(card.mapped, card.w)
+    seen = [name for name, there in (("α", card.lr_factor != 1), ("M", moves)) if there]
+    return " and ".join(seen) or "nothing"
+
+
+def _sources(card: Card) -> str:
+    return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in card.sources) or "–"
+
+
+def _grids(found: Sequence[Entry]) -> str:
+    rows, alphas = [], {}
+    bits = SETTINGS[0][0]
+    for name, path in options("quantizer", config_dir()).items():
+        levels = dict(OmegaConf.to_object(OmegaConf.load(path)))["levels"]  # type: ignore[arg-type]
+        quantizer = make_quantizer(1.0, bits=bits, levels=levels)
+        about = f" (`quantizer.bits={bits}`)" if levels is None else ""
+        values = " ".join(f"{level:.3g}" for level in quantizer.levels.tolist())
+        rows.append([f"`{name}`{about}", str(quantizer.num_levels), values])
+        alphas[name] = {
+            entry.name: _alpha(entry, make_quantizer(1.0, entry.cfg.quantizer.saturation, bits=bits, levels=levels))
+            for entry in found
+        }
+    names = [entry.name for entry in found]
+    same = [name for name in names if len({values[name] for values in alphas.values()} | {NOT_COVERED}) == 2]
+    told = [name for name in names if name not in same or NOT_COVERED in {values[name] for values in alphas.values()}]
+    differing = [[f"`{name}`", *(values[name] for values in alphas.values())] for name in told]
+    return f"""\
+## Grids
+
+{_table(["`quantizer=`", "levels", "in units of max"], rows)}
+
+g is a function of the offset in units of the interval, so one α serves intervals of any width: for {len(same)} of the
+{len(names)} estimators it is the same on each of these grids that the theorem covers. Those that know the number of
+levels, or are not covered everywhere:
+
+{_table(["α of", *(f"`{name}`" for name in alphas)], differing)}
+"""
+
+
+def _alpha(entry: Entry, quantizer: Quantizer) -> str:
+    try:
+        return significant(SteEquivalent(entry.estimator, quantizer).lr_factor)
+    except ValueError:
+        return NOT_COVERED
+
+
+def _section(entry: Entry) -> str:
+    card = entry.card
+    arguments: Any = OmegaConf.to_container(entry.cfg.estimator)
+    told = _arguments(type(entry.estimator))
+    values = [
+        f"- `{key}` = {_shown(value)}{': ' if key in told else ''}{markdown_text(told.get(key, ''))}"
+        for key, value in arguments.items()
+        if not key.startswith("_")
+    ]
+    numbers = [[markdown_text(title), markdown_text(value)] for title, value in card_numbers(card)]
+    numbers += [
+        [flag.name, markdown_text(f"{HOLDS[flag.holds]}: {flag.told}".removesuffix(": "))] for flag in card.flags
+    ]
+    parts = [
+        f"## {entry.name}",
+        markdown_text(card.definition.replace("``", "")),
+        *(markdown_text(paragraph.replace("``", "")) for paragraph in card.about.splitlines()),
+        "\n".join(values),
+        f"![{entry.name}](catalogue/{entry.name}.png)",
+        f"`{arguments['_target_']}`, `estimator={entry.name}`, on {card.grid}:",
+        _table(["", "with SGD"], numbers),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _arguments(kind: type[Estimator]) -> dict[str, str]:
+    """What the class's docstring says of each argument."""
+    section = re.search(r"^Args:\n((?: +.*\n?)+)", inspect.getdoc(kind) or "", re.MULTILINE)
+    items = re.split(r"^ {4}(\w+): ", section[1] if section else "", flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in zip(items[1::2], items[2::2], strict=True)}
+
+
+def _shown(value: Any) -> str:
+    return f"`{value:.6g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is up to date")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files of your own")
+    parser.add_argument("--output", type=Path, default=DOCS, metavar="DIR", help="where the page goes (default: docs)")
+    arguments = parser.parse_args()
+    found = entries(arguments.config_dir)
+    path, figures, text = arguments.output / "catalogue.md", arguments.output / "catalogue", page(found)
+    if arguments.check:
+        drawn = {file.stem for file in figures.glob("*.png")}
+        if not path.is_file() or path.read_text(encoding="utf-8") != text or drawn != {entry.name for entry in found}:
+            print(f"{path} is stale: run python scripts/catalogue_docs.py", file=sys.stderr)
+            return 1
+        return 0
+    figures.mkdir(parents=True, exist_ok=True)
+    for file in figures.glob("*.png"):
+        file.unlink()
+    for entry in found:
+        (figures / f"{entry.name}.png").write_bytes(card_png(entry.card))
+    path.write_text(text, encoding="utf-8")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
