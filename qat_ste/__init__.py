@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qat_ste import estimators
     from qat_ste.checkpoint import Checkpoints
+    from qat_ste.clipping import Clipping
     from qat_ste.comparison import Comparison, compare
+    from qat_ste.decay import L2Penalty, WeightDecay
     from qat_ste.equivalence import SteEquivalent
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.grid import GridQuantizer
     from qat_ste.inspection import card_of
-    from qat_ste.member import Execution, L2Penalty
+    from qat_ste.member import Execution
     from qat_ste.quantizer import UniformQuantizer
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Checkpoints": "checkpoint",
+    "Clipping": "clipping",
     "Comparison": "comparison",
     "Execution": "member",
     "GridQuantizer": "grid",
-    "L2Penalty": "member",
+    "L2Penalty": "decay",
     "SteEquivalent": "equivalence",
     "UniformQuantizer": "quantizer",
+    "WeightDecay": "decay",
     "card_of": "inspection",
     "compare": "comparison",
     "estimators": "estimators",
@@ -35,12 +39,14 @@ _HOME = {
 }
 __all__ = [
     "Checkpoints",
+    "Clipping",
     "Comparison",
     "Execution",
     "GridQuantizer",
     "L2Penalty",
     "SteEquivalent",
     "UniformQuantizer",
+    "WeightDecay",
     "card_of",
     "compare",
     "estimators",

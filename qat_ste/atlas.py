@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch
+from qat_ste.decay import L2Penalty
 from qat_ste.divergence import Pair, Trajectory, pieces_of
 from qat_ste.divergence.alignment import WeightAlignmentError
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
-from qat_ste.member import L2Penalty, Loss
+from qat_ste.member import Loss, Update
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.recipes import Recipe
 from qat_ste.schedules import Schedule, by_name
@@ -89,14 +90,14 @@ def train_cells(
                     saturation=saturation,
                     levels=levels,
                 )
-                cells[name] = _Estimator(model, estimator, optimizer, lr, runs)
+                cells[name] = _Estimator(model, estimator, optimizer, lr, runs, Update(l2=l2))
             except Exception as error:  # a foreign estimator may raise anything
                 cells[name] = Cell(fault=_told(error))
         schedule = schedule or by_name("cosine", steps, 0.02)
         for step, (inputs, targets) in zip(range(steps), from_step(0, batches), strict=False):
             for run in runs.values():
                 seed_noise(seed, step, inputs.device)
-                run.step(step, inputs, targets, loss, schedule(step), l2)
+                run.step(step, inputs, targets, loss, schedule(step))
     return {name: found if isinstance(found, Cell) else found.cell(test) for name, found in cells.items()}
 
 
@@ -108,11 +109,11 @@ class _Run:
         pieces = pieces_of(cohort.parts, 0, cohort.quantized_weights)
         self.trajectory = Trajectory(self.member.weights.buffer, pieces)
 
-    def step(self, step: int, inputs: Tensor, targets: Tensor, loss: Loss, factor: float, l2: L2Penalty | None) -> None:
+    def step(self, step: int, inputs: Tensor, targets: Tensor, loss: Loss, factor: float) -> None:
         if self.fault:
             return
         try:
-            value = self.member.step(inputs, targets, loss, factor, l2).item()
+            value = self.member.step(inputs, targets, loss, factor).item()
             self.trajectory.observe(step + 1)
             self.member.weights.remember(self.trajectory.level)
             if not (math.isfinite(value) and self.trajectory.path.isfinite().all()):
@@ -125,9 +126,17 @@ class _Estimator:
     """The runs of one estimator, some of which it may share with others."""
 
     def __init__(
-        self, model: nn.Module, estimator: Estimator, optimizer: MakeOptimizer, lr: float, runs: dict[object, _Run]
+        self,
+        model: nn.Module,
+        estimator: Estimator,
+        optimizer: MakeOptimizer,
+        lr: float,
+        runs: dict[object, _Run],
+        update: Update,
     ) -> None:
-        cohort = Cohort(model, optimizer, lr, ["ste", "naive", "jitter"])
+        if len(estimator.stages) > 1:
+            raise ValueError("an estimator that changes while it trains has no cell, qat-run compares it")
+        cohort = Cohort(model, optimizer, lr, ["ste", "naive", "jitter"], update=update)
         self.cohort, self.runs = cohort, {}
         for name, number in cohort.names.items():
             recipe = cohort.recipes[number]

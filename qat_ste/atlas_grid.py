@@ -19,8 +19,8 @@ from qat_ste.atlas_jobs import Job
 from qat_ste.composition import COMPOSE_ERRORS, compose_file, composition_problems, config_dir, packaged_default
 from qat_ste.config import ConfigError
 from qat_ste.data.dataset import Dataset
+from qat_ste.decay import L2Penalty
 from qat_ste.estimators import Estimator
-from qat_ste.member import L2Penalty
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.preparation import Parts, Preparation
 from qat_ste.schedules import by_name

@@ -1,4 +1,4 @@
-"""The reference and its counterparts: models that differ in estimator, initial weights and learning rate alone."""
+"""The reference and its counterparts: models that differ in estimator, initial weights, learning rate and decay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from qat_ste.divergence import Part, WeightMap, pieces_of
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
-from qat_ste.member import Execution, FlatWeights, Member, parts_of
+from qat_ste.member import Execution, FlatWeights, Member, Update, parts_of
 from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.ranks import Layout, Ranks
-from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
+from qat_ste.recipes import ADJUSTED, COUNTERPARTS, Recipe, adjust, unknown_counterparts
+from qat_ste.stages import remap
 
 
 class Cohort:
@@ -26,14 +27,15 @@ class Cohort:
         model: the reference, its weights quantized already; every member starts as a copy of it.
         optimizer: called with parameter groups and ``lr=``, once a member.
         lr: the reference's learning rate η.
-        counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
+        counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         ranks, placement: who trains them; see ``Layout``.
 
-    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from.
-    Counterparts with the same recipe are the same run by construction: trained once, found under each name.
+    Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from. Of an
+    estimator that changes, ``stage`` is the number of the one in use. Counterparts with the same recipe are the same
+    run by construction: trained once, found under each name.
 
     Raises:
-        ValueError: an unknown counterpart.
+        ValueError: an unknown counterpart, or a clipping or an estimator that does not go with the execution.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Cohort:
         execution: Execution = Execution(),
         ranks: Ranks | None = None,
         placement: str = "together",
+        update: Update = Update(),
     ) -> None:
         unknown = unknown_counterparts(counterparts)
         if unknown:
@@ -58,11 +61,15 @@ class Cohort:
         self.lr = lr
         self.adjustment = adjustment_of(optimizer, lr)
         self.pair: SteEquivalent | None = None
-        if "ste" in counterparts:
+        self.stage = 0
+        if len(estimator.stages) > 1 and execution.compile:
+            raise ValueError("an estimator that changes cannot be compiled: leave compile out")
+        if set(ADJUSTED) & set(counterparts):
             self.adjustment, self.pair = adjust(self.adjustment, estimator, _common_quantizer(self.parts))
+        equivalence = self.adjustment.equivalence
         self.recipes, self.names = [Recipe(estimator)], {"reference": 0}
         for name in counterparts:
-            recipe = Recipe.of(name, estimator, self.adjustment.equivalence, self.pair)
+            recipe = Recipe.of(name, estimator, equivalence, self.pair, update.mirrors(equivalence))
             if recipe not in self.recipes[1:]:
                 self.recipes.append(recipe)
             self.names[name] = self.recipes.index(recipe, 1)
@@ -72,6 +79,10 @@ class Cohort:
         self.last = min(self.first + share, self.quantized_weights)
         self.device = next(model.parameters()).device
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
+        self._update = update
+        self._before_estimator = update.clipping is not None and update.clipping.before_estimator
+        if self._before_estimator and (execution.compile or self.layout.ranks.size > 1):
+            raise ValueError("clipping at quantized weights needs one rank and no compilation: clip at latent ones")
 
     @cached_property
     def local(self) -> dict[int, Member]:
@@ -99,24 +110,46 @@ class Cohort:
                 self.layout.scatter(number, member.weights.buffer if member else None, out)
 
     def weight_map(self, number: int) -> WeightMap | None:
-        """R: M where the member was re-mapped, None (identity) otherwise."""
-        pair = self.pair
-        if pair is None or not self.recipes[number].remap:
+        """R: M of the stage that the member was last re-mapped for, None (identity) where it never was."""
+        pair, recipe = self.pair, self.recipes[number]
+        if pair is None or not recipe.remap:
             return None
-        return lambda w, quantizer: pair.on(quantizer).weight_map(w)
+        return lambda w, quantizer: pair.at(self.stage if recipe.follows else 0).on(quantizer).weight_map(w)
+
+    def enter(self, step: int, steps: int) -> bool:
+        """Goes on with the estimator of this step; whether it is another one, and weights may have been re-mapped."""
+        stages = self.recipes[0].estimator.stages
+        stage = step * len(stages) // steps
+        if stage == self.stage:
+            return False
+        before, self.stage = self.stage, stage
+        for number, member in self.local.items():
+            recipe = self.recipes[number]
+            if recipe.follows and self.pair is not None:
+                pair = self.pair.at(stage)
+                member.use(pair.counterpart(recipe.remap), pair)
+                if recipe.remap:
+                    remap(member, self.pair.at(before), pair)
+            elif len(recipe.estimator.stages) > 1:
+                member.use(stages[stage])
+        self.update_slices()
+        return True
 
     def member(self, recipe: Recipe) -> Member:
         """A new member made from one of ``recipes``."""
         model = copy.deepcopy(self._model)
         for module in model.modules():
             if isinstance(module, FakeQuantize):
-                module.estimator = recipe.estimator
+                module.estimator = recipe.estimator.stages[0]
+                module.keeps_gradient = self._before_estimator
         weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
                 some.copy_(self.pair.on(piece.quantizer).weight_map(some))
-        return Member(model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout)
+        return Member(
+            model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self._update, self.pair
+        )
 
     @cached_property
     def _slices(self) -> list[Tensor]:

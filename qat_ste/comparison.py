@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from qat_ste.checkpoint import Checkpoints
+from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, Shard
+from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.divergence import WeightMap, pieces_of
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
-from qat_ste.member import Execution, L2Penalty, Loss
+from qat_ste.member import Execution, Loss, Update
 from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.ranks import Ranks
@@ -77,7 +79,9 @@ def compare(
     biases: bool = False,
     saturation: str = "range",
     levels: str | Sequence[float] | None = None,
+    clipping: Clipping | None = None,
     l2: L2Penalty | None = None,
+    weight_decay: WeightDecay | None = None,
     sequence_weights: int = 1_000_000,
     log_every: int | None = None,
     seed: int = 0,
@@ -99,8 +103,10 @@ def compare(
         lr: the reference's learning rate η.
         validation: batches evaluated at the end of each epoch; without them nothing is known of accuracies.
         schedule: factor on all learning rates by step; by default 2 % linear warm-up, then cosine to 0.
-        counterparts: any of ``ste``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
+        counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         include, exclude, biases, saturation, levels: as for ``quantize_weights``.
+        clipping, l2, weight_decay: of gradients, and of latent weights; the theorem does not cover them, but the
+            counterpart ``mirrored`` does (docs/equivalence.md).
         sequence_weights: weights of which change events are kept; of more a fixed sample is.
         on_row: called with each row of metrics as it is made; ``stop`` is asked after each step.
         execution: precision, accumulation of gradients, compilation.
@@ -123,15 +129,17 @@ def compare(
         torch.manual_seed(seed)
         model = build_model().to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
-        cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement)
+        update = Update(clipping, l2, weight_decay)
+        cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard
         own = batches(shard) if callable(batches) else batches
         own_validation = validation(shard) if callable(validation) else validation
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
-        lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), l2, seed)
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=l2 is None)
+        lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
+        bounded = update == Update() and len(estimator.stages) == 1
+        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=bounded)
         record = train(
             lockstep,
             monitor,

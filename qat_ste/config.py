@@ -106,7 +106,12 @@ class TrainConfig(_Section):
     shuffle: bool = MISSING
     schedule: str = _one_of("cosine", "constant", "step")
     warmup: float = _checked(lambda value: 0 <= value < 1, "must be a share of the steps, from 0 to below 1", "0.02")
+    clip_norm: float | None = _checked(
+        lambda v: v is None or 0 < v < math.inf, "must be null or a positive finite number", "1"
+    )
+    clip_at: str = _one_of("latent", "quantized")
     l2: float = _checked(lambda value: 0 <= value < math.inf, "must be a finite number of at least 0", "1e-4")
+    weight_decay: float = _checked(lambda value: 0 <= value < math.inf, "must be a finite number of at least 0", "1e-2")
     l2_include: list[str] = MISSING
     accumulate: int = _at_least(1, "1")
     seed: int = _checked(lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 4294967295", "42")

@@ -20,13 +20,15 @@ class SteEquivalent:
     M(w) = t + α·∫ ds/g(s) from t to w with t the threshold of the interval, and α the harmonic mean of g over one
     interval (arXiv 2405.05171, theorem 1). M is the identity where g is zero. Uses the estimator's closed form
     where it has one, else integrates numerically. α knows no width: it serves intervals of any (``GridQuantizer``).
+    Of an estimator that changes while it trains, all this is of its first stage; ``at`` has the others.
 
     Raises:
         ValueError: the theorem cannot apply; the message says which assumption fails and where.
     """
 
     def __init__(self, estimator: Estimator, quantizer: Quantizer) -> None:
-        self.estimator = estimator
+        self._later = [SteEquivalent(stage, quantizer) for stage in estimator.stages[1:]]
+        self.estimator = estimator = estimator.stages[0]
         self.quantizer = quantizer
         self.assumptions = check_assumptions(estimator, quantizer)
         self._maps: WeightMaps
@@ -44,6 +46,10 @@ class SteEquivalent:
         """The STE whose gradient ends where the estimator's does, seen through M if its weights are."""
         return self._maps.counterpart(remapped)
 
+    def at(self, stage: int) -> SteEquivalent:
+        """That of another stage of the estimator: 0, 1, …"""
+        return self._later[stage - 1] if stage else self
+
     def on(self, quantizer: Quantizer) -> SteEquivalent:
         """The same equivalence on the same grid with another range: M scales with it."""
         other = copy.copy(self)
@@ -57,6 +63,11 @@ class SteEquivalent:
     def inverse(self, z: Tensor) -> Tensor:
         """M⁻¹(z), in float64 to 1e-10; shape and dtype of ``z``. No weight leaves the cell of its level."""
         return self._within_cells(z, self._maps.inverse(z, self.quantizer))
+
+    def slope(self, w: Tensor) -> Tensor:
+        """M'(w): α/g(w), and 1 where g is zero; shape and dtype of ``w``."""
+        g = self.estimator.derivative(w, self.quantizer)
+        return torch.where(g > 0, self.lr_factor / g, 1.0)
 
     def step_error_bound(self, lr: float, gradient: Tensor, gradient_ste: Tensor, width: float | Tensor) -> Tensor:
         """Largest growth of |M(w) - w_ste| in one SGD step of the pair, elementwise.

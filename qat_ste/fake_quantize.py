@@ -46,13 +46,26 @@ class FakeQuantize(nn.Module):
         self.quantizer = quantizer
         self.estimator = estimator
         self._known: tuple[Tensor, Tensor, int] | None = None
+        self.keeps_gradient = False  # of the loss at the quantized weights, before the estimator
+        self._gradient: Tensor | None = None
 
     def forward(self, w: Tensor) -> Tensor:
         index = None
         if self._known is not None:
             known, latent, version = self._known
             index = known if w is latent and w._version == version else None
-        return _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator, index)
+        quantized: Tensor = _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator, index)
+        if self.keeps_gradient and quantized.requires_grad:
+            quantized.register_hook(self._add_gradient)
+        return quantized
+
+    def take_gradient(self) -> Tensor | None:
+        """What came in at the quantized weights since it was last taken, if ``keeps_gradient``."""
+        gradient, self._gradient = self._gradient, None
+        return gradient
+
+    def _add_gradient(self, gradient: Tensor) -> None:
+        self._gradient = gradient if self._gradient is None else self._gradient + gradient
 
     def remember(self, index: Tensor, w: Tensor) -> None:
         """Uses ``index``, the numbers of the levels of ``w`` as it is now, until ``w`` changes (but by ``w.data``)."""

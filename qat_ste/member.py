@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, cast
 
@@ -13,9 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qat_ste.clipping import Clipping
+from qat_ste.decay import ById, L2Penalty, WeightDecay
 from qat_ste.divergence import Part
+from qat_ste.equivalence import SteEquivalent
+from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantized_tensors
-from qat_ste.optimizers import MakeOptimizer
+from qat_ste.mirror import mirrored
+from qat_ste.optimizers import Equivalence, MakeOptimizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
 
@@ -52,16 +56,21 @@ class FlatWeights:
     def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
         by_name = {name: (parameter, fake_quantize) for name, parameter, fake_quantize in quantized_tensors(model)}
         self.parameters = [by_name[part.name][0] for part in parts]
-        self._parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
+        self.parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
         first = self.parameters[0]
         self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
         for parameter, part in zip(self.parameters, parts, strict=True):
             view = self.buffer[part.start : part.stop].view(parameter.shape)
             parameter.data = view.copy_(parameter.detach())
 
+    def views(self, values: Tensor) -> dict[int, Tensor]:
+        """Of a flat tensor like the buffer, what belongs to each parameter, by the parameter's id."""
+        both = zip(self.parameters, self.parts, strict=True)
+        return {id(parameter): values[part.start : part.stop].view(parameter.shape) for parameter, part in both}
+
     def remember(self, index: Tensor) -> None:
         """Spares the next forward pass the search for the levels of all weights, whose numbers these are."""
-        for parameter, part, fake_quantize in zip(self.parameters, self._parts, self._quantizers, strict=True):
+        for parameter, part, fake_quantize in zip(self.parameters, self.parts, self._quantizers, strict=True):
             fake_quantize.remember(index[part.start : part.stop].view(parameter.shape), parameter)
 
 
@@ -94,29 +103,23 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class L2Penalty:
-    """strength·Σw² over the latent values of the parameters whose names match a pattern (arXiv 2405.05171).
+class Update:
+    """What is done between the backward pass and the optimizer's step, in this order."""
 
-    Its gradient 2·strength·w is added to what the estimator lets through, and is not multiplied by g itself.
-    """
+    clipping: Clipping | None = None
+    l2: L2Penalty | None = None
+    weight_decay: WeightDecay | None = None
 
-    strength: float
-    include: Sequence[str] = ("*",)
-
-    @torch.no_grad()
-    def add_gradient(self, model: nn.Module) -> None:
-        gradients: list[Tensor] = []
-        weights: list[Tensor] = []
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and self._wanted(name):
-                gradients.append(parameter.grad)
-                weights.append(parameter)
-        if weights:
-            torch._foreach_add_(gradients, weights, alpha=2 * self.strength)
-
-    def _wanted(self, name: str) -> bool:
-        name = name.replace("parametrizations.", "").removesuffix(".original")
-        return any(fnmatchcase(name, pattern) for pattern in self.include)
+    def mirrors(self, equivalence: Equivalence) -> bool:
+        """Whether an STE has to decay or clip by other numbers than its own to follow, and it is known which."""
+        clipping = None if self.clipping is None or self.clipping.before_estimator else self.clipping
+        calling = {
+            Equivalence.REMAP: (self.l2, self.weight_decay, clipping),
+            Equivalence.KEEP: (self.l2, clipping),
+            Equivalence.EXACT: (self.l2,),
+            Equivalence.NONE: (),
+        }
+        return any(part is not None for part in calling[equivalence])
 
 
 class Member:
@@ -131,13 +134,15 @@ class Member:
         recipe: Recipe,
         execution: Execution,
         layout: Layout,
+        update: Update = Update(),
+        pair: SteEquivalent | None = None,
     ) -> None:
-        self.model, self.weights, self.execution = model, weights, execution
+        self.model, self.weights, self.execution, self.update = model, weights, execution, update
+        self._recipe, self._pair, self._lr = recipe, pair, lr * recipe.lr_jitter
         quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
-        lr = lr * recipe.lr_jitter
-        groups = [{"params": weights.parameters, "lr": lr * recipe.lr_factor}, {"params": others, "lr": lr}]
-        self.optimizer = optimizer([group for group in groups if group["params"]], lr=lr)
+        groups = [{"params": weights.parameters, "lr": self._lr * recipe.lr_factor}, {"params": others, "lr": self._lr}]
+        self.optimizer = optimizer([group for group in groups if group["params"]], lr=self._lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = None
         if layout.shard.ranks > 1:
@@ -148,7 +153,15 @@ class Member:
             torch.autocast, weights.buffer.device.type, torch.bfloat16, enabled=execution.precision == "bf16"
         )
 
-    def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float, l2: L2Penalty | None) -> Tensor:
+    def use(self, estimator: Estimator, pair: SteEquivalent | None = None) -> None:
+        """Goes on with another estimator; of a counterpart that follows, ``pair`` is the equivalence from now on."""
+        self._pair = pair
+        for _, _, fake_quantize in quantized_tensors(self.model):
+            fake_quantize.estimator = estimator
+        if self._recipe.remap and pair is not None:
+            self.lrs[0] = self._lr * pair.lr_factor
+
+    def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float) -> Tensor:
         """One training step; returns the loss without the penalty, detached."""
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * lr_factor
@@ -165,10 +178,23 @@ class Member:
                     part = part * (len(some) / len(inputs))
                 part.backward()
             value = value + part.detach()
-        if l2 is not None:
-            l2.add_gradient(self.model)
+        self._prepare_step()
         self.optimizer.step()
         return cast(Tensor, value)
+
+    def _prepare_step(self) -> None:
+        l2, weight_decay, clipping = self.update.l2, self.update.weight_decay, self.update.clipping
+        instead: ById = {}
+        factors: ById = {}
+        if self._recipe.mirrored and self._pair is not None:
+            found = mirrored(self.weights.buffer, self.weights.parts, self._pair, self._recipe.remap)
+            instead, factors = map(self.weights.views, found)
+        if clipping is not None:
+            clipping.clip(self.model, factors)
+        if l2 is not None:
+            l2.add_gradient(self.model, instead)
+        if weight_decay is not None:
+            weight_decay.shrink(self.model, self.optimizer, instead if self._recipe.remap else {})
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs in the precision of training, as float32."""

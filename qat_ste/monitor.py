@@ -59,6 +59,11 @@ class DivergenceMonitor:
                 if len(changed) and number in (0, counterpart):
                     divergence.changed(trajectory, changed, step)
 
+    def remapped(self) -> None:
+        """Weights were put elsewhere, each on its level: no step, and no part of their path."""
+        for trajectory in self.trajectories:
+            trajectory.previous.copy_(trajectory.weights)
+
     def initial(self) -> list[Values]:
         """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""
         found: list[Values] = [{} for _ in self.trajectories]

@@ -16,11 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from qat_ste.clipping import Clipping
 from qat_ste.config import ConfigError, Problem, length, section_problems
 from qat_ste.data.dataset import Dataset, Shard
+from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.estimators import Estimator, Ste
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
 from qat_ste.grid import make_quantizer
+from qat_ste.member import Update
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
@@ -47,6 +50,16 @@ def levels_of(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(levels) if OmegaConf.is_config(levels) else levels
 
 
+def update_of(cfg: DictConfig) -> Update:
+    """What is done between the backward pass and the optimizer's step."""
+    train, include = cfg.train, tuple(cfg.train.l2_include)
+    return Update(
+        clipping=Clipping(train.clip_norm, train.clip_at) if train.clip_norm else None,
+        l2=L2Penalty(train.l2, include) if train.l2 else None,
+        weight_decay=WeightDecay(train.weight_decay, include) if train.weight_decay else None,
+    )
+
+
 class Preparation:
     """Builds the parts and collects what is wrong with them.
 
@@ -71,7 +84,10 @@ class Preparation:
             self._add(
                 "counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]"
             )
+        self._check_clipping()
         estimator = self._build("estimator")
+        if estimator is not None and len(estimator.stages) > 1 and cfg.runtime.compile:
+            self._add("runtime.compile", "an estimator that changes while it trains cannot be compiled", "false")
         optimizer = self._optimizer()
         device = self._device()
         dataset = self._build("dataset")
@@ -90,7 +106,8 @@ class Preparation:
         settings = cfg.quantizer
         quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(cfg))
         adjustment, pair = adjust(adjustment_of(optimizer, cfg.optimizer.lr), estimator, quantizer)
-        recipes = [Recipe.of(name, estimator, adjustment.equivalence, pair) for name in cfg.counterparts]
+        mirrors = update_of(cfg).mirrors(adjustment.equivalence)
+        recipes = [Recipe.of(name, estimator, adjustment.equivalence, pair, mirrors) for name in cfg.counterparts]
         # The reference and its counterparts, two names of one run counted once.
         members = 1 + len([recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]])
         return Parts(estimator, optimizer, dataset, build_model, steps, steps_per_epoch, device, adjustment, members)
@@ -146,6 +163,13 @@ class Preparation:
             self._refused("optimizer", error)
             return None
         return make
+
+    def _check_clipping(self) -> None:
+        train, runtime = self.cfg.train, self.cfg.runtime
+        several = max(runtime.devices, int(os.environ.get("WORLD_SIZE", 1))) > 1
+        if train.clip_norm and train.clip_at == "quantized" and (several or runtime.compile):
+            why = "several ranks" if several else "torch.compile"
+            self._add("train.clip_at", f"gradients at quantized weights cannot be seen with {why}", "latent")
 
     def _device(self) -> torch.device | None:
         runtime = self.cfg.runtime

@@ -1,16 +1,17 @@
-"""What distinguishes a reference's counterparts: estimator, initial weights and learning rate."""
+"""What distinguishes a reference's counterparts: estimator, initial weights, learning rate and decay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator, Ste
 from qat_ste.optimizers import Adjustment, Equivalence
 from qat_ste.quantizer import Quantizer
 
-COUNTERPARTS = ("ste", "naive", "jitter", "replica")
+COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored", "ste_once")
+ADJUSTED = ("ste", "mirrored", "ste_once")  # those that the theorem makes
 
 
 def jitter_percent(name: str) -> float | None:
@@ -37,20 +38,29 @@ class Recipe:
     remap: bool = False  # initial quantized weights M(w₀) instead of w₀
     lr_factor: float = 1.0  # on quantized tensors
     lr_jitter: float = 1.0  # on all tensors
+    follows: bool = False  # adjusted anew where the reference's estimator changes
+    mirrored: bool = False  # decays and clips as the reference does
 
     @classmethod
-    def of(cls, name: str, estimator: Estimator, equivalence: Equivalence, pair: SteEquivalent | None) -> Recipe:
-        """The recipe of the counterpart with this name, for a reference trained with ``estimator``."""
+    def of(
+        cls, name: str, estimator: Estimator, equivalence: Equivalence, pair: SteEquivalent | None, mirrors: bool
+    ) -> Recipe:
+        """The recipe of the counterpart with this name, for a reference trained with ``estimator``.
+
+        Without anything that ``mirrors``, ``mirrored`` is ``ste``; so is ``ste_once`` without a map that changes.
+        """
         percent = jitter_percent(name)
         if percent is not None:
             return cls(estimator, lr_jitter=1 + percent / 100)
         if name == "replica":
             return cls(estimator)
-        if name != "ste" or pair is None:
+        if name not in ADJUSTED or pair is None:
             return cls(Ste())
-        if equivalence is Equivalence.REMAP:
-            return cls(pair.counterpart(remapped=True), remap=True, lr_factor=pair.lr_factor)
-        return cls(pair.counterpart(remapped=False))
+        if name == "mirrored" and mirrors:
+            return replace(cls.of("ste", estimator, equivalence, pair, mirrors), mirrored=True)
+        remap = equivalence is Equivalence.REMAP
+        follows = len(estimator.stages) > 1 and not (remap and name == "ste_once")
+        return cls(pair.counterpart(remap), remap, pair.lr_factor if remap else 1.0, follows=follows)
 
 
 def adjust(
@@ -60,6 +70,9 @@ def adjust(
 
     One that has them although the theorem does not cover it is adjusted, and the reason says so.
     """
+    if len(estimator.stages) > 1 and adjustment.equivalence is Equivalence.REMAP and adjustment.tested:
+        reason = f"{adjustment.reason}, but not what in its state has to change where the estimator does"
+        return Adjustment(Equivalence.NONE, reason, tested=True), None
     try:
         pair = SteEquivalent(estimator, quantizer)
     except ValueError as error:

@@ -27,9 +27,9 @@ from qat_ste.identity import identity
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
-from qat_ste.member import Execution, L2Penalty
+from qat_ste.member import Execution
 from qat_ste.optimizers import Equivalence
-from qat_ste.preparation import Parts, levels_of
+from qat_ste.preparation import Parts, levels_of, update_of
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
@@ -184,6 +184,7 @@ def _compare(
             logger.log_row(row)
 
     train, runtime, ranks, dataset = cfg.train, cfg.runtime, Ranks(), parts.dataset
+    update = update_of(cfg)
     dataset.prepare()
     comparison = compare(
         parts.build_model,
@@ -203,7 +204,9 @@ def _compare(
         exclude=list(cfg.quantizer.exclude),
         biases=cfg.quantizer.biases,
         saturation=cfg.quantizer.saturation,
-        l2=L2Penalty(train.l2, tuple(train.l2_include)) if train.l2 else None,
+        clipping=update.clipping,
+        l2=update.l2,
+        weight_decay=update.weight_decay,
         sequence_weights=cfg.metrics.sequence_weights,
         log_every=cfg.metrics.every,
         seed=train.seed,

@@ -17,7 +17,7 @@ from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, TrainingBatches
 from qat_ste.divergence import Values
 from qat_ste.evaluation import Evaluation, evaluate
-from qat_ste.member import L2Penalty, Loss
+from qat_ste.member import Loss
 from qat_ste.monitor import DivergenceMonitor
 from qat_ste.schedules import Schedule
 
@@ -40,8 +40,8 @@ class Lockstep:
     for every member, whichever members there are and wherever a run was resumed.
     """
 
-    def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, l2: L2Penalty | None, seed: int) -> None:
-        self.cohort, self.loss, self.schedule, self.l2, self.seed = cohort, loss, schedule, l2, seed
+    def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, seed: int) -> None:
+        self.cohort, self.loss, self.schedule, self.seed = cohort, loss, schedule, seed
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
@@ -49,7 +49,7 @@ class Lockstep:
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
-            losses[number] = member.step(inputs, targets, self.loss, factor, self.l2).float()
+            losses[number] = member.step(inputs, targets, self.loss, factor).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
@@ -121,7 +121,7 @@ def train(
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or steps
     record = Record(torch.zeros(len(cohort.recipes), steps, device=cohort.device), monitor.initial())
-    start = _restore(checkpoints, cohort, monitor, record) if checkpoints else 0
+    start = _restore(checkpoints, cohort, monitor, record, steps) if checkpoints else 0
 
     def emit(row: Row) -> None:
         record.rows.append(row)
@@ -129,6 +129,8 @@ def train(
 
     logged = start - start % log_every
     for step, (inputs, targets) in zip(range(start, steps), batches, strict=False):
+        if cohort.enter(step, steps):
+            monitor.remapped()
         record.losses[:, step] = lockstep.step(step, inputs.to(cohort.device), targets.to(cohort.device))
         done = step + 1
         monitor.observe(done)
@@ -214,7 +216,7 @@ def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: Divergen
     return checkpoints.save(state)
 
 
-def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record) -> int:
+def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> int:
     """Number of steps done already. Batches and generators need no state: they are functions of (seed, step)."""
     state, ranks = checkpoints.take(), cohort.layout.ranks
     step = state["step"] if state else 0
@@ -224,6 +226,7 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
         return 0
     if state["names"] != cohort.names or len(state["ranks"]) != ranks.size:
         raise ValueError("the checkpoint is of a run with other counterparts or another number of ranks")
+    cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
     for number, member in cohort.local.items():
         member.load_state_dict(state["members"][number])
     cohort.update_slices()

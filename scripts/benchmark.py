@@ -58,7 +58,7 @@ class Members:
         model = quantize_weights(build_model(), 2, Tanh(5.5), ["Conv2d"], biases=True)
         optimizer = partial(KerasSGD, momentum=0.9)
         cohort = Cohort(model, optimizer, lr, COUNTERPARTS[: members - 1])
-        self.lockstep = Lockstep(cohort, F.cross_entropy, constant(), None, seed=0)
+        self.lockstep = Lockstep(cohort, F.cross_entropy, constant(), seed=0)
         self.monitor = DivergenceMonitor(cohort, sequence_weights=1_000_000, seed=0) if metrics else None
         self.done = 0
         self.metrics_seconds = 0.0

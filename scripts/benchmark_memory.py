@@ -71,7 +71,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = quantize_weights(torchvision_model(arguments.model, num_classes=10), 2, Tanh(5.5), ["Conv2d"])
     cohort = Cohort(model, partial(torch.optim.SGD, momentum=0.9), arguments.lr, ["ste"])
-    lockstep = Lockstep(cohort, F.cross_entropy, constant(), None, seed=0)
+    lockstep = Lockstep(cohort, F.cross_entropy, constant(), seed=0)
     shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
 
     def step(number: int) -> None:

@@ -41,6 +41,11 @@ class Estimator(ABC):
     def check(self, quantizer: Quantizer) -> None:
         """Raises ValueError where the estimator is not made for this quantizer."""
 
+    @property
+    def stages(self) -> tuple[Estimator, ...]:
+        """What it is in the course of a training, each for an equal share of the steps."""
+        return (self,)
+
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""
         return self.shape(quantizer.offset(w), quantizer) * quantizer.alive(w)

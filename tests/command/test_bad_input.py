@@ -25,6 +25,9 @@ CASES = [
     ("train.schedule=cosin", "train.schedule=cosin: must be one of cosine, constant, step; for example train.schedule=cosine"),
     ("train.warmup=1", "train.warmup=1.0: must be a share of the steps, from 0 to below 1; for example train.warmup=0.02"),
     ("train.epochs=0", "train.epochs=0: must be null or a whole number of at least 1; for example train.epochs=10"),
+    ("train.clip_norm=0", "train.clip_norm=0.0: must be null or a positive finite number; for example train.clip_norm=1"),
+    ("train.clip_at=before", "train.clip_at=before: must be one of latent, quantized; for example train.clip_at=latent"),
+    ("train.weight_decay=-1", "train.weight_decay=-1.0: must be a finite number of at least 0; for example train.weight_decay=1e-2"),
     ("optimzer.lr=1", "optimzer.lr=1: there is no such key; did you mean optimizer.lr=1?"),
     ("quantizer.include=[Conv9d]", "quantizer.include=[Conv9d]: no module of the model matches 'Conv9d'; for example quantizer.include=[Conv2d]"),
     ("runtime.device=tpu9", "runtime.device=tpu9: cannot be used ("),
@@ -85,6 +88,21 @@ def test_several_faults_are_told_together(qat_run):
     found = lines(qat_run("estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"))
     assert [line.split(":")[0] for line in found] == [
         "estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"]  # fmt: skip
+
+
+def test_what_clipping_at_quantized_weights_does_not_go_with(qat_run):
+    (line,) = lines(qat_run("train.clip_norm=1", "train.clip_at=quantized", "runtime.compile=true"))
+    assert line == (
+        "train.clip_at=quantized: gradients at quantized weights cannot be seen with torch.compile; "
+        "for example train.clip_at=latent"
+    )
+
+
+def test_what_an_estimator_that_changes_does_not_go_with(qat_run):
+    (line,) = lines(qat_run("estimator=dsq_annealed", "runtime.compile=true"))
+    assert line.startswith("runtime.compile=true: an estimator that changes while it trains cannot be compiled; ")
+    (line,) = lines(qat_run("estimator=dsq_annealed", "estimator.stages=1"))
+    assert line == "estimator.stages=1: must be a whole number of at least 2; for example estimator.stages=10"
 
 
 def test_a_fault_is_in_the_run_folder_too(qat_run):

@@ -255,7 +255,7 @@ def test_batches_that_cannot_be_read_again():
         ({"bits": 0}, "bits must be a whole number from 1 to 16, got 0"),
         (
             {"counterparts": ["ste", "nave"]},
-            "counterparts: 'nave' unknown, allowed are ste, naive, jitter, replica and",
+            "counterparts: 'nave' unknown, allowed are ste, naive, jitter, replica, mirrored, ste_once and",
         ),
         ({"include": ["Conv9d"]}, "no module of the model matches 'Conv9d'"),
     ],
