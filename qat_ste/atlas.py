@@ -29,7 +29,7 @@ class Cell:
     """One estimator under one optimizer, seed and learning rate; numbers are None where there was nothing to count.
 
     ``ste``, ``naive`` and ``jitter`` are weight alignment errors, as ``compare`` has them. ``refused`` says why the
-    theorem cannot apply, so that nothing was adjusted; ``fault`` why there are no numbers. ``g_ratio`` is L₊/L₋ of the
+    theorem does not cover the estimator; ``fault`` why there are no numbers. ``g_ratio`` is L₊/L₋ of the
     estimator; ``jumps`` says whether its g does. Accuracy and shares are the reference's.
     """
 
@@ -137,7 +137,7 @@ class _Estimator:
         if len(estimator.stages) > 1:
             raise ValueError("an estimator that changes while it trains has no cell, qat-run compares it")
         cohort = Cohort(model, optimizer, lr, ["ste", "naive", "jitter"], update=update)
-        self.cohort, self.runs = cohort, {}
+        self.cohort, self.runs, self.not_covered = cohort, {}, estimator.not_covered
         for name, number in cohort.names.items():
             recipe = cohort.recipes[number]
             key = recipe, estimator if recipe.remap else None  # M is the estimator's
@@ -162,7 +162,7 @@ class _Estimator:
             equivalent_lr_jitter=decide(errors, equivalence).equivalent_lr_jitter,
             equivalence=str(equivalence),
             equivalence_reason=str(cohort.adjustment),
-            refused=None if cohort.pair else cohort.adjustment.reason,
+            refused=self.not_covered if cohort.pair else cohort.adjustment.reason,
             lr_factor=cohort.pair.lr_factor if cohort.pair else None,
             g_ratio=known.upper / known.lower if known else None,
             jumps=math.isinf(known.lipschitz) if known else None,
