@@ -39,9 +39,10 @@ class ErrorBound:
         if not cohort.adjustment.covered:
             return False
         optimizer = cohort.local[0].optimizer
-        plain = type(optimizer) is torch.optim.SGD and not optimizer.defaults["momentum"]
-        decays = any(group["weight_decay"] for group in optimizer.param_groups)
-        return plain and not decays and cohort.pair.assumptions.lipschitz < math.inf
+        if type(optimizer) is not torch.optim.SGD:
+            return False
+        plain = not any(group["momentum"] or group["weight_decay"] for group in optimizer.param_groups)
+        return plain and cohort.pair.assumptions.lipschitz < math.inf
 
     @torch.no_grad()
     def observe(self) -> None:

@@ -98,7 +98,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("atlas.estimators=[tanhh]", "atlas.estimators=[tanhh]: no such estimator, allowed are acos, arctan, box, "),
+        ("atlas.estimators=[tanhh]", "atlas.estimators=[tanhh]: no such estimator, allowed are acos, approx_sign, arctan, "),
         ("atlas.optimizers=[sdg]", "atlas.optimizers=[sdg]: no such optimizer, allowed are adafactor, adagrad, "),
         ('atlas.estimators=["tanh estimator.k=0"]', "atlas.estimators=[tanh estimator.k=0]: estimator.k=0: must be a positive finite number; "),
         ('atlas.optimizers=["sgd optimizer.lr=-1"]', "atlas.optimizers=[sgd optimizer.lr=-1]: optimizer.lr=-1: must be a positive finite number; "),

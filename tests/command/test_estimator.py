@@ -90,7 +90,7 @@ def test_what_fails_is_said_beside_its_flag_and_is_no_error(command):
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        (["tanhh"], ["estimator=tanhh: no such estimator, allowed are acos, arctan, box, "]),
+        (["tanhh"], ["estimator=tanhh: no such estimator, allowed are acos, approx_sign, arctan, "]),
         (
             ["tanh", "estimator.k=0", "quantizer.bits=77"],
             [
@@ -113,7 +113,7 @@ def test_bad_input_is_a_line_each(command, arguments, lines):
 @pytest.mark.parametrize(
     ("arguments", "line", "word"),
     [
-        (["--help"], "", "estimators: acos, arctan, box, "),
+        (["--help"], "", "estimators: acos, approx_sign, arctan, "),
         (["-sc", "query=bash"], "qat-estimator ta", "tanh tanh_floor\n"),
         (["-sc", "query=bash"], "qat-estimator tanh optimizer=s", "optimizer=sgd optimizer=signsgd\n"),
     ],

@@ -41,7 +41,7 @@ def descend(estimator: Estimator, w: Tensor, quantizer: Quantizer, lr: float, st
 def errors(name: str, estimator: Estimator, quantizer: Quantizer) -> list[float]:
     """Alignment errors of a counterpart with a learning rate and with a fifth of it."""
     adjustment, pair = adjust(LINEAR, estimator, quantizer)
-    recipe = Recipe.of(name, estimator, adjustment.equivalence, pair)
+    recipe = Recipe.of(name, estimator, adjustment.equivalence, pair, mirrors=False)
     torch.manual_seed(0)
     initial, found = 1.9 * uniform(WEIGHTS) - 0.95, []
     for steps in (200, 1000):
