@@ -12,6 +12,7 @@ from qat_ste.identity import identity
 LONGEST = 80  # characters of a label that names every key in which configurations differ
 # Keys that runs of earlier versions lack, with the value that changes nothing.
 ADDED = {
+    "quantizer.levels": None,
     "train.accumulate": 1,
     "train.length_scale": 1.0,
     "train.lr_scale": 1.0,
