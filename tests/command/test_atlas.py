@@ -179,7 +179,7 @@ def test_cut_off_and_started_again(tmp_path, number, code):
         os.killpg(process.pid, number)
     began = time.monotonic()
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20, "not when the jobs at hand are trained"
     assert process.returncode == code
     if code > 0:
         assert "the same command goes on from there: qat-atlas " in err
