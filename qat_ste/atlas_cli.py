@@ -162,8 +162,9 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _refuse(problems: list[str]) -> NoReturn:
-    for problem in problems:
-        print(f"qat-atlas: {problem}", file=sys.stderr)  # noqa: T201
+    from qat_ste.job import tell
+
+    tell(problems, "qat-atlas")
     raise SystemExit(2)
 
 

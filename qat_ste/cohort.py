@@ -79,7 +79,7 @@ class Cohort:
         self.last = min(self.first + share, self.quantized_weights)
         self.device = next(model.parameters()).device
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
-        self._update = update
+        self.update = update
         self._before_estimator = update.clipping is not None and update.clipping.before_estimator
         if self._before_estimator and (execution.compile or self.layout.ranks.size > 1):
             raise ValueError("clipping at quantized weights needs one rank and no compilation: clip at latent ones")
@@ -148,7 +148,7 @@ class Cohort:
                 some = weights.buffer[piece.where]
                 some.copy_(self.pair.on(piece.quantizer).weight_map(some))
         return Member(
-            model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self._update, self.pair
+            model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self.update, self.pair
         )
 
     @cached_property

@@ -138,8 +138,7 @@ def compare(
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
-        bounded = update == Update() and len(estimator.stages) == 1
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed, bounded=bounded)
+        monitor = DivergenceMonitor(cohort, sequence_weights, seed)
         record = train(
             lockstep,
             monitor,

@@ -10,6 +10,7 @@ import torch
 
 from qat_ste.cohort import Cohort
 from qat_ste.divergence import Trajectory
+from qat_ste.member import Update
 
 
 class ErrorBound:
@@ -33,10 +34,10 @@ class ErrorBound:
 
     @staticmethod
     def applies(cohort: Cohort, number: int) -> bool:
-        """Whether the bound speaks of this counterpart."""
+        """Whether the bound speaks of this counterpart, whose gradients reach the optimizer as they are."""
         if cohort.layout.ranks.size > 1 or cohort.pair is None or not cohort.recipes[number].remap:
             return False
-        if not cohort.adjustment.covered:
+        if not cohort.adjustment.covered or cohort.update != Update() or len(cohort.recipes[0].estimator.stages) > 1:
             return False
         optimizer = cohort.local[0].optimizer
         if type(optimizer) is not torch.optim.SGD:

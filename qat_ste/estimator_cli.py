@@ -28,6 +28,7 @@ from qat_ste.composition import (
     user_dir,
 )
 from qat_ste.config import ConfigError
+from qat_ste.job import tell
 
 if TYPE_CHECKING:
     from qat_ste.card import Card
@@ -151,8 +152,7 @@ def _complete(arguments: list[str]) -> None:
 
 
 def _refuse(problems: list[str]) -> NoReturn:
-    for problem in problems:
-        print(f"qat-estimator: {problem}", file=sys.stderr)  # noqa: T201
+    tell(problems, "qat-estimator")
     raise SystemExit(2)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.quantizer import LATENT_DTYPES, Quantizer, UniformQuantizer
+from qat_ste.quantizer import Quantizer, UniformQuantizer, check_latent
 
 _E2M1 = (0.5, 1, 1.5, 2, 3, 4, 6)
 _POWERS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625)  # sums of one of {0, 1/2, 1/4, 1/16} and one of {0, 1/8}
@@ -120,8 +120,7 @@ class GridQuantizer(Quantizer):
 
     def _values_in(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Levels and thresholds of weights of that dtype, each rounded once."""
-        if dtype not in LATENT_DTYPES:
-            raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
+        check_latent(dtype)
         if (dtype, device) not in self._values:
             max_ = torch.as_tensor(self.max, dtype=torch.float64, device=device)
             levels = torch.tensor(self._levels, dtype=torch.float64, device=device).reshape(-1, *[1] * max_.ndim)

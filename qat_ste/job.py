@@ -89,10 +89,10 @@ def quoted(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def tell(problems: list[str]) -> None:
+def tell(problems: list[str], program: str = "qat-run") -> None:
     """A line each on standard error."""
     for problem in problems:
-        print(f"qat-run: {problem}", file=sys.stderr)  # noqa: T201
+        print(f"{program}: {problem}", file=sys.stderr)  # noqa: T201
 
 
 def tell_fault(error: Exception, folder: Path | None) -> int:

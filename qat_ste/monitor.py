@@ -12,13 +12,9 @@ from qat_ste.error_bound import ErrorBound
 
 
 class DivergenceMonitor:
-    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights.
+    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights."""
 
-    Args:
-        bounded: whether gradients reach the optimizer as they are, so that the paper's bound speaks of its steps.
-    """
-
-    def __init__(self, cohort: Cohort, sequence_weights: int, seed: int, bounded: bool = True) -> None:
+    def __init__(self, cohort: Cohort, sequence_weights: int, seed: int) -> None:
         self.cohort = cohort
         sampled = sample_positions(cohort.parts, sequence_weights, seed)
         self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
@@ -38,7 +34,7 @@ class DivergenceMonitor:
         self._bounds = {
             number: ErrorBound(cohort, number, self.trajectories)
             for number in self.divergences
-            if bounded and ErrorBound.applies(cohort, number)
+            if ErrorBound.applies(cohort, number)
         }
 
     def now(self, number: int) -> Values:

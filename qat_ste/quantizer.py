@@ -14,6 +14,12 @@ SATURATIONS = ("range", "bin", "none")
 LATENT_DTYPES = (torch.float32, torch.float64)
 
 
+def check_latent(dtype: torch.dtype) -> None:
+    """Raises ValueError for what latent weights cannot be."""
+    if dtype not in LATENT_DTYPES:
+        raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
+
+
 class Quantizer(ABC):
     """A sorted grid of levels with thresholds midway, deterministic rounding to the nearest.
 
@@ -161,8 +167,7 @@ class UniformQuantizer(Quantizer):
 
     def step_in(self, dtype: torch.dtype, device: torch.device) -> float | Tensor:
         """Δ rounded to ``dtype``: the number whose multiples are the thresholds of weights of that dtype."""
-        if dtype not in LATENT_DTYPES:
-            raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
+        check_latent(dtype)
         if not isinstance(self.max, Tensor):
             return self._steps[dtype]
         if (dtype, device) not in self._steps:

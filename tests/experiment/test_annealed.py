@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from qat_ste import Execution, SteEquivalent, compare, quantize_weights
+from qat_ste import Execution, SteEquivalent, quantize_weights
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Dsq, Tanh
@@ -18,10 +17,10 @@ from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import KerasSGD
 from qat_ste.training import Stopped
 
+from .swinging import WEIGHTS, errors
 from .tiny import ADAM, SGD, network, run
 
 DSQ = Annealed(Dsq, "alpha", 0.6, 0.05, stages=4)
-WEIGHTS, SWINGS = 200, 2
 
 
 def build() -> nn.Module:
@@ -83,22 +82,11 @@ def test_momentum_carries_both_alike_over_a_change(optimizer, scaled):
     assert ratio > 50 if scaled else ratio < 15
 
 
-def errors(optimizer, lr: float, steps: int) -> dict[str, float]:
-    """Alignment errors under loss w·x(t), x a cosine of another phase for each weight."""
-    phase = torch.linspace(0, 2 * math.pi, WEIGHTS, dtype=torch.float64)
-    gradients = [torch.cos(2 * math.pi * SWINGS * t / steps + phase)[None] for t in range(steps)]
-    found = compare(
-        build, [(x, torch.zeros(1)) for x in gradients], loss=lambda outputs, _: outputs.sum(), bits=2,
-        estimator=DSQ, optimizer=optimizer, lr=lr, steps=steps, schedule=lambda step: 1.0,
-        counterparts=["ste", "ste_once"],
-    )  # fmt: skip
-    return {name: numbers.weight_alignment_error for name, numbers in found.counterparts.items()}
-
-
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(KerasSGD, momentum=0.9)], ids=["plain", "momentum"])
 def test_sgd_follows_ever_closer_as_the_learning_rate_falls_if_it_is_re_mapped(optimizer):
     reach = 1.0 if optimizer is torch.optim.SGD else 0.1
-    large, small = (errors(optimizer, reach / steps, steps) for steps in (100, 800))
+    of_all = {"build": build, "dtype": torch.float64, "estimator": DSQ, "counterparts": ["ste", "ste_once"]}
+    large, small = (errors(optimizer, reach / steps, steps, **of_all) for steps in (100, 800))
     assert small["ste"] < large["ste"] / 5
     assert small["ste_once"] > 0.03, "negative control: M and α of the first stage alone"
     assert small["ste"] < small["ste_once"] / (30 if reach == 1 else 2)

@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste import Clipping, Execution, compare, quantize_weights
+from qat_ste import Clipping, Execution, quantize_weights
 from qat_ste.clipping import take_gradients
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantized_tensors
 from qat_ste.member import Update
 
+from .swinging import errors
 from .tiny import ADAM, SGD, batches, network, run
-
-WEIGHTS, SWINGS = 200, 2
 
 
 @pytest.mark.parametrize("norm", [1.0, 100.0])
@@ -54,26 +53,8 @@ def test_gradients_at_quantized_weights_are_summed_over_parts_and_tied_weights_a
     assert not take_gradients(model)
 
 
-def build() -> nn.Module:
-    layer = nn.Linear(WEIGHTS, 1, bias=False)
-    nn.init.uniform_(layer.weight, -0.17, 0.17)
-    return layer
-
-
-def errors(optimizer, lr: float, steps: int, at: str) -> dict[str, float]:
-    """Alignment errors under loss w·x(t), |x| = 10, clipped to 5."""
-    phase = torch.linspace(0, 2 * math.pi, WEIGHTS)
-    gradients = [torch.cos(2 * math.pi * SWINGS * t / steps + phase)[None] for t in range(steps)]
-    found = compare(
-        build, [(x, torch.zeros(1)) for x in gradients], loss=lambda outputs, _: outputs.sum(), bits=2,
-        estimator=Tanh(5.5), optimizer=optimizer, lr=lr, steps=steps, schedule=lambda step: 1.0,
-        counterparts=["ste", "mirrored"], clipping=Clipping(5.0, at),
-    )  # fmt: skip
-    return {name: numbers.weight_alignment_error for name, numbers in found.counterparts.items()}
-
-
 def test_a_norm_before_the_estimator_keeps_the_equivalence_and_one_after_it_has_to_be_mirrored():
-    before, after = ([errors(torch.optim.SGD, 2 / steps, steps, at) for steps in (100, 800)]
+    before, after = ([errors(torch.optim.SGD, 2 / steps, steps, clipping=Clipping(5.0, at)) for steps in (100, 800)]
                      for at in ("quantized", "latent"))  # fmt: skip
     for large, small in ([found["ste"] for found in before], [found["mirrored"] for found in after]):
         assert small < large / 6

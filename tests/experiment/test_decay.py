@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from qat_ste import L2Penalty, SteEquivalent, UniformQuantizer, WeightDecay, compare, quantize_weights
+from qat_ste import L2Penalty, SteEquivalent, UniformQuantizer, WeightDecay, quantize_weights
 from qat_ste.cohort import Cohort
 from qat_ste.divergence import Part
 from qat_ste.estimators import Acos, Gauss, Tanh, Tent
@@ -17,9 +16,9 @@ from qat_ste.member import Update
 from qat_ste.mirror import mirrored
 from qat_ste.optimizers import KerasSGD, SignSGD
 
+from .swinging import errors
 from .tiny import ADAM, SGD, batches, network, run
 
-WEIGHTS, SWINGS = 200, 2
 SHORT_ADAM = partial(torch.optim.Adam, betas=(0.9, 0.95), eps=1e-12)
 
 
@@ -40,27 +39,9 @@ def test_what_decays_instead_is_the_reference_decay_seen_through_the_map(estimat
     assert (found - v).abs().max() > 0.03, "negative control: it is not v itself"
 
 
-def build() -> nn.Module:
-    layer = nn.Linear(WEIGHTS, 1, bias=False)
-    nn.init.uniform_(layer.weight, -0.17, 0.17)
-    return layer
-
-
-def errors(optimizer, lr: float, steps: int, decay: dict) -> dict[str, float]:
-    """Alignment errors under loss w·x(t), x a cosine of another phase for each weight."""
-    phase = torch.linspace(0, 2 * math.pi, WEIGHTS)
-    gradients = [torch.cos(2 * math.pi * SWINGS * t / steps + phase)[None] for t in range(steps)]
-    found = compare(
-        build, [(x, torch.zeros(1)) for x in gradients], loss=lambda outputs, _: outputs.sum(), bits=2,
-        estimator=Tanh(5.5), optimizer=optimizer, lr=lr, steps=steps, schedule=lambda step: 1.0,
-        counterparts=["ste", "mirrored"], **decay,
-    )  # fmt: skip
-    return {name: numbers.weight_alignment_error for name, numbers in found.counterparts.items()}
-
-
 @pytest.mark.parametrize("decay", [{"l2": L2Penalty(0.5)}, {"weight_decay": WeightDecay(1.0)}], ids=["l2", "decoupled"])
 def test_sgd_follows_only_the_mirrored_decay_as_the_learning_rate_falls(decay):
-    large, small = (errors(torch.optim.SGD, 1 / steps, steps, decay) for steps in (100, 800))
+    large, small = (errors(torch.optim.SGD, 1 / steps, steps, **decay) for steps in (100, 800))
     assert small["mirrored"] < large["mirrored"] / 6
     assert small["ste"] > 0.9 * large["ste"], "negative control: with a plain decay there is an error floor"
     assert small["mirrored"] < small["ste"] / 50
@@ -71,24 +52,24 @@ def test_sgd_follows_only_the_mirrored_decay_as_the_learning_rate_falls(decay):
 )
 def test_with_momentum_too(decay):
     """Which multiplies the learning rate of gradients by 10, of a decay beside them by nothing."""
-    found = errors(partial(KerasSGD, momentum=0.9, nesterov=True), 0.1 / 1000, 1000, decay)
+    found = errors(partial(KerasSGD, momentum=0.9, nesterov=True), 0.1 / 1000, 1000, **decay)
     assert found["mirrored"] < found["ste"] / 3
 
 
 @pytest.mark.parametrize("more", [{}, {"weight_decay": WeightDecay(1.0)}], ids=["l2", "both"])
 def test_adam_follows_a_mirrored_penalty(more):
-    found = errors(SHORT_ADAM, 0.4 / 1500, 1500, {"l2": L2Penalty(1.0)} | more)
+    found = errors(SHORT_ADAM, 0.4 / 1500, 1500, l2=L2Penalty(1.0), **more)
     assert found["mirrored"] < 0.03
     assert found["mirrored"] < found["ste"] / 2, "negative control: v/g(v), not v"
 
 
 def test_adam_needs_nothing_for_a_decay_beside_the_gradient():
-    beside = errors(SHORT_ADAM, 0.4 / 1500, 1500, {"weight_decay": WeightDecay(1.0)})
+    beside = errors(SHORT_ADAM, 0.4 / 1500, 1500, weight_decay=WeightDecay(1.0))
     assert beside["ste"] == beside["mirrored"] < 0.03
 
 
 def test_signs_are_those_of_the_reference_with_a_mirrored_penalty():
-    found = errors(SignSGD, 1e-3, 200, {"l2": L2Penalty(2.0)})
+    found = errors(SignSGD, 1e-3, 200, l2=L2Penalty(2.0))
     assert found["mirrored"] < 1e-6 < 0.1 < found["ste"]
 
 
