@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qat_ste.divergence import Part, WeightMap, pieces_of
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
-from qat_ste.member import Execution, FlatWeights, Member, Update, parts_of
+from qat_ste.flat_weights import FlatWeights, parts_of
+from qat_ste.member import Execution, Member, Update
 from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.ranks import Layout, Ranks
@@ -35,7 +36,7 @@ class Cohort:
     run by construction: trained once, found under each name.
 
     Raises:
-        ValueError: an unknown counterpart, or a clipping or an estimator that does not go with the execution.
+        ValueError: an unknown counterpart, or an estimator that does not go with the execution.
     """
 
     def __init__(
@@ -80,9 +81,6 @@ class Cohort:
         self.device = next(model.parameters()).device
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
         self.update = update
-        self._before_estimator = update.clipping is not None and update.clipping.before_estimator
-        if self._before_estimator and (execution.compile or self.layout.ranks.size > 1):
-            raise ValueError("clipping at quantized weights needs one rank and no compilation: clip at latent ones")
 
     @cached_property
     def local(self) -> dict[int, Member]:
@@ -141,7 +139,6 @@ class Cohort:
         for module in model.modules():
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator.stages[0]
-                module.keeps_gradient = self._before_estimator
         weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
