@@ -16,6 +16,7 @@ from qat_ste.clipping import Clipping
 from qat_ste.decay import ById, L2Penalty, WeightDecay
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
+from qat_ste.execution import Execution, executed
 from qat_ste.fake_quantize import quantized_tensors
 from qat_ste.flat_weights import FlatWeights
 from qat_ste.mirror import mirrored
@@ -23,36 +24,7 @@ from qat_ste.optimizers import Equivalence, MakeOptimizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
 
-PRECISIONS = ("fp32", "bf16")
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a training step is computed.
-
-    Args:
-        precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast, whose rounding is larger
-            than most of what is measured here; latent weights, maps and metrics stay as they are.
-        accumulate: parts that a rank's batch is worked through in; their gradients are those of the whole, but for
-            layers that look across the batch.
-        compile: whether forward and backward passes go through ``torch.compile``.
-        sync_batchnorm: whether batch norm takes its statistics over all ranks of a member (CUDA).
-
-    Raises:
-        ValueError: an argument is out of its bounds.
-    """
-
-    precision: str = "fp32"
-    accumulate: int = 1
-    compile: bool = False
-    sync_batchnorm: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
 
 
 @dataclass(frozen=True)
@@ -100,11 +72,15 @@ class Member:
         self._parallel = None
         if layout.shard.ranks > 1:
             self._parallel = DistributedDataParallel(model, process_group=layout.data_group)
-        forward: nn.Module = self._parallel or model
-        self._forward = torch.compile(forward) if execution.compile else forward
+        self.execute(execution.mode)
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if execution.precision == "bf16":
-            self._autocast = partial(torch.autocast, weights.buffer.device.type, torch.bfloat16)
+            device = weights.buffer.device.type
+            self._autocast = partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)  # for CUDA graphs
+
+    def execute(self, mode: str) -> None:
+        """Computes forward and backward passes in this one of the ``MODES`` from now on."""
+        self._forward = executed(self._parallel or self.model, mode)
 
     def use(self, estimator: Estimator, pair: SteEquivalent | None = None) -> None:
         """Goes on with another estimator; of a counterpart that follows, ``pair`` is the equivalence from now on."""
