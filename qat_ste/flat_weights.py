@@ -46,9 +46,9 @@ class FlatWeights:
         self._fake_quantizes = [fake_quantize for _, _, fake_quantize in found]
         first, used = self.parameters[0], parts[-1].stop
         self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
-        self._quantized, self._gradient = torch.zeros_like(self.buffer[:used]), torch.zeros_like(self.buffer[:used])
-        self._latent_of, self._quantized_of, self._gradient_of = (
-            list(self.views(values).values()) for values in (self.buffer, self._quantized, self._gradient)
+        self._quantized = torch.zeros_like(self.buffer[:used])
+        self._latent_of, self._quantized_of = (
+            list(self.views(values).values()) for values in (self.buffer, self._quantized)
         )
         for parameter, latent in zip(self.parameters, self._latent_of, strict=True):
             parameter.data = latent.copy_(parameter.detach())
@@ -81,22 +81,20 @@ class FlatWeights:
 
     @torch.no_grad()
     def estimate(self) -> None:
-        """Makes gradients of latent weights, by the estimator, of those at quantized weights; in ``parameter.grad``."""
+        """Makes gradients of latent weights, by the estimator, of those at quantized weights, in place."""
         estimator = self._fake_quantizes[0].estimator
         for block in self._blocks:
             gradients = [self._gradient_at(piece) for piece in block.pieces]
             gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
-            self._gradient[block.where] = estimator.backward(gradient, self.buffer[block.where], block.quantizer)
-        for parameter, gradient in zip(self.parameters, self._gradient_of, strict=True):
-            if parameter.grad is not None:
-                parameter.grad = gradient
+            gradient = estimator.backward(gradient, self.buffer[block.where], block.quantizer)
+            torch._foreach_copy_(gradients, gradient.split([len(values) for values in gradients]))
 
     def _gradient_at(self, piece: Piece) -> Tensor:
         """Of the loss at the quantized weights of the piece; zeros where the loss does not depend on them."""
         gradient, start = self.parameters[piece.part].grad, self.parts[piece.part].start
         if gradient is None:
             return torch.zeros_like(self.buffer[piece.where])
-        return gradient.reshape(-1)[piece.where.start - start : piece.where.stop - start]
+        return gradient.view(-1)[piece.where.start - start : piece.where.stop - start]
 
     @torch.no_grad()
     def _quantize(self) -> None:
