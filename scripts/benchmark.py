@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
 from benchmarks.comparison import COMPARISON, LOGGING, METRICS, METRICS_NET, TEXTBOOK, parts, whole_steps
 from benchmarks.memory import bytes_held
 from benchmarks.networks import Members, Setting
@@ -36,34 +36,35 @@ BARS = {
     "resnet18": {METRICS: 0.03, METRICS_NET: 0.03},
 }
 MOST_MEMBERS = 8
-Section = Callable[[int | None], list[Figure]]
+Section = Callable[[int | None], Iterable[Figure]]
 
 
 def _shortened(setting: Setting, rounds: int | None) -> Setting:
     return replace(setting, rounds=rounds or setting.rounds)
 
 
-def steps_section(rounds: int | None) -> list[Figure]:
-    cases = [(KERAS, 2), (KERAS, 4), (SMALL, 2), (FLAX, 2), *((setting, 2) for setting in RESNETS)]
-    found = [whole_steps(_shortened(case, rounds), members, BARS.get(case.network, {})) for case, members in cases]
-    return sum(found, [])
+def steps_section(rounds: int | None) -> Iterator[Figure]:
+    for setting, members in ((KERAS, 2), (KERAS, 4), (SMALL, 2), (FLAX, 2), *((resnet, 2) for resnet in RESNETS)):
+        yield from whole_steps(_shortened(setting, rounds), members, BARS.get(setting.network, {}))
 
 
-def parts_section(rounds: int | None) -> list[Figure]:
-    settings = [_shortened(setting, rounds) for setting in (SMALL, KERAS, FLAX, *RESNETS)]
-    return sum([parts(setting, BARS.get(setting.network, {})) for setting in settings], [])
+def parts_section(rounds: int | None) -> Iterator[Figure]:
+    for setting in (SMALL, KERAS, FLAX, *RESNETS):
+        yield from parts(_shortened(setting, rounds or 9), BARS.get(setting.network, {}))
 
 
-def others_section(rounds: int | None) -> list[Figure]:
-    return sum([other_ways(_shortened(KERAS, rounds), compiled) for compiled in (False, True)], [])
+def others_section(rounds: int | None) -> Iterator[Figure]:
+    for compiled in (False, True):
+        yield from other_ways(_shortened(KERAS, rounds), compiled)
 
 
-def weights_section(rounds: int | None) -> list[Figure]:
-    return sum([over_weights(width, steps, rounds or 7) for width, steps in WIDTHS.items()], [])
+def weights_section(rounds: int | None) -> Iterator[Figure]:
+    for width, steps in WIDTHS.items():
+        yield from over_weights(width, steps, rounds or 5)
 
 
-def members_section(rounds: int | None) -> list[Figure]:
-    return over_members(_shortened(replace(KERAS, steps=2, rounds=15), rounds), MOST_MEMBERS)
+def members_section(rounds: int | None) -> Iterator[Figure]:
+    yield from over_members(_shortened(replace(KERAS, steps=2, rounds=11), rounds), MOST_MEMBERS)
 
 
 SECTIONS: dict[str, Section] = {
@@ -81,7 +82,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {"processor": model, "threads": torch.get_num_threads(), **versions}
@@ -103,10 +106,10 @@ def told(figure: Figure) -> str:
     if figure.value is None:
         return f"{figure.what}: {figure.note}"
     factor = 100 if figure.unit == "%" else 1
-    value, *quartiles = (None if v is None else f"{v * factor:.4g}" for v in (figure.value, figure.low, figure.high))
-    spread = f"  ({' to '.join(map(str, quartiles))})" if figure.low is not None else ""
-    bar = f"  bar {figure.bar * factor:g}: {'met' if figure.value <= figure.bar else 'MISSED'}" if figure.bar else ""
-    return f"{value:>10} {figure.unit} {figure.what}{spread}{bar}"
+    between = "" if figure.low is None else f"  ({figure.low * factor:.4g} to {(figure.high or 0) * factor:.4g})"
+    met = figure.bar is None or figure.value <= figure.bar
+    bar = "" if figure.bar is None else f"  {'met' if met else 'MISSED'}: {figure.bar * factor:g}"
+    return f"{figure.value * factor:10.4g} {figure.unit} {figure.what}{between}{bar}"
 
 
 def main() -> None:
@@ -122,15 +125,15 @@ def main() -> None:
         return
     record: dict[str, Any] = {"schema": 1, "machine": machine(), "sections": {}}
     for name in arguments.only or SECTIONS:
-        start = time.perf_counter()
-        figures, setting = SECTIONS[name](arguments.rounds), ""
-        print(f"\n{name} ({time.perf_counter() - start:.0f} s)")
-        for figure in figures:
+        print(f"\n{name}")
+        figures, setting = [], ""
+        for figure in SECTIONS[name](arguments.rounds):
             if figure.setting != setting:
                 setting = figure.setting
                 print(setting)
             print(told(figure), flush=True)
-        record["sections"][name] = [asdict(figure) for figure in figures]
+            figures.append(asdict(figure))
+        record["sections"][name] = figures
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

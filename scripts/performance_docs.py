@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes docs/performance.md and docs/performance/scaling.png from the record of scripts/benchmark.py.
 
-    python scripts/benchmark.py --json docs/performance/record.json     measure
-    python scripts/performance_docs.py                                  write the page and its figure
-    python scripts/performance_docs.py --check                          exit code 1 if the page is not the record's
+python scripts/benchmark.py --json docs/performance/record.json     measure
+python scripts/performance_docs.py                                  write the page and its figure
+python scripts/performance_docs.py --check                          exit code 1 if the page is not the record's
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _bars(figures: Figures) -> str:
 def _met(figure: dict[str, Any]) -> str:
     if figure["value"] is None:
         return "not measured"
-    return "met" if figure["value"] <= figure["bar"] else "**missed**"
+    return "met" if figure["value"] <= figure["bar"] else "missed"
 
 
 def _pivot(figures: Figures, columns: str, rows: str) -> str:

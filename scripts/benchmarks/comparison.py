@@ -10,14 +10,15 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch.nn.functional as F
-from benchmarks.networks import Members, Plain, Setting, textbook
-from benchmarks.timing import Contestant, Figure, Stopwatch, difference, interleaved, ratios, total
 from torch import nn
 
 from qat_ste.data.in_memory import InMemoryBatches, Split
 from qat_ste.evaluation import evaluate
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.wandb import WandbLogger
+
+from .networks import Members, Plain, Setting, textbook
+from .timing import Contestant, Figure, Stopwatch, difference, interleaved, ratios, total
 
 LOG_EVERY = 10  # a row every 10 steps is what 200 rows are in a run of 2,000 steps
 IMAGES = 1024  # that batches are drawn from
@@ -52,7 +53,7 @@ def whole_steps(setting: Setting, members: int, bars: Mapping[str, float]) -> li
     if "textbook" in seconds:
         found[TEXTBOOK] = ("×", ratios(whole, seconds["textbook"]))
     where = f"{setting}, {members} members"
-    return [Figure(where, what, unit, **values, bar=bars.get(what)) for what, (unit, values) in found.items()]
+    return [Figure(where, what, unit, *values, bar=bars.get(what)) for what, (unit, values) in found.items()]
 
 
 def parts(setting: Setting, bars: Mapping[str, float]) -> list[Figure]:
@@ -94,13 +95,13 @@ def parts(setting: Setting, bars: Mapping[str, float]) -> list[Figure]:
         "quantizer and estimator: what they add": difference(seconds["bare"], seconds["plain"]),
         "metrics, every step: levels, changes, paths": seconds["observe"],
         "metrics, every row: values over time": seconds["row"],
-        **{f"`{metric.name}`, once": seconds[metric.name] for metric in measured},
+        **{f"{metric.name}, once": seconds[metric.name] for metric in measured},
         "a row to metrics.jsonl": seconds["files"],
         "a row to W&B offline": seconds["W&B"],
         LOGGING: seconds["log"],
         "validation on as many images": seconds["validation"],
     }
     return [
-        Figure(str(setting), what, "%", **ratios(share, seconds["plain"]), bar=bars.get(what))
+        Figure(str(setting), what, "%", *ratios(share, seconds["plain"]), bar=bars.get(what))
         for what, share in shares.items()
     ]

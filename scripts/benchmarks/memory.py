@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from benchmarks.networks import COUNTERPARTS, LR, OPTIMIZER
-from benchmarks.scaling import one_layer
-from benchmarks.timing import Figure
 from torch import Tensor
 
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantize_weights
 from qat_ste.monitor import DivergenceMonitor
+
+from .networks import COUNTERPARTS, LR, OPTIMIZER
+from .scaling import one_layer
+from .timing import Figure
 
 WIDTH = 1000  # of the layer whose metrics are weighed
 

@@ -9,7 +9,6 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
-from benchmarks.timing import Stopwatch
 from torch import Tensor, nn
 
 from qat_ste import models
@@ -20,6 +19,8 @@ from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import KerasSGD
 from qat_ste.schedules import constant
 from qat_ste.training import Lockstep
+
+from .timing import Stopwatch
 
 LR = 1e-3
 OPTIMIZER = partial(KerasSGD, momentum=0.9)

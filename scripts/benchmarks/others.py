@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from benchmarks.networks import LR, OPTIMIZER, Setting
-from benchmarks.timing import Contestant, Figure, Stopwatch, interleaved, ratios
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -20,6 +19,9 @@ from qat_ste.fake_quantize import he_uniform_bound, quantize_weights
 from qat_ste.member import Execution
 from qat_ste.schedules import constant
 from qat_ste.training import Lockstep
+
+from .networks import LR, OPTIMIZER, Setting
+from .timing import Contestant, Figure, Stopwatch, interleaved, ratios
 
 BITS = 2
 OURS = ("a member of a cohort", "quantize_weights in a loop of one's own")
@@ -70,8 +72,16 @@ def with_brevitas(model: nn.Module) -> nn.Module:
                 restrict_scaling_type=RestrictValueType.FP,
                 scaling_const=scale_of(module.weight) * 2 ** (BITS - 1),
             )
-            theirs = QuantConv2d(module.in_channels, module.out_channels, module.kernel_size, weight_quant=quantizer)
-            theirs.load_state_dict(module.state_dict(), strict=False)
+            theirs = QuantConv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                bias=module.bias is not None,
+                weight_quant=quantizer,
+            )
+            theirs.load_state_dict(module.state_dict(), strict=False)  # their quantizer has a state of its own
             model.set_submodule(name, theirs)
     return model
 
@@ -101,10 +111,8 @@ def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
         OURS[1]: loop(quantized, batch, compiled),
         "torch.fake_quantize": loop(with_torch(copy.deepcopy(model)), batch, compiled),
     }
-    try:
+    with suppress(ImportError):
         contestants["Brevitas"] = loop(with_brevitas(copy.deepcopy(model)), batch, compiled)
-    except ImportError:
-        pass
     seconds = interleaved(contestants, setting.steps, setting.rounds, Stopwatch())
     where = f"{setting}, {'torch.compile' if compiled else 'eager'}"
     found = []
@@ -112,10 +120,10 @@ def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
         for other, bar in OTHERS.items():
             what = f"{own}, beside {other}"
             if other in seconds:
-                found.append(Figure(where, what, "×", **ratios(seconds[own], seconds[other]), bar=bar))
+                found.append(Figure(where, what, "×", *ratios(seconds[own], seconds[other]), bar=bar))
             else:
                 found.append(Figure(where, what, "×", None, bar=bar, note=MISSING))
     for name in contestants:
         if name != "plain":
-            found.append(Figure(where, f"{name}, beside no quantizer", "×", **ratios(seconds[name], seconds["plain"])))
+            found.append(Figure(where, f"{name}, beside no quantizer", "×", *ratios(seconds[name], seconds["plain"])))
     return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from benchmarks.comparison import LOG_EVERY
-from benchmarks.networks import Members, Plain, Setting
-from benchmarks.timing import Figure, Stopwatch, interleaved, ratios, spread, total
 from torch import nn
 
 from qat_ste.models.initialization import he_uniform_
+
+from .comparison import LOG_EVERY
+from .networks import Members, Plain, Setting
+from .timing import Contestant, Figure, Stopwatch, interleaved, ratios, spread, total
 
 WIDTHS = {100: 200, 320: 100, 1000: 20, 3200: 5, 10_000: 1}  # of a square layer, and steps of a round
 STEP, METRICS = "a step with all metrics", "of that, metrics"
@@ -30,14 +31,14 @@ def over_weights(width: int, steps: int, rounds: int) -> list[Figure]:
     metrics, weights = total(seconds["observe"], rows), width * width
     figure = partial(Figure, f"one layer of {weights:,} weights, 2 members", x=weights)
     found = {STEP: total(seconds["step"], rows), METRICS: metrics}
-    return [figure(what, "s", **spread(values)) for what, values in found.items()]
+    return [figure(what, "s", *spread(values)) for what, values in found.items()]
 
 
 def over_members(setting: Setting, most: int) -> list[Figure]:
     """Steps of 1 to ``most`` members with all metrics, in plain fp32 steps of one network."""
     watch, batch = Stopwatch(), setting.batch()
     cohorts = {f"{n}": Members(setting.build(), n, batch, watch, metrics=True) for n in range(1, most + 1)}
-    contestants = {"plain": Plain([setting.build()], batch, watch).step}
+    contestants: dict[str, Contestant] = {"plain": Plain([setting.build()], batch, watch).step}
     contestants |= {name: members.step for name, members in cohorts.items()}
     contestants |= {f"row of {name}": members.row for name, members in cohorts.items()}
     seconds = interleaved(contestants, setting.steps, setting.rounds, watch)
@@ -46,7 +47,7 @@ def over_members(setting: Setting, most: int) -> list[Figure]:
             str(setting),
             f"{name} member{'s' * (name != '1')}",
             "×",
-            **ratios(total(seconds[name], [v / LOG_EVERY for v in seconds[f"row of {name}"]]), seconds["plain"]),
+            *ratios(total(seconds[name], [v / LOG_EVERY for v in seconds[f"row of {name}"]]), seconds["plain"]),
             x=int(name),
         )
         for name in cohorts

@@ -74,14 +74,14 @@ def interleaved(contestants: Mapping[str, Contestant], steps: int, rounds: int, 
     return dict(seconds)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles, as ``Figure`` takes them."""
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and quartiles, in the order of ``Figure``."""
     ordered = sorted(values)
     quarter = len(ordered) // 4
-    return {"value": statistics.median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
+    return statistics.median(ordered), ordered[quarter], ordered[-1 - quarter]
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
     """Median and quartiles of the ratio within each round."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
