@@ -23,6 +23,7 @@ from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE
 from qat_ste.report.writers import markdown_lines
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+SECTIONS = ("steps", "parts", "others", "weights", "members", "memory")
 Figures = Sequence[dict[str, Any]]
 INTRODUCTION = """\
 # Performance
@@ -60,7 +61,7 @@ GROWTH = """\
 ![Time of a step against quantized weights and against members](performance/scaling.png)
 
 Left: two members of one square dense layer on one image, whose own work is two passes over its weights; all of them
-move. Right: members of `keras_cnn`. Dashed: in proportion.
+move. Right: members of `keras_cnn`. Dashed: in proportion. In the table, time a step and time a weight and member.
 """
 MEMORY = """\
 ## Memory of the metrics
@@ -95,14 +96,14 @@ def page(record: dict[str, Any]) -> str:
 
 
 def _machine(about: dict[str, Any]) -> str:
-    return f"{about['processor']}, {about['threads']} threads; Python {about['python']}, torch {about['torch']}.\n"
+    return f"On {about['processor']}, threads: {about['threads']}, Python {about['python']}, torch {about['torch']}.\n"
 
 
 def _bars(figures: Figures) -> str:
     lines = [["setting", "what", "measured", "at most", ""]]
     for figure in figures:
         lines.append(
-            [figure["setting"], figure["what"], _shown(figure), _number(figure["bar"], figure["unit"]), _met(figure)]
+            [figure["setting"], figure["what"], _shown(figure), _with_unit(figure["bar"], figure["unit"]), _met(figure)]
         )
     return markdown_lines(lines, left=2) + "\n"
 
@@ -123,18 +124,13 @@ def _pivot(figures: Figures, columns: str, rows: str) -> str:
 
 
 def _weights(figures: Figures) -> str:
-    """Seconds a step, and nanoseconds a weight and member."""
-    whats = _unique(figure["what"] for figure in figures)
-    lines = [["quantized weights", *whats, *(f"{what}, a weight and member" for what in whats)]]
-    for x, of_x in _by_place(figures).items():
-        each = [f"{of_x[what]['value'] / x / 2 * 1e9:.3g} ns" for what in whats]
-        lines.append([f"{x:,}", *(_shown(of_x[what]) for what in whats), *each])
+    """Seconds a step of two members, and nanoseconds a weight and member."""
+    kinds = _unique(figure["what"] for figure in figures)
+    cells = {(f["x"], f["what"]): f"{_shown(f)}, {1e9 * f['value'] / f['x'] / 2:.3g} ns" for f in figures}
+    lines = [["quantized weights", *kinds]]
+    for x in _unique(figure["x"] for figure in figures):
+        lines.append([f"{x:,}", *(cells[x, what] for what in kinds)])
     return markdown_lines(lines, left=0) + "\n"
-
-
-def _by_place(figures: Figures) -> dict[int, dict[str, dict[str, Any]]]:
-    places = _unique(figure["x"] for figure in figures)
-    return {x: {figure["what"]: figure for figure in figures if figure["x"] == x} for x in places}
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
@@ -145,18 +141,22 @@ def _shown(figure: dict[str, Any]) -> str:
     value, low, high, unit = (figure[key] for key in ("value", "low", "high", "unit"))
     if value is None:
         return figure["note"]
-    between = "" if low is None else f" ({_number(low, unit, False)} to {_number(high, unit, False)})"
-    return _number(value, unit) + between
+    if unit == "s" and value < 1:
+        value, low, high, unit = 1e3 * value, 1e3 * low, 1e3 * high, "ms"
+    between = "" if low is None else f" ({_number(low, unit)} to {_number(high, unit)})"
+    return f"{_with_unit(value, unit)}{between}"
 
 
-def _number(value: float, unit: str, with_unit: bool = True) -> str:
+def _with_unit(value: float, unit: str) -> str:
+    return _number(value, unit) if unit == "B" else f"{_number(value, unit)} {unit}"
+
+
+def _number(value: float, unit: str) -> str:
     if unit == "×":
-        return f"{value:.2f}{' ×' if with_unit else ''}"
+        return f"{value:.2f}"
     if unit == "%":
-        return f"{100 * value:.{1 if abs(value) < 0.1 else 0}f}{' %' if with_unit else ''}"
-    if unit == "s":
-        return f"{1e3 * value:.3g}{' ms' if with_unit else ''}"
-    return f"{value:g}"
+        return f"{100 * value:.{1 if abs(value) < 0.1 else 0}f}"
+    return f"{value:.3g}"
 
 
 def scaling(record: dict[str, Any]) -> Figure:
@@ -164,11 +164,12 @@ def scaling(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7.2, 2.9))
     left, right = figure.subplots(1, 2)
     weights, members = record["sections"]["weights"], record["sections"]["members"]
-    for what, color in zip(_unique(f["what"] for f in weights), (COLORS["ste"], COLORS["naive"]), strict=True):
+    colors = COLORS["ste"], COLORS["naive"], COLORS["reference"]
+    for what, color in zip(_unique(f["what"] for f in weights), colors, strict=True):
         _line(left, [f for f in weights if f["what"] == what], color, what)
     _guide(left, [f for f in weights if f["what"] == weights[0]["what"]][-1], min(f["x"] for f in weights))
     left.set(xscale="log", yscale="log", xlabel="quantized weights", ylabel="seconds a step", title="Two members")
-    left.legend()
+    left.legend(loc="upper left")
     _line(right, members, COLORS["ste"], members[0]["setting"])
     _guide(right, members[0], members[-1]["x"])
     right.set(xlabel="members", ylabel="plain steps of one network", title="All metrics", ylim=(0, None))
@@ -195,6 +196,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is up to date")
     check = parser.parse_args().check
     record = json.loads((DOCS / "performance" / "record.json").read_text(encoding="utf-8"))
+    lacking = [name for name in SECTIONS if name not in record["sections"]]
+    if lacking:
+        print(f"the record lacks {', '.join(lacking)}: run scripts/benchmark.py without --only", file=sys.stderr)
+        return 2
     path, figure, text = DOCS / "performance.md", DOCS / "performance" / "scaling.png", page(record)
     if check:
         if not figure.is_file() or not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -22,8 +22,8 @@ from .timing import Contestant, Figure, Stopwatch, difference, interleaved, rati
 
 LOG_EVERY = 10  # a row every 10 steps is what 200 rows are in a run of 2,000 steps
 IMAGES = 1024  # that batches are drawn from
-COMPARISON, TEXTBOOK = "a comparison with all metrics", "the same, beside the textbook network"
-METRICS, METRICS_NET = "metrics, by the clock", "metrics, as the steps with them less those without"
+COMPARISON, TEXTBOOK = "all metrics, beside plain", "all metrics, beside the textbook network"
+METRICS, METRICS_NET = "metrics, by the clock", "metrics, as steps with them less steps without"
 LOGGING = "a row at every step to metrics.jsonl and W&B offline"
 
 
@@ -46,7 +46,7 @@ def whole_steps(setting: Setting, members: int, bars: Mapping[str, float]) -> li
     whole = total(seconds["full"], rows)
     found = {
         COMPARISON: ("×", ratios(whole, plain)),
-        "the same without metrics": ("×", ratios(bare, plain)),
+        "no metrics, beside plain": ("×", ratios(bare, plain)),
         METRICS: ("%", ratios(total(seconds["observe"], rows), plain)),
         METRICS_NET: ("%", ratios(difference(whole, bare), plain)),
     }

@@ -58,7 +58,7 @@ class Setting:
 def textbook(model: nn.Sequential) -> nn.Sequential:
     """The layers of ``keras_cnn`` as they are written down everywhere: channels outermost, ReLU before the pooling."""
     layers: list[nn.Module] = []
-    for layer in list(model)[1:]:
+    for layer in list(model)[1:]:  # the first one says how images lie in memory
         layers.insert(len(layers) - isinstance(layer, nn.ReLU), layer)
     return nn.Sequential(*layers)
 

@@ -14,7 +14,7 @@ from .networks import Members, Plain, Setting
 from .timing import Contestant, Figure, Stopwatch, interleaved, ratios, spread, total
 
 WIDTHS = {100: 200, 320: 100, 1000: 20, 3200: 5, 10_000: 1}  # of a square layer, and steps of a round
-STEP, METRICS = "a step with all metrics", "of that, metrics"
+STEP, METRICS, PLAIN = "a step with all metrics", "of that, metrics", "plain fp32 steps"
 
 
 def one_layer(width: int) -> nn.Module:
@@ -23,14 +23,16 @@ def one_layer(width: int) -> nn.Module:
 
 
 def over_weights(width: int, steps: int, rounds: int) -> list[Figure]:
-    """Seconds a step of two members of ``one_layer``."""
+    """Seconds a step of two members of ``one_layer``, and twice those of a plain step, to hold only one more layer."""
     watch, batch = Stopwatch(), (torch.randn(1, width), torch.zeros(1, dtype=torch.long))
     members = Members(one_layer(width), 2, batch, watch, metrics=True, include=["Linear"])
-    seconds = interleaved({"step": members.step, "row": members.row}, steps, rounds, watch)
+    plain = Plain([one_layer(width)], batch, Stopwatch())
+    contestants: dict[str, Contestant] = {"plain": plain.step, "step": members.step, "row": members.row}
+    seconds = interleaved(contestants, steps, rounds, watch)
     rows = [value / LOG_EVERY for value in seconds["row"]]
     metrics, weights = total(seconds["observe"], rows), width * width
     figure = partial(Figure, f"one layer of {weights:,} weights, 2 members", x=weights)
-    found = {STEP: total(seconds["step"], rows), METRICS: metrics}
+    found = {STEP: total(seconds["step"], rows), METRICS: metrics, PLAIN: total(seconds["plain"], seconds["plain"])}
     return [figure(what, "s", *spread(values)) for what, values in found.items()]
 
 
