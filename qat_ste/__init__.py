@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from qat_ste.comparison import Comparison, compare
     from qat_ste.decay import L2Penalty, WeightDecay
     from qat_ste.equivalence import SteEquivalent
+    from qat_ste.execution import Execution
     from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.grid import GridQuantizer
     from qat_ste.inspection import card_of
-    from qat_ste.member import Execution
     from qat_ste.quantizer import UniformQuantizer
 
 __version__ = "0.1.0"

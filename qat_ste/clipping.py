@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-
-from qat_ste.fake_quantize import quantized_tensors
 
 PLACES = ("latent", "quantized")
 
@@ -44,18 +43,6 @@ class Clipping:
     @torch.no_grad()
     def clip(self, model: nn.Module, factors: Mapping[int, Tensor]) -> None:
         """After the backward pass; ``factors`` multiply gradients, by id of the parameter, as far as the norm goes."""
-        gradients = {id(parameter): parameter.grad for parameter in model.parameters() if parameter.grad is not None}
-        counted = {key: gradient * factors.get(key, 1) for key, gradient in gradients.items()}
-        if self.before_estimator:
-            counted |= {key: gradient for key, gradient in take_gradients(model).items() if key in gradients}
-        clip_grads_with_norm_(model.parameters(), self.norm, get_total_norm(list(counted.values())))
-
-
-def take_gradients(model: nn.Module) -> dict[int, Tensor]:
-    """The gradients that came in at the quantized weights since they were last taken, by id of the latent weight."""
-    found: dict[int, Tensor] = {}
-    for _, parameter, fake_quantize in quantized_tensors(model):
-        gradient = fake_quantize.take_gradient()
-        if gradient is not None:  # tied weights have one parametrization for each place
-            found[id(parameter)] = found[id(parameter)] + gradient if id(parameter) in found else gradient
-    return found
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        counted = [cast(Tensor, parameter.grad) * factors.get(id(parameter), 1) for parameter in parameters]
+        clip_grads_with_norm_(parameters, self.norm, get_total_norm(counted))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 
 from qat_ste.divergence import Part, WeightMap, pieces_of
 from qat_ste.equivalence import SteEquivalent
+from qat_ste.execution import MODES, Execution, fastest
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
-from qat_ste.member import Execution, FlatWeights, Member, Update, parts_of
+from qat_ste.flat_weights import FlatWeights, parts_of
+from qat_ste.member import Loss, Member, Update
 from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.ranks import Layout, Ranks
 from qat_ste.recipes import ADJUSTED, COUNTERPARTS, Recipe, adjust, unknown_counterparts
 from qat_ste.stages import remap
+
+log = logging.getLogger(__name__)
 
 
 class Cohort:
@@ -35,7 +40,7 @@ class Cohort:
     run by construction: trained once, found under each name.
 
     Raises:
-        ValueError: an unknown counterpart, or a clipping or an estimator that does not go with the execution.
+        ValueError: an unknown counterpart, or CUDA graphs without a GPU or on several ranks.
     """
 
     def __init__(
@@ -62,8 +67,6 @@ class Cohort:
         self.adjustment = adjustment_of(optimizer, lr)
         self.pair: SteEquivalent | None = None
         self.stage = 0
-        if len(estimator.stages) > 1 and execution.compile:
-            raise ValueError("an estimator that changes cannot be compiled: leave compile out")
         if set(ADJUSTED) & set(counterparts):
             self.adjustment, self.pair = adjust(self.adjustment, estimator, _common_quantizer(self.parts))
         equivalence = self.adjustment.equivalence
@@ -78,11 +81,11 @@ class Cohort:
         self.first = min(share * self.layout.ranks.rank, self.quantized_weights)
         self.last = min(self.first + share, self.quantized_weights)
         self.device = next(model.parameters()).device
+        if execution.mode == "graph" and (self.device.type != "cuda" or self.layout.ranks.size > 1):
+            raise ValueError("mode graph needs a GPU and one rank: take eager")
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
+        self.mode = execution.mode
         self.update = update
-        self._before_estimator = update.clipping is not None and update.clipping.before_estimator
-        if self._before_estimator and (execution.compile or self.layout.ranks.size > 1):
-            raise ValueError("clipping at quantized weights needs one rank and no compilation: clip at latent ones")
 
     @cached_property
     def local(self) -> dict[int, Member]:
@@ -101,6 +104,16 @@ class Cohort:
     def counterparts(self) -> dict[str, int]:
         """Number of each counterpart, by name."""
         return {name: number for name, number in self.names.items() if name != "reference"}
+
+    def settle(self, loss: Loss, inputs: Tensor, targets: Tensor, steps: int) -> None:
+        """Decides what the mode "auto" is, on a GPU with members to spare; all compute in ``mode`` from now on."""
+        if self.mode == "auto":
+            self.mode = "eager"
+            if self.device.type == "cuda" and self.layout.ranks.size == 1:
+                self.mode = fastest((self._trial(mode, loss, inputs, targets) for mode in MODES[1:]), steps)
+                log.info("runtime.execution=auto is %s here", self.mode)
+        for member in self.local.values():
+            member.execute(self.mode)
 
     def update_slices(self) -> None:
         """Brings ``slices`` up to date after a step; where a rank trains all members they are views anyway."""
@@ -141,7 +154,6 @@ class Cohort:
         for module in model.modules():
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator.stages[0]
-                module.keeps_gradient = self._before_estimator
         weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
@@ -150,6 +162,11 @@ class Cohort:
         return Member(
             model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self.update, self.pair
         )
+
+    def _trial(self, mode: str, loss: Loss, inputs: Tensor, targets: Tensor) -> tuple[str, Callable[[], float]]:
+        member = self.member(self.recipes[0])
+        member.execute(mode)
+        return mode, lambda: member.step(inputs, targets, loss, 1.0).item()  # waits for the GPU
 
     @cached_property
     def _slices(self) -> list[Tensor]:

@@ -19,8 +19,9 @@ from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.divergence import WeightMap, pieces_of
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
+from qat_ste.execution import Execution
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
-from qat_ste.member import Execution, Loss, Update
+from qat_ste.member import Loss, Update
 from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.ranks import Ranks
@@ -109,7 +110,7 @@ def compare(
             counterpart ``mirrored`` does (docs/equivalence.md).
         sequence_weights: weights of which change events are kept; of more a fixed sample is.
         on_row: called with each row of metrics as it is made; ``stop`` is asked after each step.
-        execution: precision, accumulation of gradients, compilation.
+        execution: precision, accumulation of gradients, torch's way of executing.
         placement: of the members where several ranks train them; see ``Layout``.
         checkpoints: where the run is continued from and saved to.
 

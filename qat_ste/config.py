@@ -134,7 +134,7 @@ class RuntimeConfig(_Section):
     placement: str = _one_of("together", "spread")
     precision: str = _one_of("fp32", "bf16")
     tf32: bool = MISSING
-    compile: bool = MISSING
+    execution: str = _one_of("auto", "eager", "compile", "graph")
     sync_batchnorm: bool = MISSING
     threads: int | None = _optional(1, "2")
     line_seconds: float = _positive("5")

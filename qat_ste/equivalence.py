@@ -84,7 +84,7 @@ class SteEquivalent:
     def _within_cells(self, w: Tensor, moved: Tensor) -> Tensor:
         """In the dtype of ``w``; rounding to it may, once in millions, land on the threshold from below."""
         moved = moved.to(w.dtype)
-        if (self.quantizer.integer_index(moved) != self.quantizer.integer_index(w)).any():
+        if (self.quantizer.index(moved) != self.quantizer.index(w)).any():
             lowest, highest = self.quantizer.cell(w)
             torch.minimum(torch.maximum(moved, lowest, out=moved), highest, out=moved)
         return moved

@@ -24,15 +24,15 @@ class _FakeQuantizeFunction(torch.autograd.Function):
     """Forward Q(w); backward multiplies the incoming gradient by g(w), never by autograd's own clamp."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, quantizer: Quantizer, estimator: Estimator, index: Tensor | None) -> Tensor:
+    def forward(ctx: Any, w: Tensor, quantizer: Quantizer, estimator: Estimator) -> Tensor:
         ctx.save_for_backward(w)
         ctx.quantizer, ctx.estimator = quantizer, estimator
-        return quantizer(w) if index is None else quantizer.level(index.to(w.dtype))
+        return quantizer(w)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (w,) = ctx.saved_tensors
-        return ctx.estimator.backward(grad, w, ctx.quantizer), None, None, None
+        return ctx.estimator.backward(grad, w, ctx.quantizer), None, None
 
 
 class FakeQuantize(nn.Module):
@@ -45,31 +45,13 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.estimator = estimator
-        self._known: tuple[Tensor, Tensor, int] | None = None
-        self.keeps_gradient = False  # of the loss at the quantized weights, before the estimator
-        self._gradient: Tensor | None = None
+        self.holds_quantized = False  # whether the latent weight is its quantized value just now, see FlatWeights
 
     def forward(self, w: Tensor) -> Tensor:
-        index = None
-        if self._known is not None:
-            known, latent, version = self._known
-            index = known if w is latent and w._version == version else None
-        quantized: Tensor = _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator, index)
-        if self.keeps_gradient and quantized.requires_grad:
-            quantized.register_hook(self._add_gradient)
+        if self.holds_quantized:
+            return w
+        quantized: Tensor = _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator)
         return quantized
-
-    def take_gradient(self) -> Tensor | None:
-        """What came in at the quantized weights since it was last taken, if ``keeps_gradient``."""
-        gradient, self._gradient = self._gradient, None
-        return gradient
-
-    def _add_gradient(self, gradient: Tensor) -> None:
-        self._gradient = gradient if self._gradient is None else self._gradient + gradient
-
-    def remember(self, index: Tensor, w: Tensor) -> None:
-        """Uses ``index``, the numbers of the levels of ``w`` as it is now, until ``w`` changes (but by ``w.data``)."""
-        self._known = (index, w, w._version)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         """Assigning to the weight sets the latent weight."""

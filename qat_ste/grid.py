@@ -69,20 +69,14 @@ class GridQuantizer(Quantizer):
     def thresholds(self) -> Tensor:
         return self._default_values()[1]
 
-    def integer_index(self, w: Tensor) -> Tensor:
-        thresholds = self._values_in(w.dtype, w.device)[1]
-        if thresholds.ndim == 1:
-            return torch.bucketize(w, thresholds, out_int32=True, right=True).to(self.index_dtype)
-        index = torch.zeros_like(w, dtype=self.index_dtype)
-        for threshold in thresholds:
-            index += w >= threshold
-        return index
+    def index(self, w: Tensor) -> Tensor:
+        return _passed(self._values_in(w.dtype, w.device)[1], w)
 
     def level(self, index: Tensor) -> Tensor:
         return _pick(self._values_in(index.dtype, index.device)[0], index.long())
 
     def __call__(self, w: Tensor) -> Tensor:
-        return torch.where(w.isnan(), w, self.level(self.integer_index(w).to(w.dtype)))
+        return torch.where(w.isnan(), w, self.level(self.index(w)))
 
     def interval(self, w: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         max_ = self.max.double() if isinstance(self.max, Tensor) else self.max
@@ -92,26 +86,24 @@ class GridQuantizer(Quantizer):
     def offset(self, w: Tensor) -> Tensor:
         return self._interval(w / (self.max.to(w.dtype) if isinstance(self.max, Tensor) else self.max))[0]
 
-    def saturated(self, w: Tensor) -> Tensor:
+    def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
         levels = self._values_in(w.dtype, w.device)[0]
-        return (w < levels[0]) | (w > levels[-1])
-
-    def in_outer_bin(self, w: Tensor) -> Tensor:
-        levels = self._values_in(w.dtype, w.device)[0]
-        return (w >= 1.5 * levels[0] - 0.5 * levels[1]) & (w <= 1.5 * levels[-1] - 0.5 * levels[-2])
+        if saturation == "bin":
+            return 1.5 * levels[0] - 0.5 * levels[1], 1.5 * levels[-1] - 0.5 * levels[-2]
+        return levels[0], levels[-1]
 
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
         thresholds = self._values_in(w.dtype, w.device)[1]
         infinite = torch.full_like(thresholds[:1], math.inf)
         lowest = torch.cat([-infinite, thresholds])
         highest = torch.cat([torch.nextafter(thresholds, -infinite), infinite])
-        number = self.integer_index(w).long()
+        number = self.index(w).long()
         return _pick(lowest, number), _pick(highest, number)
 
     def _interval(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Offset, threshold and width of the interval of each x = w/max."""
         levels = torch.tensor(self._levels, dtype=x.dtype, device=x.device)
-        number = torch.bucketize(x, levels, right=True).sub_(1).clamp_(0, self.num_levels - 2)
+        number = _passed(levels[1:-1], x).long()
         width = levels.diff()[number]
         threshold = (levels[:-1] + levels[1:]).div_(2)[number]
         offset = (x - threshold).div_(width)
@@ -149,6 +141,16 @@ def make_quantizer(
     if levels is None:
         return UniformQuantizer(bits, max, saturation)
     return GridQuantizer(levels, max, saturation)
+
+
+def _passed(thresholds: Tensor, x: Tensor) -> Tensor:
+    """How many of the ascending thresholds each x has reached, in the dtype of ``x``."""
+    if thresholds.ndim == 1 and len(thresholds) > 64:
+        return torch.bucketize(x, thresholds, out_int32=True, right=True).to(x.dtype)
+    count = torch.zeros_like(x)
+    for threshold in thresholds:  # while they are few, faster than a search for each x
+        count += x.clone().ge_(threshold)
+    return count
 
 
 def _pick(values: Tensor, number: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""One network of a cohort: its quantized weights in one buffer, its optimizer, its steps."""
+"""One network of a cohort: its weights, its optimizer, its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -14,92 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qat_ste.clipping import Clipping
 from qat_ste.decay import ById, L2Penalty, WeightDecay
-from qat_ste.divergence import Part
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.estimators import Estimator
+from qat_ste.execution import Execution, executed
 from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.flat_weights import FlatWeights
 from qat_ste.mirror import mirrored
 from qat_ste.optimizers import Equivalence, MakeOptimizer
 from qat_ste.ranks import Layout
 from qat_ste.recipes import Recipe
 
-PRECISIONS = ("fp32", "bf16")
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def parts_of(model: nn.Module) -> list[Part]:
-    """Where each quantized tensor of the model lies in a flat buffer of them all; tied weights are there once."""
-    parts: list[Part] = []
-    seen, start = set(), 0
-    for name, parameter, fake_quantize in quantized_tensors(model):
-        if id(parameter) in seen:
-            continue
-        seen.add(id(parameter))
-        quantizer = fake_quantize.quantizer
-        if isinstance(quantizer.max, Tensor):
-            max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
-            quantizer = quantizer.with_max(max_)
-        parts.append(Part(name, start, start + parameter.numel(), quantizer))
-        start += parameter.numel()
-    return parts
-
-
-class FlatWeights:
-    """All quantized latent weights of a model in one buffer, of which the model's parameters become views.
-
-    Optimizers work in place, so the buffer is always current and metrics read it without a copy.
-
-    Args:
-        size: length of the buffer; what the weights leave of it is zero.
-    """
-
-    def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
-        by_name = {name: (parameter, fake_quantize) for name, parameter, fake_quantize in quantized_tensors(model)}
-        self.parameters = [by_name[part.name][0] for part in parts]
-        self.parts, self._quantizers = parts, [by_name[part.name][1] for part in parts]
-        first = self.parameters[0]
-        self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            view = self.buffer[part.start : part.stop].view(parameter.shape)
-            parameter.data = view.copy_(parameter.detach())
-
-    def views(self, values: Tensor) -> dict[int, Tensor]:
-        """Of a flat tensor like the buffer, what belongs to each parameter, by the parameter's id."""
-        both = zip(self.parameters, self.parts, strict=True)
-        return {id(parameter): values[part.start : part.stop].view(parameter.shape) for parameter, part in both}
-
-    def remember(self, index: Tensor) -> None:
-        """Spares the next forward pass the search for the levels of all weights, whose numbers these are."""
-        for parameter, part, fake_quantize in zip(self.parameters, self.parts, self._quantizers, strict=True):
-            fake_quantize.remember(index[part.start : part.stop].view(parameter.shape), parameter)
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a training step is computed.
-
-    Args:
-        precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast, whose rounding is larger
-            than most of what is measured here; latent weights, maps and metrics stay as they are.
-        accumulate: parts that a rank's batch is worked through in; their gradients are those of the whole, but for
-            layers that look across the batch.
-        compile: whether forward and backward passes go through ``torch.compile``.
-        sync_batchnorm: whether batch norm takes its statistics over all ranks of a member (CUDA).
-
-    Raises:
-        ValueError: an argument is out of its bounds.
-    """
-
-    precision: str = "fp32"
-    accumulate: int = 1
-    compile: bool = False
-    sync_batchnorm: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
 
 
 @dataclass(frozen=True)
@@ -147,11 +72,15 @@ class Member:
         self._parallel = None
         if layout.shard.ranks > 1:
             self._parallel = DistributedDataParallel(model, process_group=layout.data_group)
-        forward: nn.Module = self._parallel or model
-        self._forward = torch.compile(forward) if execution.compile else forward
-        self._autocast = partial(
-            torch.autocast, weights.buffer.device.type, torch.bfloat16, enabled=execution.precision == "bf16"
-        )
+        self.execute(execution.mode)
+        self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if execution.precision == "bf16":
+            device = weights.buffer.device.type
+            self._autocast = partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)  # for CUDA graphs
+
+    def execute(self, mode: str) -> None:
+        """Computes forward and backward passes in this one of the ``MODES`` from now on."""
+        self._forward = executed(self._parallel or self.model, mode)
 
     def use(self, estimator: Estimator, pair: SteEquivalent | None = None) -> None:
         """Goes on with another estimator; of a counterpart that follows, ``pair`` is the equivalence from now on."""
@@ -168,28 +97,32 @@ class Member:
         self.optimizer.zero_grad()
         value: Tensor | float = 0.0
         parts = self.execution.accumulate
-        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
-        for number, (some, their_targets) in enumerate(chunks, 1):
-            wait = self._parallel is not None and number < len(chunks)
-            with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
-                with self._autocast():
-                    part = loss(self._forward(some), their_targets)
-                if len(chunks) > 1:
-                    part = part * (len(some) / len(inputs))
-                part.backward()
-            value = value + part.detach()
+        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True)) if parts > 1 else [(inputs, targets)]
+        with self.weights.quantized():
+            for number, (some, their_targets) in enumerate(chunks, 1):
+                wait = self._parallel is not None and number < len(chunks)
+                with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
+                    with self._autocast():
+                        part = loss(self._forward(some), their_targets)
+                    if len(chunks) > 1:
+                        part = part * (len(some) / len(inputs))
+                    part.backward()
+                value = value + part.detach()
         self._prepare_step()
         self.optimizer.step()
         return cast(Tensor, value)
 
     def _prepare_step(self) -> None:
         l2, weight_decay, clipping = self.update.l2, self.update.weight_decay, self.update.clipping
+        if clipping is not None and clipping.before_estimator:
+            clipping.clip(self.model, {})
+        self.weights.estimate()
         instead: ById = {}
         factors: ById = {}
         if self._recipe.mirrored and self._pair is not None:
             found = mirrored(self.weights.buffer, self.weights.parts, self._pair, self._recipe.remap)
             instead, factors = map(self.weights.views, found)
-        if clipping is not None:
+        if clipping is not None and not clipping.before_estimator:
             clipping.clip(self.model, factors)
         if l2 is not None:
             l2.add_gradient(self.model, instead)

@@ -21,8 +21,8 @@ class DivergenceMonitor:
         if sampled is not None:
             sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
         pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
-        flags = torch.zeros_like(cohort.slices[0], dtype=torch.bool)
-        self.trajectories = [Trajectory(weights, pieces, sampled, flags) for weights in cohort.slices]
+        scratch = torch.zeros_like(cohort.slices[0])
+        self.trajectories = [Trajectory(weights, pieces, sampled, scratch) for weights in cohort.slices]
         reference = self.trajectories[0]
         self.divergences = {
             number: Divergence(
@@ -49,7 +49,7 @@ class DivergenceMonitor:
             bound.observe()
         for number, trajectory in enumerate(self.trajectories):
             changed = trajectory.observe(step)
-            if cohort.layout.ranks.size == 1 and not cohort.execution.compile:
+            if cohort.layout.ranks.size == 1:
                 cohort.local[number].weights.remember(trajectory.level)
             for counterpart, divergence in self.divergences.items():
                 if len(changed) and number in (0, counterpart):

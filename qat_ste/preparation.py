@@ -84,10 +84,7 @@ class Preparation:
             self._add(
                 "counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]"
             )
-        self._check_clipping()
         estimator = self._build("estimator")
-        if estimator is not None and len(estimator.stages) > 1 and cfg.runtime.compile:
-            self._add("runtime.compile", "an estimator that changes while it trains cannot be compiled", "false")
         optimizer = self._optimizer()
         device = self._device()
         dataset = self._build("dataset")
@@ -164,13 +161,6 @@ class Preparation:
             return None
         return make
 
-    def _check_clipping(self) -> None:
-        train, runtime = self.cfg.train, self.cfg.runtime
-        several = max(runtime.devices, int(os.environ.get("WORLD_SIZE", 1))) > 1
-        if train.clip_norm and train.clip_at == "quantized" and (several or runtime.compile):
-            why = "several ranks" if several else "torch.compile"
-            self._add("train.clip_at", f"gradients at quantized weights cannot be seen with {why}", "latent")
-
     def _device(self) -> torch.device | None:
         runtime = self.cfg.runtime
         name, found = runtime.device, torch.cuda.device_count()
@@ -188,6 +178,8 @@ class Preparation:
         except (RuntimeError, AssertionError) as error:
             self._add("runtime.device", f"cannot be used ({str(error).splitlines()[0]})", "cpu")
             return None
+        if runtime.execution == "graph" and (device.type != "cuda" or runtime.devices > 1):
+            self._add("runtime.execution", "CUDA graphs need one GPU", "eager")
         return device
 
     def _steps_per_epoch(self, dataset: Dataset) -> int | None:

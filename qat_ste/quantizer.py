@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,8 +64,8 @@ class Quantizer(ABC):
         """All thresholds, ascending; shape (num_levels - 1, *max.shape)."""
 
     @abstractmethod
-    def integer_index(self, w: Tensor) -> Tensor:
-        """Number of the level of each weight, 0 … num_levels - 1, in ``index_dtype``; shape of ``w``."""
+    def index(self, w: Tensor) -> Tensor:
+        """Number of the level of each weight, 0 … num_levels - 1, in the dtype and shape of ``w``."""
 
     @abstractmethod
     def level(self, index: Tensor) -> Tensor:
@@ -86,12 +87,8 @@ class Quantizer(ABC):
         """u of ``interval`` in the dtype of ``w``: signed distance from the threshold in widths of the interval."""
 
     @abstractmethod
-    def saturated(self, w: Tensor) -> Tensor:
-        """Whether each weight lies beyond the range, whatever ``saturation`` makes of it; boolean."""
-
-    @abstractmethod
-    def in_outer_bin(self, w: Tensor) -> Tensor:
-        """Whether each weight lies at most half an interval beyond the range, or inside it; boolean."""
+    def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
+        """Smallest and largest weight of ``w``'s dtype that the backward pass reaches: ``range`` or ``bin``."""
 
     @abstractmethod
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,16 +99,19 @@ class Quantizer(ABC):
     def state(self) -> dict[str, Any]:
         """Arguments of ``make_quantizer`` that make this quantizer anew."""
 
-    @property
-    def index_dtype(self) -> torch.dtype:
-        """Smallest integer type that holds every level's number."""
-        return torch.uint8 if self.num_levels <= 256 else torch.int32
+    def gradient_mask(self, w: Tensor) -> Tensor:
+        """1 where the backward pass reaches a weight, by ``saturation``, else 0; dtype and shape of ``w``."""
+        if self.saturation == "none":
+            return torch.ones_like(w)
+        return w.clamp(*self.reach(self.saturation, w)).eq_(w)  # several times as fast as flags to multiply with
 
     def alive(self, w: Tensor) -> Tensor:
-        """Whether the backward pass reaches each weight, by ``saturation``; boolean, shape of ``w``."""
-        if self.saturation == "none":
-            return torch.ones_like(w, dtype=torch.bool)
-        return self.in_outer_bin(w) if self.saturation == "bin" else ~self.saturated(w)
+        """The same as flags."""
+        return self.gradient_mask(w).bool()
+
+    def saturated(self, w: Tensor) -> Tensor:
+        """Whether each weight lies beyond the range, whatever ``saturation`` makes of it; boolean."""
+        return w.clamp(*self.reach("range", w)) != w
 
     def __repr__(self) -> str:
         max_ = f"tensor{tuple(self.max.shape)}" if isinstance(self.max, Tensor) else f"{self.max:.6g}"
@@ -148,6 +148,18 @@ class UniformQuantizer(Quantizer):
     def with_max(self, max: float | Tensor) -> UniformQuantizer:
         return UniformQuantizer(self.bits, max, self.saturation)
 
+    def joined(self, quantizers: Sequence[Quantizer], sizes: Sequence[int], like: Tensor) -> UniformQuantizer:
+        """To the bit what each of ``quantizers``, which differ in ``max`` alone, is to so many neighbouring weights."""
+
+        def spread(values: Sequence[float | Tensor]) -> Tensor:
+            each = [torch.as_tensor(value).to(like) for value in values]
+            return torch.cat([value.expand(size) for value, size in zip(each, sizes, strict=True)])
+
+        quantizer = self.with_max(spread([quantizer.max for quantizer in quantizers]))
+        steps = [cast(UniformQuantizer, quantizer).step_in(like.dtype, like.device) for quantizer in quantizers]
+        quantizer._steps[like.dtype, like.device] = spread(steps)
+        return quantizer
+
     @property
     def state(self) -> dict[str, Any]:
         return {"bits": self.bits, "max": self.max, "saturation": self.saturation}
@@ -181,17 +193,7 @@ class UniformQuantizer(Quantizer):
         # A guess that is right or one too low (the quarter outweighs any rounding), then one exact comparison.
         guess = (w / step).add_(half - 0.25).floor_().clamp_(0, 2 * half - 2)
         threshold = (guess + (1 - half)).mul_(step)
-        return guess.add_(w >= threshold)
-
-    def integer_index(self, w: Tensor) -> Tensor:
-        if self.bits > 2:
-            return self.index(w).to(self.index_dtype)
-        # With few levels it is faster to count the thresholds passed.
-        step = self.step_in(w.dtype, w.device)
-        index = (w >= (1 - self.num_levels // 2) * step).view(torch.uint8)
-        for i in range(1, self.num_levels - 1):
-            index += (w >= (i + 1 - self.num_levels // 2) * step).view(torch.uint8)
-        return index
+        return guess.add_(threshold.le_(w))  # in place: flags of their own type would take several times as long
 
     def level(self, index: Tensor) -> Tensor:
         return (index + (0.5 - self.num_levels // 2)).mul_(self.step_in(index.dtype, index.device))
@@ -211,14 +213,17 @@ class UniformQuantizer(Quantizer):
         position = w / self.step_in(w.dtype, w.device)
         return position - position.round()
 
-    def saturated(self, w: Tensor) -> Tensor:
-        outermost = (self.num_levels - 1) / 2 * self.step_in(w.dtype, w.device)
-        if isinstance(outermost, Tensor):  # rounding must leave neither max nor the outermost level outside
-            return w.abs() > torch.maximum(outermost, torch.as_tensor(self.max).to(outermost))
-        return w.abs() > max(outermost, float(self.max))
-
-    def in_outer_bin(self, w: Tensor) -> Tensor:
-        return w.abs() <= self.num_levels / 2 * self.step_in(w.dtype, w.device)
+    def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
+        step = self.step_in(w.dtype, w.device)
+        if saturation == "bin":
+            end = self.num_levels / 2 * step
+            return -end, end
+        end = (self.num_levels - 1) / 2 * step  # rounding must leave neither max nor the outermost level outside
+        if isinstance(end, Tensor):
+            end = torch.maximum(end, torch.as_tensor(self.max).to(end))
+        else:
+            end = max(end, float(self.max))
+        return -end, end
 
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
         n, index, step = self.num_levels, self.index(w), self.step_in(w.dtype, w.device)

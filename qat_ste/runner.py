@@ -23,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.comparison import Comparison, compare
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.execution import Execution
 from qat_ste.identity import identity
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
-from qat_ste.member import Execution
 from qat_ste.optimizers import Equivalence
 from qat_ste.preparation import Parts, levels_of, update_of
 from qat_ste.ranks import Ranks
@@ -213,7 +213,7 @@ def _compare(
         device=parts.device,
         on_row=on_row,
         stop=lambda: bool(stop),
-        execution=Execution(runtime.precision, train.accumulate, runtime.compile, runtime.sync_batchnorm),
+        execution=Execution(runtime.precision, train.accumulate, runtime.execution, runtime.sync_batchnorm),
         placement=runtime.placement,
         checkpoints=checkpoints,
     )

@@ -128,10 +128,12 @@ def train(
         on_row(row)
 
     logged = start - start % log_every
-    for step, (inputs, targets) in zip(range(start, steps), batches, strict=False):
+    for step, batch in zip(range(start, steps), _on(batches, cohort.device), strict=False):
+        if step == start:
+            cohort.settle(lockstep.loss, *batch, steps - start)
         if cohort.enter(step, steps):
             monitor.remapped()
-        record.losses[:, step] = lockstep.step(step, inputs.to(cohort.device), targets.to(cohort.device))
+        record.losses[:, step] = lockstep.step(step, *batch)
         done = step + 1
         monitor.observe(done)
         if done % log_every == 0 or done == steps:
@@ -212,8 +214,8 @@ def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: Divergen
     found: dict[int, Any] = {}
     for of_rank in gathered:
         found |= of_rank.pop("members")
-    state = {"step": step, "names": cohort.names, "record": record.plain(), "members": found, "ranks": gathered}
-    return checkpoints.save(state)
+    state = {"step": step, "names": cohort.names, "mode": cohort.mode, "record": record.plain()}
+    return checkpoints.save(state | {"members": found, "ranks": gathered})
 
 
 def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> int:
@@ -226,6 +228,7 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
         return 0
     if state["names"] != cohort.names or len(state["ranks"]) != ranks.size:
         raise ValueError("the checkpoint is of a run with other counterparts or another number of ranks")
+    cohort.mode = state["mode"]
     cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
     for number, member in cohort.local.items():
         member.load_state_dict(state["members"][number])

@@ -11,13 +11,23 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric, Pair, WeightMap
-from qat_ste.divergence.pieces import Part, Piece, pieces_of
+from qat_ste.divergence.pieces import Part, Piece, blocks_of, pieces_of
 from qat_ste.divergence.trajectory import Trajectory
 
 for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Divergence", "Metric", "Pair", "Part", "Piece", "Trajectory", "WeightMap", "pieces_of"]
+__all__ = [
+    "Divergence",
+    "Metric",
+    "Pair",
+    "Part",
+    "Piece",
+    "Trajectory",
+    "WeightMap",
+    "blocks_of",
+    "pieces_of",
+]
 
 Values = dict[str, float | None]
 Reduce = Callable[[Tensor], Tensor]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizer import Quantizer, UniformQuantizer
 
 PIECE_WEIGHTS = 1 << 19  # a few buffers of this many float32 fit into a processor's cache
+BLOCK_WEIGHTS = 1 << 17  # up to here calling an operation costs more than reading one more buffer in it
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,31 @@ def pieces_of(parts: Sequence[Part], first: int, last: int) -> list[Piece]:
                 quantizer = quantizer.with_max(max_)
             found.append(Piece(number, slice(start - first, stop - first), quantizer))
     return found
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring pieces that are worked on as one, ``where`` they lie in the buffer at hand."""
+
+    pieces: tuple[Piece, ...]
+    where: slice
+    quantizer: Quantizer
+
+
+def blocks_of(pieces: Sequence[Piece], weights: Tensor) -> list[Block]:
+    """The pieces of the buffer ``weights``, small ones joined where their levels are equally spaced."""
+    joined: list[list[Piece]] = []
+    for piece in pieces:
+        start = joined[-1][0].where.start if joined else -BLOCK_WEIGHTS
+        if piece.where.stop - start <= BLOCK_WEIGHTS and isinstance(piece.quantizer, UniformQuantizer):
+            joined[-1].append(piece)
+        else:
+            joined.append([piece])
+    blocks = []
+    for some in joined:
+        quantizer = some[0].quantizer
+        if isinstance(quantizer, UniformQuantizer) and len(some) > 1:
+            sizes = [piece.where.stop - piece.where.start for piece in some]
+            quantizer = quantizer.joined([piece.quantizer for piece in some], sizes, weights)
+        blocks.append(Block(tuple(some), slice(some[0].where.start, some[-1].where.stop), quantizer))
+    return blocks

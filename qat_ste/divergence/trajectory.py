@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.pieces import Piece
+from qat_ste.divergence.pieces import Piece, blocks_of
 from qat_ste.divergence.sequences import ChangeSequences
 
 
@@ -19,22 +19,22 @@ class Trajectory:
         weights: flat buffer of latent weights that changes as training goes.
         pieces: of that buffer.
         sampled: positions whose change events are kept; None for all.
-        flags: buffer of booleans, one a weight, that several trajectories may use in turn.
+        scratch: like ``weights``, may be the same for several trajectories.
 
     ``path`` is Σ|Δw|/max over all steps by piece, float64; ``previous`` the weights before the next ``observe``.
     """
 
     def __init__(
-        self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None, flags: Tensor | None = None
+        self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None, scratch: Tensor | None = None
     ) -> None:
         self.weights, self.pieces = weights, pieces
-        self.level = torch.zeros_like(weights, dtype=pieces[0].quantizer.index_dtype if pieces else torch.uint8)
+        self._blocks = blocks_of(pieces, weights)
+        self.level = torch.zeros_like(weights)
         self.count = torch.zeros_like(weights, dtype=torch.int32)
         self.path = torch.zeros(len(pieces), dtype=torch.float64, device=weights.device)
         self.previous = weights.clone()
-        self._flags = torch.zeros_like(weights, dtype=torch.bool) if flags is None else flags
-        for piece in pieces:
-            self.level[piece.where] = piece.quantizer.integer_index(weights[piece.where])
+        self._scratch = torch.zeros_like(weights) if scratch is None else scratch
+        self._find_levels()
         self.hash = self.level.long()
         self._is_sampled: Tensor | None = None
         if sampled is not None:
@@ -45,17 +45,19 @@ class Trajectory:
     def observe(self, step: int) -> Tensor:
         """Takes in the weights after optimizer step ``step`` (1, 2, …); returns the positions that changed level."""
         moved = []
-        for piece in self.pieces:
-            weights, previous, level = (values[piece.where] for values in (self.weights, self.previous, self.level))
-            index = piece.quantizer.integer_index(weights)
-            torch.ne(index, level, out=self._flags[piece.where])
+        for block in self._blocks:
+            weights, previous, level = (values[block.where] for values in (self.weights, self.previous, self.level))
+            index = block.quantizer.index(weights)
+            torch.sub(index, level, out=self._scratch[block.where])
             level.copy_(index)
-            way, max_ = previous.sub_(weights).abs_(), piece.quantizer.max
-            moved.append((way / max_).sum() if isinstance(max_, Tensor) else way.sum() / max_)
+            previous.sub_(weights).abs_()
+            for piece in block.pieces:
+                way, max_ = self.previous[piece.where], piece.quantizer.max
+                moved.append((way / max_).sum() if isinstance(max_, Tensor) else way.sum() / max_)
             previous.copy_(weights)
         if moved:
             self.path += torch.stack(moved)
-        changed = self._flags.nonzero().squeeze(1)
+        changed = self._scratch.nonzero().squeeze(1)
         if len(changed):
             new = self.level[changed]
             self.count[changed] += 1
@@ -81,8 +83,11 @@ class Trajectory:
             getattr(self, name).copy_(state[name])
         self.sequences.load_state_dict(state["sequences"])
         self.previous.copy_(self.weights)
-        for piece in self.pieces:
-            self.level[piece.where] = piece.quantizer.integer_index(self.weights[piece.where])
+        self._find_levels()
+
+    def _find_levels(self) -> None:
+        for block in self._blocks:
+            self.level[block.where] = block.quantizer.index(self.weights[block.where])
 
 
 def _mix(hash_: Tensor, level: Tensor) -> Tensor:

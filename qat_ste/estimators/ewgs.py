@@ -49,4 +49,4 @@ class Ewgs(Estimator):
     def backward(self, gradient: Tensor, w: Tensor, quantizer: Quantizer) -> Tensor:
         u = quantizer.offset(w)
         r = torch.where(u < 0, u + 0.5, u - 0.5)  # a threshold belongs to the level above
-        return (gradient + gradient.abs() * r * self.delta) * quantizer.alive(w)
+        return (gradient + gradient.abs() * r * self.delta) * quantizer.gradient_mask(w)

@@ -22,4 +22,4 @@ class Ste(Estimator):
         return u
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
-        return quantizer.alive(w).to(w.dtype)
+        return quantizer.gradient_mask(w)

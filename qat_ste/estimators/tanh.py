@@ -34,7 +34,7 @@ class Tanh(Estimator):
 
     def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
         e = self.half_sharpness(quantizer)
-        x = (u.abs() * (-4 * e)).exp_()  # sech² = 4x/(1 + x)²: 1 - tanh² would round to 0 in the tails
+        x = u.abs().mul_(-4 * e).exp_()  # sech² = 4x/(1 + x)²: 1 - tanh² would round to 0 in the tails
         return x.mul(4 * e / math.tanh(e)).div_(x.add(1).square_())
 
     def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:

@@ -24,7 +24,7 @@ ADDED = {
     "runtime.placement": "together",
     "runtime.precision": "fp32",
     "runtime.tf32": False,
-    "runtime.compile": False,
+    "runtime.execution": "auto",
     "runtime.sync_batchnorm": False,
 }
 Flat = dict[str, Any]

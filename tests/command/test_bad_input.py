@@ -90,17 +90,12 @@ def test_several_faults_are_told_together(qat_run):
         "estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"]  # fmt: skip
 
 
-def test_what_clipping_at_quantized_weights_does_not_go_with(qat_run):
-    (line,) = lines(qat_run("train.clip_norm=1", "train.clip_at=quantized", "runtime.compile=true"))
-    assert line == (
-        "train.clip_at=quantized: gradients at quantized weights cannot be seen with torch.compile; "
-        "for example train.clip_at=latent"
-    )
+def test_cuda_graphs_need_a_gpu(qat_run):
+    (line,) = lines(qat_run("runtime.execution=graph", "runtime.device=cpu"))
+    assert line == "runtime.execution=graph: CUDA graphs need one GPU; for example runtime.execution=eager"
 
 
 def test_what_an_estimator_that_changes_does_not_go_with(qat_run):
-    (line,) = lines(qat_run("estimator=dsq_annealed", "runtime.compile=true"))
-    assert line.startswith("runtime.compile=true: an estimator that changes while it trains cannot be compiled; ")
     (line,) = lines(qat_run("estimator=dsq_annealed", "estimator.stages=1"))
     assert line == "estimator.stages=1: must be a whole number of at least 2; for example estimator.stages=10"
 

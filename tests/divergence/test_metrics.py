@@ -36,8 +36,8 @@ def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS
     """The divergence of two recorded runs, over weights ``first`` to ``last``."""
     buffers = [run[0, first:last].clone() for run in runs]
     found = pieces_of(of_parts, first, last)
-    flags = torch.zeros(last - first, dtype=torch.bool)
-    trajectories = [Trajectory(buffer, found, sampled, flags) for buffer in buffers]
+    scratch = torch.zeros(last - first)
+    trajectories = [Trajectory(buffer, found, sampled, scratch) for buffer in buffers]
     divergence = Divergence(Pair(*trajectories, len(of_parts), weight_map))
     for step in range(1, STEPS):
         for buffer, run, trajectory in zip(buffers, runs, trajectories, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import pytest
@@ -147,6 +148,9 @@ def test_an_optimizer_known_by_testing_alone_is_not_adjusted():
     assert run(estimator=Tanh(), optimizer=partial(Own, momentum=0.9), steps=5).equivalence == "remap"
 
 
-def test_it_cannot_be_compiled():
-    with pytest.raises(ValueError, match="an estimator that changes cannot be compiled"):
-        run(estimator=DSQ, execution=Execution(compile=True))
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_is_compiled_is_the_network_and_serves_every_stage():
+    eager, compiled = (run(estimator=DSQ, execution=Execution(mode=mode), lr=0.003, build_model=partial(network, 0.0))
+                       for mode in ("eager", "compile"))  # fmt: skip
+    assert compiled.reference.test_loss == pytest.approx(eager.reference.test_loss, rel=1e-4)

@@ -78,17 +78,21 @@ def test_where_the_theorem_cannot_apply_nothing_is_adjusted_and_the_cell_says_wh
 
 
 class Broken(Estimator):
-    """Raises, or is not finite, once it has been called so often."""
+    """Raises, or is not finite, after so many backward passes."""
 
     def __init__(self, calls: int, value: float | None) -> None:
         self.calls, self.value = calls, value
 
     def shape(self, u, quantizer):
-        if u.ndim > 2 and (counted := calls.__setitem__(0, calls[0] + 1) or calls[0]) > self.calls:
-            if self.value is None:
-                raise RuntimeError(f"call {counted}\nwas too much")
-            return torch.full_like(u, self.value)
         return torch.ones_like(u)
+
+    def backward(self, gradient, w, quantizer):
+        calls[0] += 1
+        if calls[0] <= self.calls:
+            return gradient
+        if self.value is None:
+            raise RuntimeError(f"call {calls[0]}\nwas too much")
+        return torch.full_like(gradient, self.value)
 
 
 calls = [0]

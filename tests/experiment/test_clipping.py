@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from qat_ste import Clipping, Execution, quantize_weights
-from qat_ste.clipping import take_gradients
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.flat_weights import FlatWeights, parts_of
 from qat_ste.member import Update
 
 from .swinging import errors
@@ -32,25 +32,16 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     expected = torch.cat([g * torch.tensor([[3.0, 4.0]]), torch.ones(1, 1)], 1)
     length = expected.norm() if at == "latent" else math.sqrt(26)
     assert abs(expected.norm() - math.sqrt(26)) > 0.1
-    fake_quantize.keeps_gradient = True
-    model(torch.tensor([[3.0, 4.0]])).sum().backward()
+    weights = FlatWeights(model, parts_of(model), 2)
+    with weights.quantized():
+        model(torch.tensor([[3.0, 4.0]])).sum().backward()
+    if at == "latent":
+        weights.estimate()
     Clipping(norm, at).clip(model, {})
+    if at == "quantized":
+        weights.estimate()
     found = torch.cat([latent.grad, model[0].bias.grad[None]], 1)
     torch.testing.assert_close(found, expected * min(1, norm / length))
-
-
-def test_gradients_at_quantized_weights_are_summed_over_parts_and_tied_weights_and_taken_once():
-    model = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
-    model["b"].weight = model["a"].weight
-    quantize_weights(model, 2, Tanh(5.5))
-    for _, _, fake_quantize in quantized_tensors(model):
-        fake_quantize.keeps_gradient = True
-    x = torch.randn(4, 3)
-    for some in x.chunk(2):
-        (model["a"](some).sum() + 2 * model["b"](some).sum()).backward()
-    (found,) = take_gradients(model).values()
-    torch.testing.assert_close(found, 3 * x.sum(0).expand(3, 3))
-    assert not take_gradients(model)
 
 
 def test_a_norm_before_the_estimator_keeps_the_equivalence_and_one_after_it_has_to_be_mirrored():
@@ -107,5 +98,3 @@ def test_what_it_refuses():
         Clipping(0)
     with pytest.raises(ValueError, match="at must be one of latent, quantized, got 'before'"):
         Clipping(1, "before")
-    with pytest.raises(ValueError, match="needs one rank and no compilation"):
-        run(clipping=Clipping(1, "quantized"), execution=Execution(compile=True))

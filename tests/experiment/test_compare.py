@@ -12,7 +12,6 @@ from qat_ste.cohort import Cohort
 from qat_ste.estimators import Dsq, Pwl, Ste, Tanh
 from qat_ste.fake_quantize import quantize_weights, quantized_tensors
 from qat_ste.grid import GRIDS
-from qat_ste.member import FlatWeights, parts_of
 from qat_ste.recipes import jitter_percent, unknown_counterparts
 from qat_ste.training import Stopped
 
@@ -173,21 +172,6 @@ def test_l2_penalty_is_that_of_the_loss_on_the_chosen_tensors():
 def test_l2_penalty_shrinks_weights():
     norms = [run(l2=l2).models["reference"][5].parametrizations.weight.original.norm() for l2 in (None, L2Penalty(0.1))]
     assert norms[1] < norms[0]
-
-
-def test_latent_weights_are_views_of_one_buffer():
-    model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
-    before = {name: latent.detach().clone() for name, latent, _ in quantized_tensors(model)}
-    parts = {part.name: slice(part.start, part.stop) for part in parts_of(model)}
-    flat = FlatWeights(model, parts_of(model), size=10_000)
-    optimizer = SGD(model.parameters(), lr=0.1)
-    for name, latent, _ in quantized_tensors(model):
-        assert torch.equal(flat.buffer[parts[name]].view_as(latent), before[name])
-    model(batches()[0][0]).sum().backward()
-    optimizer.step()
-    for name, latent, _ in quantized_tensors(model):
-        assert torch.equal(flat.buffer[parts[name]].view_as(latent), latent)
-        assert not torch.equal(latent, before[name])
 
 
 def test_metrics_disturb_nothing():

@@ -148,29 +148,3 @@ def test_assigning_a_weight_sets_the_latent_weight():
     layer.weight = latent
     assert torch.equal(layer.parametrizations.weight.original, latent)
     assert not torch.equal(layer.weight, latent)
-
-
-def test_levels_that_are_known_already_are_used_until_the_weight_changes():
-    layer = nn.Linear(4, 3, bias=False)
-    quantize_weights(layer, 2, Tanh(5.5), [nn.Linear])
-    latent, (_, _, fake_quantize) = layer.parametrizations.weight.original, next(quantized_tensors(layer))
-    before = layer.weight.clone()
-    fake_quantize.remember(torch.full((3, 4), 3, dtype=torch.uint8), latent)
-    assert torch.equal(layer.weight, torch.full((3, 4), 3.0).mul(0).add(fake_quantize.quantizer.levels[3]))
-    with torch.no_grad():
-        latent.mul_(1.0)
-    assert torch.equal(layer.weight, before), "written to in place, if with the same values"
-    fake_quantize.remember(fake_quantize.quantizer.integer_index(latent.detach()), latent)
-    known = layer.weight
-    assert torch.equal(known, before)
-    (known * torch.arange(12.0).reshape(3, 4)).sum().backward()
-    expected = torch.arange(12.0).reshape(3, 4) * Tanh(5.5).derivative(latent.detach(), fake_quantize.quantizer)
-    assert torch.equal(latent.grad, expected), "the backward pass is the same"
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 8, 9])
-def test_integer_index_is_the_index(bits):
-    quantizer = UniformQuantizer(bits, 0.3)
-    w = torch.cat([torch.randn(1000), quantizer.thresholds, torch.nextafter(quantizer.thresholds, torch.tensor(-9.0))])
-    assert torch.equal(quantizer.integer_index(w).float(), quantizer.index(w))
-    assert quantizer.integer_index(w).dtype == (torch.uint8 if bits <= 8 else torch.int32)

@@ -71,8 +71,8 @@ def test_rounding_goes_to_the_nearest_level(levels):
     assert torch.isin(quantized, single.levels).all()
     assert torch.equal(single(quantized), quantized)
     at = single.thresholds
-    assert single.integer_index(at).tolist() == list(range(1, len(levels)))
-    assert single.integer_index(torch.nextafter(at, torch.tensor(-9.0))).tolist() == list(range(len(levels) - 1))
+    assert single.index(at).tolist() == list(range(1, len(levels)))
+    assert single.index(torch.nextafter(at, torch.tensor(-9.0))).tolist() == list(range(len(levels) - 1))
     special = single(torch.tensor([-math.inf, math.inf, math.nan]))
     assert special[:2].tolist() == [single.levels[0].item(), single.levels[-1].item()]
     assert special[2].isnan()
@@ -109,7 +109,7 @@ def test_the_levels_of_a_uniform_quantizer_make_the_same_quantizer():
         uniform = UniformQuantizer(bits, 0.5)
         grid = GridQuantizer([2 * j - 2**bits + 1 for j in range(2**bits)], 0.5)
         far = (w[:, None] - uniform.thresholds).abs().amin(1) > 1e-6  # elsewhere rounding decides
-        assert torch.equal(grid.integer_index(w)[far], uniform.integer_index(w)[far])
+        assert torch.equal(grid.index(w)[far], uniform.index(w)[far])
         assert torch.allclose(grid(w), uniform(w) + (grid(w) - uniform(w)) * ~far, rtol=1e-6)
         assert torch.equal(grid.alive(w), uniform.alive(w))
         u, v = grid.offset(w), uniform.offset(w)
@@ -122,7 +122,7 @@ def test_per_channel_equals_one_quantizer_a_channel(levels):
     whole = GridQuantizer(levels, ranges.reshape(3, 1, 1))
     for channel in range(3):
         single = GridQuantizer(levels, ranges[channel].item())
-        for what in ("__call__", "integer_index", "alive"):
+        for what in ("__call__", "index", "alive"):
             assert torch.equal(getattr(whole, what)(w)[channel], getattr(single, what)(w[channel]))
         assert torch.allclose(whole.offset(w)[channel], single.offset(w[channel]), atol=1e-5)
         for of_whole, of_single in zip(whole.cell(w), single.cell(w[channel]), strict=True):
