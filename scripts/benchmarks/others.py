@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Ste
+from qat_ste.execution import Execution
 from qat_ste.fake_quantize import he_uniform_bound, quantize_weights
-from qat_ste.member import Execution
 from qat_ste.schedules import constant
 from qat_ste.training import Lockstep
 
@@ -103,7 +103,8 @@ def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
     """Ratios of ours to the others' and of all to the plain network's fp32 step; same network, weights and batch."""
     batch, model = setting.batch(), setting.build()
     quantized = quantize_weights(copy.deepcopy(model), BITS, Ste(), [nn.Conv2d])
-    cohort = Cohort(copy.deepcopy(quantized), OPTIMIZER, LR, [], Execution(compile=compiled))
+    execution = Execution(mode="compile" if compiled else "eager")
+    cohort = Cohort(copy.deepcopy(quantized), OPTIMIZER, LR, [], execution)
     lockstep = Lockstep(cohort, F.cross_entropy, constant(), seed=0)
     contestants: dict[str, Contestant] = {
         "plain": loop(copy.deepcopy(model), batch, compiled),
