@@ -153,7 +153,7 @@ def _with_unit(value: float, unit: str) -> str:
 
 def _number(value: float, unit: str) -> str:
     if unit == "×":
-        return f"{value:.2f}"
+        return f"{value:.3f}"
     if unit == "%":
         return f"{100 * value:.{1 if abs(value) < 0.1 else 0}f}"
     return f"{value:.3g}"

@@ -76,7 +76,7 @@ def test_every_section_measures_and_a_missed_bar_is_shown():
     sections = {name: [asdict(figure) for figure in found] for name, found in figures.items()}
     text = page({"machine": about, "sections": sections})
     (line,) = (line for line in text.splitlines() if f"| {COMPARISON} |" in line and "small" in line)
-    assert line.endswith("| 0.00 × | missed |")
+    assert line.endswith("| 0.000 × | missed |")
     assert len(scaling({"sections": sections}).axes) == 2
 
 
