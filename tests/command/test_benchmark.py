@@ -58,7 +58,6 @@ def test_the_page_is_what_the_record_gives():
     assert (DOCS / "performance.md").read_text() == page(record)
 
 
-@pytest.mark.slow
 def test_every_section_measures_and_a_missed_bar_is_shown():
     figures = {
         "steps": whole_steps(TINY, 2, {COMPARISON: 1e-9}),
