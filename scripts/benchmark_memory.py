@@ -11,16 +11,13 @@ process grew, everything included, and what the metrics hold between steps.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.memory import held
 from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantize_weights
@@ -37,26 +34,6 @@ def highest_resident_bytes() -> int:
 
 def forget_highest() -> None:
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def buffers(value: Any, seen: set[int]) -> Iterator[int]:
-    """Bytes of every tensor's and array's memory below an object, each once."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            yield storage.nbytes()
-    elif isinstance(value, np.ndarray):
-        yield value.nbytes if value.base is None else 0
-    else:
-        inside = vars(value).values() if hasattr(value, "__dict__") else value
-        inside = inside.values() if isinstance(inside, dict) else inside
-        if isinstance(inside, list | tuple) or hasattr(inside, "mapping"):
-            for item in inside:
-                yield from buffers(item, seen)
 
 
 def main() -> None:
@@ -82,8 +59,6 @@ def main() -> None:
             forget_highest()
         step(number)
     without, weights = highest_resident_bytes(), cohort.quantized_weights * len(cohort.recipes)
-    trained = {id(value) for member in cohort.local.values() for value in vars(member).values()}
-    trained |= {values.untyped_storage().data_ptr() for values in cohort.slices}
     forget_highest()
     monitor = DivergenceMonitor(cohort, sequence_weights=1_000_000, seed=0)
     print(f"{arguments.model}: {cohort.quantized_weights:,} quantized weights, {len(cohort.recipes)} members")
@@ -97,11 +72,10 @@ def main() -> None:
             for divergence in monitor.divergences.values():
                 divergence.results([part.name for part in cohort.parts])
             moved = monitor.shares()[0]["moved_fraction"] or 0.0
-            own = [monitor.trajectories, monitor.divergences]
-            held = sum(buffers(own, {*trained, id(cohort)})) / weights
+            between = held(monitor) / weights
             peak = (highest_resident_bytes() - without) / weights
             print(f"after {number + 1:4} steps: highest resident memory +{peak:.1f} bytes a weight and member, "
-                  f"{held:.1f} of them held; {100 * moved:.2f} % of the weights have moved")  # fmt: skip
+                  f"{between:.1f} of them held; {100 * moved:.2f} % of the weights have moved")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from qat_ste.estimators import Ste
 from qat_ste.fake_quantize import he_uniform_bound
 from qat_ste.models import flax_cnn, keras_cnn, small_cnn, torchvision_model
 from qat_ste.models.layout import ChannelsLast
+from scripts.benchmarks.networks import textbook
 
 
 @pytest.mark.parametrize(
@@ -82,23 +83,55 @@ def test_torchvision_model_refuses(arguments, message):
         torchvision_model(**arguments)
 
 
-def test_keras_cnn_is_the_textbook_network():
-    """ReLU before the pooling, channels outermost, in float64: same value and gradients but for the order of sums."""
+def whole_numbers(dtype, share):
+    """A ``keras_cnn`` and images of small whole numbers, of which a share is zero: every sum is exact, in any order."""
+    model = keras_cnn().to(dtype)
+    for parameter in model.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape).to(dtype)
+    for conv in (model.conv1, model.conv2, model.conv3):
+        conv.bias.data.zero_()
+    images = torch.randint(1, 3, (8, 1, 28, 28)) * (torch.rand(8, 1, 28, 28) >= share)
+    return model, images.to(dtype)
 
-    def textbook(model, images):
-        for conv in (model.conv1, model.conv2, model.conv3):
-            images = F.max_pool2d(F.relu(conv(images)), 2)
-        return model.dense(images.flatten(1))
 
-    model, images = keras_cnn().double(), torch.rand(8, 1, 28, 28, dtype=torch.float64)
-    weighed = torch.randn(8, 10, dtype=torch.float64)
-    found = []
-    for forward in (model, lambda images: textbook(model, images)):
-        model.zero_grad()
-        outputs = forward(images)
-        (outputs * weighed).sum().backward()
-        found.append([outputs.detach(), *(parameter.grad for parameter in model.parameters())])
-    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+def outputs_and_gradients(model, images):
+    model.zero_grad()
+    outputs = model(images)
+    outputs.mul(torch.arange(80).view(8, 10) % 3 - 1).sum().backward()
+    return [outputs.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0, 0.9, 1])
+def test_keras_cnn_is_the_textbook_network_to_the_last_bit(dtype, share):
+    """Where no sum is rounded: ReLU before or after the pooling, either order in memory. Windows with ties are many."""
+    model, images = whole_numbers(dtype, share)
+    windows = F.conv2d(images, model.conv1.weight).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    largest = windows.amax(-1, keepdim=True)
+    tied = (windows == largest).sum(-1) > 1
+    assert (tied & (largest[..., 0] == 0)).any()
+    assert (tied & (largest[..., 0] > 0)).any() or share == 1
+    found, expected = outputs_and_gradients(model, images), outputs_and_gradients(textbook(model), images)
+    assert max(values.abs().max() for values in expected) < 2**24, "exact in float32 too"
+    assert all(torch.equal(own, values) for own, values in zip(found, expected))
+    assert expected[1].any() == (share < 1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_keras_cnn_is_the_textbook_network_but_for_the_order_of_sums(dtype, tolerance):
+    """Convolutions add in another order where channels are innermost: an ulp a layer, of sums that cancel in part."""
+    model, images = keras_cnn().to(dtype), torch.rand(8, 1, 28, 28, dtype=dtype)
+    found, expected = outputs_and_gradients(model, images), outputs_and_gradients(textbook(model), images)
+    for own, values in zip(found, expected):
+        torch.testing.assert_close(own, values, rtol=0, atol=tolerance * values.abs().max().item())
+
+
+def test_average_pooling_does_not_go_with_relu():
+    model, images = whole_numbers(torch.float64, 0.5)
+    model.pool1 = model.pool2 = model.pool3 = nn.AvgPool2d(2)
+    found, expected = outputs_and_gradients(model, images), outputs_and_gradients(textbook(model), images)
+    assert not any(torch.allclose(own, values) for own, values in list(zip(found, expected))[:-1])
+    assert torch.equal(found[-1], expected[-1]), "the last bias sees the loss alone"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,0 +1,110 @@
+"""Networks, batches and training steps that are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qat_ste import models
+from qat_ste.cohort import Cohort
+from qat_ste.estimators import Tanh
+from qat_ste.fake_quantize import quantize_weights
+from qat_ste.monitor import DivergenceMonitor
+from qat_ste.optimizers import KerasSGD
+from qat_ste.schedules import constant
+from qat_ste.training import Lockstep
+
+from .timing import Stopwatch
+
+LR = 1e-3
+OPTIMIZER = partial(KerasSGD, momentum=0.9)
+COUNTERPARTS = ("ste", "naive", "jitter", *(f"jitter_{percent}" for percent in (2, 3, 4, 5)))
+OWN = ("small_cnn", "keras_cnn", "flax_cnn")  # networks for grey images
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with its batches, and how often to measure: ``rounds`` of ``steps``."""
+
+    network: str
+    image_size: int
+    batch_size: int
+    steps: int
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.image_size} px, batch {self.batch_size}"
+
+    def build(self) -> nn.Module:
+        if self.network in OWN:
+            return getattr(models, self.network)()
+        return models.torchvision_model(self.network, num_classes=10)
+
+    def images(self, count: int) -> Tensor:
+        channels = 1 if self.network in OWN else 3
+        return torch.rand(count, channels, self.image_size, self.image_size)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        images = self.images(self.batch_size).to(memory_format=torch.channels_last)
+        return images, torch.randint(0, 10, (self.batch_size,))
+
+
+def textbook(model: nn.Sequential) -> nn.Sequential:
+    """The layers of ``keras_cnn`` as they are written down everywhere: channels outermost, ReLU before the pooling."""
+    layers: list[nn.Module] = []
+    for layer in list(model)[1:]:  # the first one says how images lie in memory
+        layers.insert(len(layers) - isinstance(layer, nn.ReLU), layer)
+    return nn.Sequential(*layers)
+
+
+class Plain:
+    """fp32 steps of networks without quantizers, one after the other."""
+
+    def __init__(self, networks: Sequence[nn.Module], batch: tuple[Tensor, Tensor], watch: Stopwatch) -> None:
+        self.batch, self.watch = batch, watch
+        self.trained = [(network, OPTIMIZER(network.parameters(), lr=LR)) for network in networks]
+
+    def step(self) -> None:
+        inputs, targets = self.batch
+        for network, optimizer in self.trained:
+            with self.watch("forward"):
+                loss = F.cross_entropy(network(inputs), targets)
+            optimizer.zero_grad()
+            with self.watch("backward"):
+                loss.backward()
+            with self.watch("optimizer"):
+                optimizer.step()
+
+
+class Members:
+    """Steps of a cohort: a reference with a tanh estimator and its counterparts, with metrics or without."""
+
+    def __init__(
+        self, model: nn.Module, members: int, batch: tuple[Tensor, Tensor], watch: Stopwatch, metrics: bool,
+        include: Sequence[str] = ("Conv2d",),
+    ) -> None:  # fmt: skip
+        self.batch, self.watch = batch, watch
+        quantized = quantize_weights(model, 2, Tanh(5.5), include, biases=True)
+        self.cohort = Cohort(quantized, OPTIMIZER, LR, COUNTERPARTS[: members - 1])
+        self.lockstep = Lockstep(self.cohort, F.cross_entropy, constant(), seed=0)
+        self.monitor = DivergenceMonitor(self.cohort, sequence_weights=1_000_000, seed=0) if metrics else None
+        self._numbers = count()
+
+    def step(self) -> None:
+        number = next(self._numbers)
+        self.lockstep.step(number, *self.batch)
+        if self.monitor is not None:
+            with self.watch("observe"):
+                self.monitor.observe(number + 1)
+
+    def row(self) -> dict[str, float | None]:
+        """What is logged of the metrics, by counterpart and name."""
+        assert self.monitor is not None
+        names = self.cohort.counterparts.items()
+        return {f"{name}/{key}": value for name, number in names for key, value in self.monitor.now(number).items()}
