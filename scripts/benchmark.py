@@ -30,7 +30,7 @@ from benchmarks.timing import Figure, Stopwatch
 
 SMALL, FLAX = Setting("small_cnn", 8, 64, 20, 21), Setting("flax_cnn", 28, 128, 3, 15)
 KERAS = Setting("keras_cnn", 28, 128, 4, 25)
-RESNETS = Setting("resnet18", 64, 32, 1, 11), Setting("resnet50", 64, 16, 1, 11)
+RESNETS = Setting("resnet18", 224, 16, 1, 7), Setting("resnet50", 64, 16, 1, 9)
 BARS = {
     "keras_cnn": {COMPARISON: 1.05, TEXTBOOK: 0.60, METRICS: 0.03, METRICS_NET: 0.03, LOGGING: 0.02},
     "resnet18": {METRICS: 0.03, METRICS_NET: 0.03},

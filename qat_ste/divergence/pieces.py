@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.quantizer import Quantizer, UniformQuantizer
 
-PIECE_WEIGHTS = 1 << 19  # a few buffers of this many float32 fit into a processor's cache
+PIECE_WEIGHTS = 1 << 18  # a few buffers of this many float32 or float64 fit into a processor's cache
 BLOCK_WEIGHTS = 1 << 17  # up to here calling an operation costs more than reading one more buffer in it
 
 

@@ -51,7 +51,9 @@ class Setting:
         return torch.rand(count, channels, self.image_size, self.image_size)
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        images = self.images(self.batch_size).to(memory_format=torch.channels_last)
+        images = self.images(self.batch_size)
+        if self.network not in OWN:  # which lay out their images themselves
+            images = images.to(memory_format=torch.channels_last)
         return images, torch.randint(0, 10, (self.batch_size,))
 
 
