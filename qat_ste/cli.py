@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.composition import composition_problems, config_dir, packaged_default
 from qat_ste.job import Job, outer_rank, quoted, tell, tell_fault
+from qat_ste.process import run_program
 from qat_ste.sweep import Sweep, folder_name, sweep_name
 from qat_ste.sweep_job import run_of_sweep
 
@@ -91,8 +92,13 @@ def _formula_quoted(argument: str) -> str:
     return argument
 
 
+def program() -> None:
+    """Entry point."""
+    run_program(main)
+
+
 def main() -> None:
-    """Entry point. Bad input: one line a problem and exit code 2; a sweep of which not all runs are done: 1."""
+    """All of ``qat-run``. Bad input: one line a problem, exit code 2; a sweep of which not all runs are done: 1."""
     global _launching_process
     _launching_process, Sweep.current = os.getpid(), None
     sys.argv = [_formula_quoted(argument) for argument in sys.argv]
@@ -123,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from qat_ste.config import ConfigError, RunConfig
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
+# Hydra copies it, with all that it holds, for each group it lists and each job it composes, yet never changes a copy.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

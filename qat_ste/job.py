@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.identity import finished
 from qat_ste.loggers.files import write_json
+from qat_ste.process import without_garbage_collection
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class Job:
         rank = outer_rank()
         if rank is None and self.finished():
             return self._say_finished(self.folder)
-        from qat_ste.launch import join, launch
-        from qat_ste.preparation import Preparation
-        from qat_ste.ranks import Ranks
-        from qat_ste.runner import run
+        with without_garbage_collection():
+            from qat_ste.launch import join, launch
+            from qat_ste.preparation import Preparation
+            from qat_ste.ranks import Ranks
+            from qat_ste.runner import run
 
-        parts, folder = Preparation(self.cfg, self.default).parts(), self.folder
+            parts, folder = Preparation(self.cfg, self.default).parts(), self.folder
         if rank is not None:
             join(parts.device)
             folder = Ranks().broadcast(folder)  # each evaluated the time for itself
@@ -68,9 +70,10 @@ class Job:
 
     def describe(self) -> str:
         """The command that makes this run, and what it costs, found out without training."""
-        from qat_ste.preparation import Preparation
+        with without_garbage_collection():
+            from qat_ste.preparation import Preparation
 
-        parts = Preparation(self.cfg, self.default).parts()
+            parts = Preparation(self.cfg, self.default).parts()
         overrides = [o for o in shlex.split(self.origin["command"]) if not o.startswith("dry_run=")]
         if self.cfg.logger.get("group"):
             overrides.append(quoted("logger.group", self.cfg.logger.group))

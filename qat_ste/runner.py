@@ -30,6 +30,7 @@ from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.optimizers import Equivalence
 from qat_ste.preparation import Parts, levels_of, update_of
+from qat_ste.process import without_garbage_collection
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
@@ -103,12 +104,14 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, origin: dict[str, Any]) -> 
         _say_what_is_special(terminal, cfg, parts, ranks, checkpoints)
         try:
             if cfg.logger.get("_target_"):
-                loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
+                with without_garbage_collection():
+                    loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
             comparison, skipped = _compare(cfg, parts, loggers, stop, checkpoints)
             results = origin | _results(config, comparison, files.wall_seconds, parts.device, skipped)
             for logger in loggers:
                 logger.log_results(results)
-            _report(folder, comparison)
+            with without_garbage_collection():
+                _report(folder, comparison)
             files.set_status("done")
             exit_code = 0
         except Stopped as stopped:

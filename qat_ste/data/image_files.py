@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 
@@ -53,6 +52,8 @@ class ImageFiles:
         Raises:
             BrokenImageError: the file is missing or is no image of 8 bits a channel.
         """
+        from torchvision.io import ImageReadMode, decode_image  # half a second, of which a run without files has no use
+
         path = self.path(index)
         try:
             image = decode_image(path, ImageReadMode.RGB)

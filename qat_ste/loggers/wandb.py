@@ -112,8 +112,8 @@ def _run_id(folder: Path) -> str:
 
     W&B's own agent says which run of its sweep this is.
     """
-    found = sorted(path.name for path in (folder / "wandb").glob("*run-*-*"))
-    return found[-1].rpartition("-")[2] if found else os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    found = [path.stem.removeprefix("run-") for path in (folder / "wandb").glob("*run-*-*/run-*.wandb")]
+    return found[0] if found else os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
 
 def _unreachable() -> str | None:

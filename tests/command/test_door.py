@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from qat_ste import cli
 from qat_ste.composition import config_dir
@@ -23,11 +25,13 @@ SPY = """
 import sys
 from qat_ste import cli
 sys.argv = ["qat-run", *sys.argv[1:]]
+code = 0
 try:
     cli.main()
 except SystemExit as done:
-    assert not done.code, done.code
-print("HEAVY", sorted({"torch", "wandb", "matplotlib", "sklearn", "numpy"} & set(sys.modules)))
+    code = done.code
+heavy = {"torch", "torchvision", "wandb", "matplotlib", "sklearn", "scipy", "numpy"}
+print("EXIT", code or 0, "HEAVY", sorted(heavy & set(sys.modules)))
 """
 
 
@@ -41,8 +45,23 @@ def test_help_and_configuration_import_nothing_heavy_and_are_quick(flag):
     """In processor time, of which a busy machine takes no more; torch alone takes longer to import."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = call(flag)
-    assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("EXIT 0 HEAVY []"), done.stdout + done.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+
+
+def test_what_only_some_runs_need_is_not_imported_to_tell_of_bad_input(tmp_path):
+    done = call("train.steps=-1", f"hydra.run.dir={tmp_path}")
+    assert done.stderr.startswith("qat-run: train.steps=-1: must be ")
+    assert done.stdout == "EXIT 2 HEAVY ['numpy', 'torch']\n"
+
+
+def test_hydra_copies_what_it_takes_out_of_its_store_and_not_the_store():
+    store = ConfigStore.instance()
+    assert copy.deepcopy(store) is store
+    one, two = (store.load("schema.yaml").node for _ in range(2))
+    one.dry_run = True
+    assert not two.dry_run
+    assert not store.load("schema.yaml").node.dry_run
 
 
 def test_help_shows_three_examples_that_compose():
@@ -59,7 +78,7 @@ def test_help_shows_three_examples_that_compose():
 def test_tab_completion():
     done = call("-sc", "query=bash", COMP_LINE="qat-run estimator=ta", COMP_POINT="20")
     assert done.stdout.split()[0] == "estimator=tanh"
-    assert done.stdout.rstrip().endswith("HEAVY []")
+    assert done.stdout.rstrip().endswith("EXIT 0 HEAVY []")
     assert call("-sc", "install=bash").stdout.strip()
 
 

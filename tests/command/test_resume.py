@@ -188,8 +188,9 @@ def test_only_the_last_checkpoints_stay(qat_run):
 def test_a_continued_run_is_one_run_for_wandb(qat_run, monkeypatch):
     cut_off(qat_run, monkeypatch, 23, "logger=wandb")
     qat_run(*RUN, "logger=wandb")
-    names = {path.name.rpartition("-")[2] for path in Path("run/wandb").glob("offline-run-*")}
-    assert len(names) == 1
+    files = [path.name for path in Path("run/wandb").glob("offline-run-*/run-*.wandb")]
+    assert len(files) == 2
+    assert len(set(files)) == 1
 
 
 @pytest.fixture(scope="module")

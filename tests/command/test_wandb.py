@@ -110,7 +110,16 @@ def test_close_does_not_wait_for_ever(tmp_path, monkeypatch, caplog):
 def test_the_agents_run_id_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
     WandbLogger(tmp_path, "name", {}, mode="offline").close(0)
-    assert [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")] == ["fromagent"]
+    assert [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")] == ["run-fromagent.wandb"]
+
+
+def test_a_run_that_is_continued_has_the_id_of_its_file(tmp_path):
+    """The folder's name does not end with it where an id has dashes, or where W&B was started twice in a second."""
+    for name in ("offline-run-20261122_061916-my-run", "offline-run-20261122_061916-my-run-1"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+        (tmp_path / "wandb" / name / "run-my-run.wandb").touch()
+    (tmp_path / "wandb" / "latest-run").symlink_to(name)
+    assert wandb_logger._run_id(tmp_path) == "my-run"
 
 
 def test_every_run_of_the_agents_sweep_composes():

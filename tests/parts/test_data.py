@@ -30,6 +30,17 @@ def test_digits_are_the_1797_real_ones():
     assert torch.equal(data.train.images, digits().train.images)
 
 
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    data = digits()
+    images, labels = (torch.cat(both) for both in zip(*(vars(data.train).values(), vars(data.test).values())))
+    pixels, targets = load_digits(return_X_y=True)
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(images.flatten(1) * 16, torch.from_numpy(pixels).float()[order])
+    assert torch.equal(labels, torch.from_numpy(targets)[order])
+
+
 def test_file_order_wraps_around():
     batches = InMemoryBatches(numbered(10), 4, shuffle=False, seed=0)
     assert [batch(batches, step)[1].tolist() for step in (0, 1, 2, 5)] == [

@@ -1,0 +1,56 @@
+"""What a program spares itself of the care that Python takes of half a million imported objects."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """For imports, of which everything stays: to look through them for garbage, again and again, takes a second.
+
+    What is there at the end of the first time is not looked through later either.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # never again: of a sweep an earlier job's models may be garbage by then
+            gc.freeze()
+            atexit.register(gc.unfreeze)  # lest libraries complain that their objects are still there at the end
+        if enabled:
+            gc.enable()
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Calls ``main`` and ends the process, without taking apart what was imported: that would take another second.
+
+    Threads are waited for and exit handlers are called all the same. Should be the first thing that a process does.
+
+    Raises:
+        SystemExit: as ``main`` does; the process ends with its code.
+    """
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # the first to be registered is the last to be called
+    try:
+        main()
+        codes.append(0)
+    except SystemExit as stopped:
+        if stopped.code is None or isinstance(stopped.code, int):
+            codes.append(stopped.code or 0)
+        raise
+
+
+def _leave(codes: list[int]) -> None:
+    """Leaves an end of another kind to Python: an exception, or output that nobody reads any more."""
+    if codes:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
