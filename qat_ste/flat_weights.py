@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qat_ste.divergence import Part, Piece, blocks_of, pieces_of
+from qat_ste.divergence import Part, blocks_of, pieces_of
+from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantized_tensors
 
 
@@ -52,7 +53,10 @@ class FlatWeights:
         )
         for parameter, latent in zip(self.parameters, self._latent_of, strict=True):
             parameter.data = latent.copy_(parameter.detach())
-        self._blocks = blocks_of(pieces_of(parts, 0, used), self.buffer)
+        self._blocks = [
+            (block.quantizer, block.where, self.buffer[block.where], self._quantized[block.where])
+            for block in blocks_of(pieces_of(parts, 0, used), self.buffer)
+        ]
         self._index: Tensor | None = None
         self._versions: list[int] = []
 
@@ -83,28 +87,30 @@ class FlatWeights:
     def estimate(self) -> None:
         """Makes gradients of latent weights, by the estimator, of those at quantized weights, in place."""
         estimator = self._fake_quantizes[0].estimator
-        for block in self._blocks:
-            gradients = [self._gradient_at(piece) for piece in block.pieces]
-            gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
-            gradient = estimator.backward(gradient, self.buffer[block.where], block.quantizer)
-            torch._foreach_copy_(gradients, gradient.split([len(values) for values in gradients]))
-
-    def _gradient_at(self, piece: Piece) -> Tensor:
-        """Of the loss at the quantized weights of the piece; zeros where the loss does not depend on them."""
-        gradient, start = self.parameters[piece.part].grad, self.parts[piece.part].start
-        if gradient is None:
-            return torch.zeros_like(self.buffer[piece.where])
-        return gradient.view(-1)[piece.where.start - start : piece.where.stop - start]
+        both = zip(self.parameters, self._quantized_of, strict=True)
+        some = [(parameter.grad, values) for parameter, values in both if parameter.grad is not None]
+        # The quantized values have had their use: their buffer is room for g, or for gradients side by side.
+        gradients, values = [gradient for gradient, _ in some], [values for _, values in some]
+        if type(estimator).backward is Estimator.backward:
+            for quantizer, _, latent, g in self._blocks:
+                g.copy_(estimator.derivative(latent, quantizer))
+            torch._foreach_mul_(gradients, values)
+        else:
+            torch._foreach_copy_(values, gradients)
+            for quantizer, _, latent, gradient in self._blocks:
+                gradient.copy_(estimator.backward(gradient, latent, quantizer))
+            torch._foreach_copy_(gradients, values)
 
     @torch.no_grad()
     def _quantize(self) -> None:
         known = self._index if self._versions == [parameter._version for parameter in self.parameters] else None
-        for block in self._blocks:
-            where, quantizer = block.where, block.quantizer
-            self._quantized[where] = quantizer(self.buffer[where]) if known is None else quantizer.level(known[where])
+        for quantizer, where, latent, quantized in self._blocks:
+            quantized.copy_(quantizer(latent) if known is None else quantizer.level(known[where]))
 
     def _hold(self, values: Sequence[Tensor], quantized: bool) -> None:
         for parameter, own in zip(self.parameters, values, strict=True):
             parameter.data = own
         for fake_quantize in self._fake_quantizes:
-            fake_quantize.holds_quantized = quantized
+            vars(fake_quantize)["holds_quantized"] = (
+                quantized  # spares the search that a module's attributes are set with
+            )

@@ -140,6 +140,7 @@ class UniformQuantizer(Quantizer):
         super().__init__(max, saturation)
         self.bits, self.num_levels = bits, 2**bits
         # Δ as the dtypes of latent weights have it; of a float ahead of time, since a compiler cannot trace `item`.
+        self._ends: dict[tuple[str, torch.dtype, torch.device], tuple[Any, Any]] = {}
         self._steps: dict[torch.dtype | tuple[torch.dtype, torch.device], Any] = {}
         if not isinstance(max, Tensor):
             step = 2 * float(max) / (self.num_levels - 1)
@@ -214,16 +215,18 @@ class UniformQuantizer(Quantizer):
         return position - position.round()
 
     def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
-        step = self.step_in(w.dtype, w.device)
-        if saturation == "bin":
-            end = self.num_levels / 2 * step
-            return -end, end
-        end = (self.num_levels - 1) / 2 * step  # rounding must leave neither max nor the outermost level outside
-        if isinstance(end, Tensor):
-            end = torch.maximum(end, torch.as_tensor(self.max).to(end))
-        else:
-            end = max(end, float(self.max))
-        return -end, end
+        key = saturation, w.dtype, w.device
+        if key not in self._ends:
+            step = self.step_in(w.dtype, w.device)
+            end = (self.num_levels if saturation == "bin" else self.num_levels - 1) / 2 * step
+            if saturation == "range":  # rounding must leave neither max nor the outermost level outside
+                end = (
+                    torch.maximum(end, torch.as_tensor(self.max).to(end))
+                    if isinstance(end, Tensor)
+                    else max(end, float(self.max))
+                )
+            self._ends[key] = -end, end
+        return self._ends[key]
 
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
         n, index, step = self.num_levels, self.index(w), self.step_in(w.dtype, w.device)

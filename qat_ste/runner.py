@@ -30,7 +30,7 @@ from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.optimizers import Equivalence
 from qat_ste.preparation import Parts, levels_of, update_of
-from qat_ste.process import without_garbage_collection
+from qat_ste.process import keep_freed_memory, without_garbage_collection
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import by_name
 from qat_ste.training import Row, Stopped
@@ -148,6 +148,7 @@ def _take_part(cfg: DictConfig, parts: Parts, checkpoints: Checkpoints, stop: St
 
 
 def _set_up_torch(cfg: DictConfig, ranks: Ranks) -> None:
+    keep_freed_memory()
     # TF32 rounds to 10 bits, which would drown what is measured.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.runtime.tf32
     given = os.environ.get("SLURM_CPUS_PER_TASK")

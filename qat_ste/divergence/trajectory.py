@@ -28,12 +28,18 @@ class Trajectory:
         self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None, scratch: Tensor | None = None
     ) -> None:
         self.weights, self.pieces = weights, pieces
-        self._blocks = blocks_of(pieces, weights)
         self.level = torch.zeros_like(weights)
         self.count = torch.zeros_like(weights, dtype=torch.int32)
         self.path = torch.zeros(len(pieces), dtype=torch.float64, device=weights.device)
         self.previous = weights.clone()
         self._scratch = torch.zeros_like(weights) if scratch is None else scratch
+        buffers = (self.weights, self.previous, self.level, self._scratch)
+        blocks = blocks_of(pieces, weights)
+        self._blocks = [(block.quantizer, [values[block.where] for values in buffers]) for block in blocks]
+        # A range that is one number divides the sum, another one what is summed.
+        ranges = [(piece, piece.quantizer.max) for piece in pieces]
+        self._ways = [(self.previous[piece.where], m if isinstance(m, Tensor) else None) for piece, m in ranges]
+        self._ranges = self.path.new_tensor([1.0 if isinstance(m, Tensor) else m for _, m in ranges])
         self._find_levels()
         self.hash = self.level.long()
         self._is_sampled: Tensor | None = None
@@ -44,19 +50,15 @@ class Trajectory:
 
     def observe(self, step: int) -> Tensor:
         """Takes in the weights after optimizer step ``step`` (1, 2, …); returns the positions that changed level."""
-        moved = []
-        for block in self._blocks:
-            weights, previous, level = (values[block.where] for values in (self.weights, self.previous, self.level))
-            index = block.quantizer.index(weights)
-            torch.sub(index, level, out=self._scratch[block.where])
+        for quantizer, (weights, previous, level, scratch) in self._blocks:
+            index = quantizer.index(weights)
+            torch.sub(index, level, out=scratch)
             level.copy_(index)
-            previous.sub_(weights).abs_()
-            for piece in block.pieces:
-                way, max_ = self.previous[piece.where], piece.quantizer.max
-                moved.append((way / max_).sum() if isinstance(max_, Tensor) else way.sum() / max_)
-            previous.copy_(weights)
-        if moved:
-            self.path += torch.stack(moved)
+            previous.sub_(weights).abs_()  # until the sums are taken, the way that each weight went
+        ways = [way.sum() if max_ is None else (way / max_).sum() for way, max_ in self._ways]
+        if ways:
+            self.path += torch.stack(ways) / self._ranges
+        self.previous.copy_(self.weights)
         changed = self._scratch.nonzero().squeeze(1)
         if len(changed):
             new = self.level[changed]
@@ -86,8 +88,8 @@ class Trajectory:
         self._find_levels()
 
     def _find_levels(self) -> None:
-        for block in self._blocks:
-            self.level[block.where] = block.quantizer.index(self.weights[block.where])
+        for quantizer, (weights, _, level, _) in self._blocks:
+            level.copy_(quantizer.index(weights))
 
 
 def _mix(hash_: Tensor, level: Tensor) -> Tensor:
