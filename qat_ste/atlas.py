@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch
 from qat_ste.decay import L2Penalty
-from qat_ste.divergence import Pair, Trajectory, pieces_of
+from qat_ste.divergence import Pair, Trajectories, pieces_of
 from qat_ste.divergence.alignment import WeightAlignmentError
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
@@ -107,15 +107,15 @@ class _Run:
     def __init__(self, cohort: Cohort, recipe: Recipe) -> None:
         self.member, self.fault = cohort.member(recipe), ""
         pieces = pieces_of(cohort.parts, 0, cohort.quantized_weights)
-        self.trajectory = Trajectory(self.member.weights.buffer, pieces)
+        self.trajectories = Trajectories(self.member.weights.buffer[None], pieces)
+        self.trajectory = self.trajectories[0]
 
     def step(self, step: int, inputs: Tensor, targets: Tensor, loss: Loss, factor: float) -> None:
         if self.fault:
             return
         try:
             value = self.member.step(inputs, targets, loss, factor).item()
-            self.trajectory.observe(step + 1)
-            self.member.weights.remember(self.trajectory.level)
+            list(self.trajectories.observe(step + 1))
             if not (math.isfinite(value) and self.trajectory.path.isfinite().all()):
                 self.fault = f"the loss is {value} at step {step + 1}; a smaller learning rate may help"
         except Exception as error:

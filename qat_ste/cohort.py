@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from qat_ste.divergence import Part, WeightMap, pieces_of
+from qat_ste.divergence import Block, Part, WeightMap, blocks_of, pieces_of
 from qat_ste.equivalence import SteEquivalent
 from qat_ste.execution import MODES, Execution, fastest
 from qat_ste.fake_quantize import FakeQuantize, quantized_tensors
@@ -92,13 +92,15 @@ class Cohort:
         """Members that this rank trains, by number; made when first asked for."""
         if self.execution.sync_batchnorm:
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
-        return {number: self.member(recipe) for number, recipe in enumerate(self.recipes) if self.layout.trains(number)}
+        rows = iter(zip(*self._buffers, strict=True))
+        trained = (number for number in range(len(self.recipes)) if self.layout.trains(number))
+        return {number: self.member(self.recipes[number], *next(rows)) for number in trained}
 
     @cached_property
-    def slices(self) -> list[Tensor]:
-        """This rank's share of every member's weights, ``first`` to ``last``."""
+    def slices(self) -> Tensor:
+        """This rank's share of every member's weights, ``first`` to ``last``; a row a member."""
         self.update_slices()
-        return [values[: self.last - self.first] for values in self._slices]
+        return self._slices[:, : self.last - self.first]
 
     @property
     def counterparts(self) -> dict[str, int]:
@@ -121,6 +123,13 @@ class Cohort:
             for number, out in enumerate(self._slices):
                 member = self.local.get(number)
                 self.layout.scatter(number, member.weights.buffer if member else None, out)
+
+    def quantize(self, level: Tensor) -> None:
+        """Spares all members' next step the search for the levels of their weights; a row of numbers a member."""
+        for block in self._blocks:
+            self._buffers[1][:, block.where] = block.quantizer.level(level[:, block.where])
+        for member in self.local.values():
+            member.weights.remember()
 
     def weight_map(self, number: int) -> WeightMap | None:
         """R: M of the stage that the member was last re-mapped for, None (identity) where it never was."""
@@ -148,13 +157,15 @@ class Cohort:
         self.update_slices()
         return True
 
-    def member(self, recipe: Recipe) -> Member:
-        """A new member made from one of ``recipes``."""
+    def member(self, recipe: Recipe, latent: Tensor | None = None, quantized: Tensor | None = None) -> Member:
+        """A new member made from one of ``recipes``, its weights in these buffers or in its own."""
         model = copy.deepcopy(self._model)
         for module in model.modules():
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator.stages[0]
-        weights = FlatWeights(model, self.parts, self._share * self.layout.ranks.size)
+        if latent is None or quantized is None:
+            latent, quantized = self._new_buffers(1)[:, 0]
+        weights = FlatWeights(model, self.parts, latent, quantized)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
@@ -163,19 +174,32 @@ class Cohort:
             model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self.update, self.pair
         )
 
+    def _new_buffers(self, members: int) -> Tensor:
+        """For latent and for quantized weights, a row a member."""
+        like = next(quantized_tensors(self._model))[1]
+        return torch.zeros(2, members, self._share * self.layout.ranks.size, dtype=like.dtype, device=like.device)
+
     def _trial(self, mode: str, loss: Loss, inputs: Tensor, targets: Tensor) -> tuple[str, Callable[[], float]]:
         member = self.member(self.recipes[0])
         member.execute(mode)
         return mode, lambda: member.step(inputs, targets, loss, 1.0).item()  # waits for the GPU
 
     @cached_property
-    def _slices(self) -> list[Tensor]:
+    def _buffers(self) -> Tensor:
+        return self._new_buffers(sum(self.layout.trains(number) for number in range(len(self.recipes))))
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        return blocks_of(pieces_of(self.parts, 0, self.quantized_weights), self._buffers[0][0])
+
+    @cached_property
+    def _slices(self) -> Tensor:
         """Of equal size on all ranks; where each rank trains all members, views of their weights."""
+        assert self.local, "their weights have to be there"
         share, first = self._share, self._share * self.layout.ranks.rank
         if self.layout.groups == 1:
-            return [self.local[number].weights.buffer[first : first + share] for number in range(len(self.recipes))]
-        like = next(iter(self.local.values())).weights.buffer
-        return [torch.zeros_like(like[:share]) for _ in self.recipes]
+            return self._buffers[0][:, first : first + share]
+        return self._buffers.new_zeros(len(self.recipes), share)
 
 
 def _common_quantizer(parts: Sequence[Part]) -> Quantizer:

@@ -36,38 +36,35 @@ class FlatWeights:
     Optimizers work in place, so the buffer is always current and metrics read it without a copy.
 
     Args:
-        size: length of the buffer; what the weights leave of it is zero.
+        buffer: where the latent weights go; what they leave of it stays as it is.
+        quantized: as long, for the quantized weights; somebody may have put them there before a step, see ``remember``.
     """
 
-    def __init__(self, model: nn.Module, parts: Sequence[Part], size: int) -> None:
+    def __init__(self, model: nn.Module, parts: Sequence[Part], buffer: Tensor, quantized: Tensor) -> None:
         found = list(quantized_tensors(model))
         by_name = {name: parameter for name, parameter, _ in found}
         self.parameters = [by_name[part.name] for part in parts]
-        self.parts = parts
+        self.parts, self.buffer, self._quantized = parts, buffer, quantized
         self._fake_quantizes = [fake_quantize for _, _, fake_quantize in found]
-        first, used = self.parameters[0], parts[-1].stop
-        self.buffer = torch.zeros(size, dtype=first.dtype, device=first.device)
-        self._quantized = torch.zeros_like(self.buffer[:used])
         self._latent_of, self._quantized_of = (
             list(self.views(values).values()) for values in (self.buffer, self._quantized)
         )
         for parameter, latent in zip(self.parameters, self._latent_of, strict=True):
             parameter.data = latent.copy_(parameter.detach())
         self._blocks = [
-            (block.quantizer, block.where, self.buffer[block.where], self._quantized[block.where])
-            for block in blocks_of(pieces_of(parts, 0, used), self.buffer)
+            (block.quantizer, buffer[block.where], quantized[block.where])
+            for block in blocks_of(pieces_of(parts, 0, parts[-1].stop), buffer)
         ]
-        self._index: Tensor | None = None
-        self._versions: list[int] = []
+        self._known: list[int] = []
 
     def views(self, values: Tensor) -> dict[int, Tensor]:
         """Of a flat tensor like the buffer, what belongs to each parameter, by the parameter's id."""
         both = zip(self.parameters, self.parts, strict=True)
         return {id(parameter): values[part.start : part.stop].view(parameter.shape) for parameter, part in both}
 
-    def remember(self, index: Tensor) -> None:
-        """Spares the next step the search for the levels of all weights, whose numbers these are as they lie now."""
-        self._index, self._versions = index, [parameter._version for parameter in self.parameters]
+    def remember(self) -> None:
+        """The quantized buffer is up to date: spares the next step to find that out, unless a weight changes."""
+        self._known = self._versions()
 
     @contextmanager
     def quantized(self) -> Iterator[None]:
@@ -76,7 +73,8 @@ class FlatWeights:
         Forward and backward passes are then those of the plain network, and what a quantizer and its estimator add
         is a few operations on flat buffers.
         """
-        self._quantize()
+        if self._known != self._versions():
+            self._quantize()
         self._hold(self._quantized_of, True)
         try:
             yield
@@ -90,22 +88,25 @@ class FlatWeights:
         both = zip(self.parameters, self._quantized_of, strict=True)
         some = [(parameter.grad, values) for parameter, values in both if parameter.grad is not None]
         # The quantized values have had their use: their buffer is room for g, or for gradients side by side.
+        self._known = []
         gradients, values = [gradient for gradient, _ in some], [values for _, values in some]
         if type(estimator).backward is Estimator.backward:
-            for quantizer, _, latent, g in self._blocks:
+            for quantizer, latent, g in self._blocks:
                 g.copy_(estimator.derivative(latent, quantizer))
             torch._foreach_mul_(gradients, values)
         else:
             torch._foreach_copy_(values, gradients)
-            for quantizer, _, latent, gradient in self._blocks:
+            for quantizer, latent, gradient in self._blocks:
                 gradient.copy_(estimator.backward(gradient, latent, quantizer))
             torch._foreach_copy_(gradients, values)
 
     @torch.no_grad()
     def _quantize(self) -> None:
-        known = self._index if self._versions == [parameter._version for parameter in self.parameters] else None
-        for quantizer, where, latent, quantized in self._blocks:
-            quantized.copy_(quantizer(latent) if known is None else quantizer.level(known[where]))
+        for quantizer, latent, quantized in self._blocks:
+            quantized.copy_(quantizer(latent))
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self.parameters]
 
     def _hold(self, values: Sequence[Tensor], quantized: bool) -> None:
         for parameter, own in zip(self.parameters, values, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from qat_ste.cohort import Cohort
-from qat_ste.divergence import Divergence, Pair, Trajectory, Values, pieces_of, sample_positions
+from qat_ste.divergence import Divergence, Pair, Trajectories, Values, pieces_of, sample_positions
 from qat_ste.error_bound import ErrorBound
 
 
@@ -21,8 +21,7 @@ class DivergenceMonitor:
         if sampled is not None:
             sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
         pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
-        scratch = torch.zeros_like(cohort.slices[0])
-        self.trajectories = [Trajectory(weights, pieces, sampled, scratch) for weights in cohort.slices]
+        self.trajectories = Trajectories(cohort.slices, pieces, sampled)
         reference = self.trajectories[0]
         self.divergences = {
             number: Divergence(
@@ -47,18 +46,16 @@ class DivergenceMonitor:
         cohort = self.cohort
         for bound in self._bounds.values():
             bound.observe()
-        for number, trajectory in enumerate(self.trajectories):
-            changed = trajectory.observe(step)
-            if cohort.layout.ranks.size == 1:
-                cohort.local[number].weights.remember(trajectory.level)
+        for number, changed in self.trajectories.observe(step):
             for counterpart, divergence in self.divergences.items():
                 if len(changed) and number in (0, counterpart):
-                    divergence.changed(trajectory, changed, step)
+                    divergence.changed(self.trajectories[number], changed, step)
+        if cohort.layout.ranks.size == 1:
+            cohort.quantize(self.trajectories.level)
 
     def remapped(self) -> None:
         """Weights were put elsewhere, each on its level: no step, and no part of their path."""
-        for trajectory in self.trajectories:
-            trajectory.previous.copy_(trajectory.weights)
+        self.trajectories.previous.copy_(self.trajectories.weights)
 
     def initial(self) -> list[Values]:
         """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""

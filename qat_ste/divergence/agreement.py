@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
-from qat_ste.divergence.pieces import Piece
+from qat_ste.divergence.pieces import Block
 
 
 class QuantizedWeightAgreement(Metric):
@@ -16,6 +16,6 @@ class QuantizedWeightAgreement(Metric):
     over_time = True
     also_over_moved = True
 
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        same = self.pair.reference.level[piece.where] == self.pair.counterpart.level[piece.where]
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
+        same = self.pair.reference.level[block.where] == self.pair.counterpart.level[block.where]
         return same, torch.ones_like(same)

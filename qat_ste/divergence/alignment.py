@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
-from qat_ste.divergence.pieces import Piece
+from qat_ste.divergence.pieces import Block
 
 
 class WeightAlignmentError(Metric):
@@ -14,12 +15,17 @@ class WeightAlignmentError(Metric):
     name = "weight_alignment_error"
     over_time = True
 
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        return self._terms(self.pair.mapped_reference(piece), number, piece)
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
+        return (self._distance(self.pair.mapped_reference(block), block),)
 
-    def _terms(self, reference: Tensor, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        counterpart = self.pair.counterpart
-        return (reference - counterpart.weights[piece.where]).abs_() / piece.quantizer.max, counterpart.path[number]
+    def sums(self, of_moved: bool = False) -> Tensor:
+        found, pieces = super().sums(of_moved), self.pair.pieces
+        part = torch.tensor([piece.part for piece in pieces], dtype=torch.long)
+        found[:, 1].index_add_(0, part, self.pair.counterpart.path.cpu())
+        return found
+
+    def _distance(self, reference: Tensor, block: Block) -> Tensor:
+        return (reference - self.pair.counterpart.weights[block.where]).abs_() / block.quantizer.max
 
 
 class UnmappedWeightAlignmentError(WeightAlignmentError):
@@ -27,5 +33,5 @@ class UnmappedWeightAlignmentError(WeightAlignmentError):
 
     name = "weight_alignment_error_unmapped"
 
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        return self._terms(self.pair.reference.weights[piece.where], number, piece)
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
+        return (self._distance(self.pair.reference.weights[block.where], block),)

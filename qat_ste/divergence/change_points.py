@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric, Pair
-from qat_ste.divergence.pieces import Piece
+from qat_ste.divergence.pieces import Block
 from qat_ste.divergence.trajectory import Trajectory
 
 
@@ -24,8 +24,8 @@ class ChangePointSequenceAgreement(Metric):
     name = "change_point_sequence_agreement"
     also_over_moved = True
 
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        same = same_sequence(self.pair, piece.where)
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
+        same = same_sequence(self.pair, block.where)
         return same, torch.ones_like(same)
 
 
@@ -47,9 +47,9 @@ class AverageChangePointError(Metric):
         apart = own.count[positions] > other.count[positions]  # else this change brought the two nearer
         self._sum[positions] += torch.where(apart, -step, step)
 
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        same = same_sequence(self.pair, piece.where)
-        return self._sum[piece.where] * same, self.pair.reference.count[piece.where] * same
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
+        same = same_sequence(self.pair, block.where)
+        return self._sum[block.where] * same, self.pair.reference.count[block.where] * same
 
     def state_dict(self) -> dict[str, Any]:
         return {"sum": self._sum}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
-from qat_ste.divergence.pieces import Piece
+from qat_ste.divergence.pieces import Block
 from qat_ste.divergence.sequences import Sequences
 
 
@@ -36,7 +36,7 @@ class _Compressed(Metric):
     def _changes(self) -> np.ndarray:
         return self.pair.reference.sequences.compressed().length - 1
 
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
         raise NotImplementedError("sums are over the kept weights of all pieces at once")
 
     def sums(self, of_moved: bool = False) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.pieces import Piece
+from qat_ste.divergence.pieces import Block, Piece
 from qat_ste.divergence.trajectory import Trajectory
 from qat_ste.quantizer import Quantizer
 
@@ -30,17 +30,21 @@ class Pair:
     weight_map: WeightMap | None = None
 
     @property
-    def pieces(self) -> list[Piece]:
-        return list(self.reference.pieces)
+    def pieces(self) -> Sequence[Piece]:
+        return self.reference.pieces
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        return self.reference.blocks
 
     def moved(self, where: slice) -> Tensor:
         """Whether each weight ever changed its level in either run."""
         return self.reference.moved(where) | self.counterpart.moved(where)
 
-    def mapped_reference(self, piece: Piece) -> Tensor:
+    def mapped_reference(self, block: Block) -> Tensor:
         """R(w_ref)."""
-        weights = self.reference.weights[piece.where]
-        return weights if self.weight_map is None else self.weight_map(weights, piece.quantizer)
+        weights = self.reference.weights[block.where]
+        return weights if self.weight_map is None else self.weight_map(weights, block.quantizer)
 
 
 class Metric(ABC):
@@ -65,19 +69,18 @@ class Metric(ABC):
         """Called when weights of ``own``, one of the pair, changed level at ``step``; its counts are up to date."""
 
     @abstractmethod
-    def terms(self, number: int, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Numerators and denominators of the weights of piece ``number``."""
+    def terms(self, block: Block) -> tuple[Tensor, ...]:
+        """Numerators and denominators of the weights of a block; or numerators, where ``sums`` adds the others."""
 
     def sums(self, of_moved: bool = False) -> Tensor:
         """Σ numerators and Σ denominators by part, of all weights or of those that moved; float64, (parts, 2)."""
-        found = torch.zeros(self.pair.parts, 2, dtype=torch.float64)
-        for number, piece in enumerate(self.pair.pieces):
-            terms = self.terms(number, piece)
-            if of_moved:
-                moved = self.pair.moved(piece.where)
-                terms = terms[0] * moved, terms[1] * moved
-            found[piece.part] += torch.tensor([total(values) for values in terms], dtype=torch.float64)
-        return found
+        found = [[0.0, 0.0] for _ in range(self.pair.parts)]
+        for block in self.pair.blocks:
+            for column, values in enumerate(self.terms(block)):
+                values = values * self.pair.moved(block.where) if of_moved else values
+                for piece, own in zip(block.pieces, values.split(block.sizes), strict=True):
+                    found[piece.part][column] += total(own)
+        return torch.tensor(found, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered along the run."""

@@ -54,6 +54,10 @@ class Block:
     where: slice
     quantizer: Quantizer
 
+    @property
+    def sizes(self) -> list[int]:
+        return [piece.where.stop - piece.where.start for piece in self.pieces]
+
 
 def blocks_of(pieces: Sequence[Piece], weights: Tensor) -> list[Block]:
     """The pieces of the buffer ``weights``, small ones joined where their levels are equally spaced."""

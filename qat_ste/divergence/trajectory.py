@@ -1,75 +1,34 @@
-"""What is kept of one member's weights while it trains: constant memory a weight, plus its change events."""
+"""What is kept of the members' weights while they train: constant memory a weight, plus change events."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.pieces import Piece, blocks_of
+from qat_ste.divergence.pieces import Block, Piece, blocks_of
 from qat_ste.divergence.sequences import ChangeSequences
 
 
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """Levels, change counts, sequence hashes and path lengths of quantized weights of one member.
-
-    Args:
-        weights: flat buffer of latent weights that changes as training goes.
-        pieces: of that buffer.
-        sampled: positions whose change events are kept; None for all.
-        scratch: like ``weights``, may be the same for several trajectories.
 
     ``path`` is Σ|Δw|/max over all steps by piece, float64; ``previous`` the weights before the next ``observe``.
     """
 
-    def __init__(
-        self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None, scratch: Tensor | None = None
-    ) -> None:
-        self.weights, self.pieces = weights, pieces
-        self.level = torch.zeros_like(weights)
-        self.count = torch.zeros_like(weights, dtype=torch.int32)
-        self.path = torch.zeros(len(pieces), dtype=torch.float64, device=weights.device)
-        self.previous = weights.clone()
-        self._scratch = torch.zeros_like(weights) if scratch is None else scratch
-        buffers = (self.weights, self.previous, self.level, self._scratch)
-        blocks = blocks_of(pieces, weights)
-        self._blocks = [(block.quantizer, [values[block.where] for values in buffers]) for block in blocks]
-        # A range that is one number divides the sum, another one what is summed.
-        ranges = [(piece, piece.quantizer.max) for piece in pieces]
-        self._ways = [(self.previous[piece.where], m if isinstance(m, Tensor) else None) for piece, m in ranges]
-        self._ranges = self.path.new_tensor([1.0 if isinstance(m, Tensor) else m for _, m in ranges])
-        self._find_levels()
-        self.hash = self.level.long()
-        self._is_sampled: Tensor | None = None
-        if sampled is not None:
-            self._is_sampled = torch.zeros_like(weights, dtype=torch.bool)
-            self._is_sampled[sampled] = True
-        self.sequences = ChangeSequences(self.level, sampled)
-
-    def observe(self, step: int) -> Tensor:
-        """Takes in the weights after optimizer step ``step`` (1, 2, …); returns the positions that changed level."""
-        for quantizer, (weights, previous, level, scratch) in self._blocks:
-            index = quantizer.index(weights)
-            torch.sub(index, level, out=scratch)
-            level.copy_(index)
-            previous.sub_(weights).abs_()  # until the sums are taken, the way that each weight went
-        ways = [way.sum() if max_ is None else (way / max_).sum() for way, max_ in self._ways]
-        if ways:
-            self.path += torch.stack(ways) / self._ranges
-        self.previous.copy_(self.weights)
-        changed = self._scratch.nonzero().squeeze(1)
-        if len(changed):
-            new = self.level[changed]
-            self.count[changed] += 1
-            self.hash[changed] = _mix(self.hash[changed], new.long())
-            if self._is_sampled is None:
-                self.sequences.append(changed, step, new)
-            else:
-                keep = self._is_sampled[changed]
-                self.sequences.append(changed[keep], step, new[keep])
-        return changed
+    pieces: Sequence[Piece]
+    blocks: Sequence[Block]
+    weights: Tensor
+    previous: Tensor
+    level: Tensor
+    count: Tensor
+    hash: Tensor
+    path: Tensor
+    sequences: ChangeSequences
 
     def moved(self, where: slice) -> Tensor:
         """Whether each weight ever changed its level."""
@@ -85,11 +44,82 @@ class Trajectory:
             getattr(self, name).copy_(state[name])
         self.sequences.load_state_dict(state["sequences"])
         self.previous.copy_(self.weights)
-        self._find_levels()
+        _find_levels(self.blocks, self.weights, self.level)
 
-    def _find_levels(self) -> None:
-        for quantizer, (weights, _, level, _) in self._blocks:
-            level.copy_(quantizer.index(weights))
+
+class Trajectories(Sequence[Trajectory]):
+    """Those of all members, whose steps are looked at together: that takes hardly more operations than for one.
+
+    Args:
+        weights: flat latent weights that change as training goes, a row a member.
+        pieces: of a row.
+        sampled: positions whose change events are kept; None for all.
+    """
+
+    def __init__(self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None) -> None:
+        members, self._size = weights.shape
+        self.weights, self.previous = weights, weights.clone(memory_format=torch.contiguous_format)
+        self.level, self._changes = torch.zeros_like(self.previous), torch.zeros_like(self.previous)
+        count = torch.zeros_like(self.previous, dtype=torch.int32)
+        blocks = blocks_of(pieces, weights[0])
+        _find_levels(blocks, weights, self.level)
+        self._hash = self.level.long()
+        self._path = torch.zeros(members, len(pieces), dtype=torch.float64, device=weights.device)
+        # Views that every step needs: making them costs as much as an operation on small networks' weights.
+        buffers = (self.weights, self.previous, self.level, self._changes)
+        self._blocks = [(block.quantizer, [values[:, block.where] for values in buffers]) for block in blocks]
+        # A range that is one number divides the sum, another one what is summed.
+        ranges = [(piece, piece.quantizer.max) for piece in pieces]
+        self._ways = [(self.previous[:, piece.where], m if isinstance(m, Tensor) else None) for piece, m in ranges]
+        self._ranges = self._path.new_tensor([1.0 if isinstance(m, Tensor) else m for _, m in ranges])
+        self._is_sampled: Tensor | None = None
+        if sampled is not None:
+            self._is_sampled = torch.zeros_like(weights[0], dtype=torch.bool)
+            self._is_sampled[sampled] = True
+        rows = zip(weights, self.previous, self.level, count, self._hash, self._path, strict=True)
+        self._members = [
+            Trajectory(pieces, blocks, own, previous, level, n, hash_, path, ChangeSequences(level, sampled))
+            for own, previous, level, n, hash_, path in rows
+        ]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._members[number]
+
+    def observe(self, step: int) -> Iterator[tuple[int, Tensor]]:
+        """Takes in the weights after optimizer step ``step`` (1, 2, …).
+
+        Gives, member by member, the positions that changed level, once its counts are up to date with them.
+        """
+        for quantizer, (weights, previous, level, changes) in self._blocks:
+            index = quantizer.index(weights)
+            torch.sub(index, level, out=changes)
+            level.copy_(index)
+            previous.sub_(weights).abs_()  # until the sums are taken, the way that each weight went
+        ways = [way.sum(1) if max_ is None else (way / max_).sum(1) for way, max_ in self._ways]
+        if ways:
+            self._path += torch.stack(ways, 1) / self._ranges
+        self.previous.copy_(self.weights)
+        changed = self._changes.view(-1).nonzero().squeeze(1)
+        levels, hashes = self.level.view(-1)[changed], self._hash.view(-1)
+        hashes[changed] = _mix(hashes[changed], levels.long())
+        sizes = changed.div(self._size, rounding_mode="floor").bincount(minlength=len(self)).tolist()
+        for number, (own, new) in enumerate(zip(changed.split(sizes), levels.split(sizes), strict=True)):
+            positions, trajectory = own - number * self._size, self[number]
+            trajectory.count[positions] += 1
+            if self._is_sampled is None:
+                trajectory.sequences.append(positions, step, new)
+            else:
+                keep = self._is_sampled[positions]
+                trajectory.sequences.append(positions[keep], step, new[keep])
+            yield number, positions
+
+
+def _find_levels(blocks: Sequence[Block], weights: Tensor, level: Tensor) -> None:
+    for block in blocks:
+        level[..., block.where] = block.quantizer.index(weights[..., block.where])
 
 
 def _mix(hash_: Tensor, level: Tensor) -> Tensor:

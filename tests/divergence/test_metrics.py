@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qat_ste import UniformQuantizer
-from qat_ste.divergence import Divergence, Metric, Pair, Part, Trajectory, pieces, pieces_of, sample_positions
+from qat_ste.divergence import Divergence, Metric, Pair, Part, Trajectories, pieces, pieces_of, sample_positions
 from qat_ste.divergence.outputs import correlation, inference_metrics, output_sums
 
 from . import slow
@@ -34,15 +34,13 @@ def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
 
 def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS):
     """The divergence of two recorded runs, over weights ``first`` to ``last``."""
-    buffers = [run[0, first:last].clone() for run in runs]
-    found = pieces_of(of_parts, first, last)
-    scratch = torch.zeros(last - first)
-    trajectories = [Trajectory(buffer, found, sampled, scratch) for buffer in buffers]
+    weights = torch.stack([run[0, first:last] for run in runs])
+    trajectories = Trajectories(weights, pieces_of(of_parts, first, last), sampled)
     divergence = Divergence(Pair(*trajectories, len(of_parts), weight_map))
     for step in range(1, STEPS):
-        for buffer, run, trajectory in zip(buffers, runs, trajectories, strict=True):
-            buffer.copy_(run[step, first:last])
-            divergence.changed(trajectory, trajectory.observe(step), step)
+        weights.copy_(torch.stack([run[step, first:last] for run in runs]))
+        for number, changed in trajectories.observe(step):
+            divergence.changed(trajectories[number], changed, step)
     return divergence
 
 
@@ -99,15 +97,14 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been():
     at = pieces_of(parts(), 0, WEIGHTS)
 
     def new(step):
-        buffers = [run[step].clone() for run in runs]
-        pair = Pair(*(Trajectory(buffer, at) for buffer in buffers), 2)
-        return buffers, Divergence(pair)
+        trajectories = Trajectories(torch.stack([run[step] for run in runs]), at)
+        return trajectories, Divergence(Pair(*trajectories, 2))
 
-    def go(buffers, divergence, steps):
+    def go(trajectories, divergence, steps):
         for step in steps:
-            for buffer, run, own in zip(buffers, runs, (divergence.pair.reference, divergence.pair.counterpart)):
-                buffer.copy_(run[step])
-                divergence.changed(own, own.observe(step), step)
+            trajectories.weights.copy_(torch.stack([run[step] for run in runs]))
+            for number, changed in trajectories.observe(step):
+                divergence.changed(trajectories[number], changed, step)
         return divergence
 
     undisturbed = go(*new(0), range(1, STEPS)).results(list(BOUNDS))
@@ -168,12 +165,12 @@ def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
 
 
 def test_observing_changes_nothing():
-    buffer = torch.randn(100)
+    buffer = torch.randn(2, 100)
     before, state = buffer.clone(), torch.get_rng_state()
-    trajectory = Trajectory(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
+    trajectories = Trajectories(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
     buffer.sub_(0.5)
     before.sub_(0.5)
-    assert len(trajectory.observe(1))
+    assert all(len(changed) for _, changed in trajectories.observe(1))
     assert torch.equal(buffer, before)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -184,8 +181,8 @@ def test_a_metric_is_one_class():
 
         name = "same_sign"
 
-        def terms(self, number, piece):
-            same = self.pair.reference.weights[piece.where].sign() == self.pair.counterpart.weights[piece.where].sign()
+        def terms(self, block):
+            same = self.pair.reference.weights[block.where].sign() == self.pair.counterpart.weights[block.where].sign()
             return same, torch.ones_like(same)
 
     try:

@@ -32,7 +32,7 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     expected = torch.cat([g * torch.tensor([[3.0, 4.0]]), torch.ones(1, 1)], 1)
     length = expected.norm() if at == "latent" else math.sqrt(26)
     assert abs(expected.norm() - math.sqrt(26)) > 0.1
-    weights = FlatWeights(model, parts_of(model), 2)
+    weights = FlatWeights(model, parts_of(model), *torch.zeros(2, 2))
     with weights.quantized():
         model(torch.tensor([[3.0, 4.0]])).sum().backward()
     if at == "latent":
