@@ -115,7 +115,9 @@ class _Run:
             return
         try:
             value = self.member.step(inputs, targets, loss, factor).item()
-            list(self.trajectories.observe(step + 1))
+            self.trajectories.observe(step + 1)
+            if self.trajectories.full:
+                self.trajectories.settle()
             if not (math.isfinite(value) and self.trajectory.path.isfinite().all()):
                 self.fault = f"the loss is {value} at step {step + 1}; a smaller learning rate may help"
         except Exception as error:
@@ -154,6 +156,7 @@ class _Estimator:
         equivalence = cohort.adjustment.equivalence
         known = cohort.pair.assumptions if cohort.pair else None
         weights, way = reference.trajectory.weights, reference.trajectory
+        self.runs["reference"].trajectories.settle()
         saturated = sum(int(p.quantizer.saturated(weights[p.where]).count_nonzero()) for p in way.pieces)
         return Cell(
             ste=errors["ste"],

@@ -189,7 +189,7 @@ def _own(record: Record, number: int) -> dict[str, Any]:
 
 def _counterpart(monitor: DivergenceMonitor, record: Record, number: int, own: dict[str, Any]) -> SimpleNamespace:
     numbers = dict.fromkeys(OF_OUTPUTS) | own | record.initial[number]
-    total, layers = monitor.divergences[number].results([part.name for part in monitor.cohort.parts])
+    total, layers = monitor.results(number)
     numbers |= total | monitor.now(number)
     numbers["train_loss_correlation"] = correlation(*record.losses[[0, number]].cpu())
     if record.evaluations:

@@ -38,6 +38,7 @@ class DivergenceMonitor:
 
     def now(self, number: int) -> Values:
         """What is followed over time of one counterpart."""
+        self.settle()
         bound = self._bounds.get(number)
         return self.divergences[number].now() | ({"weight_alignment_error_bound": bound.now()} if bound else {})
 
@@ -46,12 +47,22 @@ class DivergenceMonitor:
         cohort = self.cohort
         for bound in self._bounds.values():
             bound.observe()
-        for number, changed in self.trajectories.observe(step):
-            for counterpart, divergence in self.divergences.items():
-                if len(changed) and number in (0, counterpart):
-                    divergence.changed(self.trajectories[number], changed, step)
+        self.trajectories.observe(step)
+        if self.trajectories.full:
+            self.settle()
         if cohort.layout.ranks.size == 1:
             cohort.quantize(self.trajectories.level)
+
+    def settle(self) -> None:
+        """Brings all metrics up to date with the changes observed."""
+        changes = self.trajectories.settle()
+        for number, divergence in self.divergences.items() if changes else ():
+            divergence.changed(changes[0], changes[number])
+
+    def results(self, number: int) -> tuple[Values, dict[str, Values]]:
+        """Every metric of one counterpart, over all weights and by tensor."""
+        self.settle()
+        return self.divergences[number].results([part.name for part in self.cohort.parts])
 
     def remapped(self) -> None:
         """Weights were put elsewhere, each on its level: no step, and no part of their path."""
@@ -71,6 +82,7 @@ class DivergenceMonitor:
 
     def shares(self) -> list[Values]:
         """Of each member, the shares of weights that ever moved and of those that lie beyond the range now."""
+        self.settle()
         counts = torch.zeros(len(self.trajectories), 2, dtype=torch.float64)
         for trajectory, count in zip(self.trajectories, counts, strict=True):
             for piece in trajectory.pieces:
@@ -81,6 +93,7 @@ class DivergenceMonitor:
         return [{"moved_fraction": moved, "saturated_fraction": saturated} for moved, saturated in shares.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
+        self.settle()
         return {
             "trajectories": [trajectory.state_dict() for trajectory in self.trajectories],
             "divergences": {number: divergence.state_dict() for number, divergence in self.divergences.items()},

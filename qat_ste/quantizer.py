@@ -212,7 +212,7 @@ class UniformQuantizer(Quantizer):
 
     def offset(self, w: Tensor) -> Tensor:
         position = w / self.step_in(w.dtype, w.device)
-        return position - position.round()
+        return position.sub_(position.round())
 
     def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
         key = saturation, w.dtype, w.device

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qat_ste.divergence.metric import Metric, Pair, WeightMap
 from qat_ste.divergence.pieces import Block, Part, Piece, blocks_of, pieces_of
-from qat_ste.divergence.trajectory import Trajectories, Trajectory
+from qat_ste.divergence.trajectory import Changes, Trajectories, Trajectory
 
 for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -46,11 +46,10 @@ class Divergence:
         self.pair, self._reduce = pair, reduce
         self.metrics = [metric(pair) for metric in Metric.registry]
 
-    def changed(self, own: Trajectory, positions: Tensor, step: int) -> None:
-        """Weights of ``own``, the reference's or the counterpart's trajectory, changed level."""
-        other = self.pair.counterpart if own is self.pair.reference else self.pair.reference
+    def changed(self, reference: Changes, counterpart: Changes) -> None:
+        """Weights of both changed level, over the same steps."""
         for metric in self.metrics:
-            metric.changed(own, other, positions, step)
+            metric.changed(reference, counterpart)
 
     def now(self) -> Values:
         """The metrics that are followed over time."""

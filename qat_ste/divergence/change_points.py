@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qat_ste.divergence.metric import Metric, Pair
 from qat_ste.divergence.pieces import Block
-from qat_ste.divergence.trajectory import Trajectory
+from qat_ste.divergence.trajectory import Changes
 
 
 def same_sequence(pair: Pair, where: slice) -> Tensor:
@@ -33,8 +33,7 @@ class AverageChangePointError(Metric):
     """Σ|time difference| / Σ(length - 1) over weights with equal sequences, in steps (paper, metric 5).
 
     For equal sequences Σ_k|t_ref - t| over change points is Σ_t|n_ref(t) - n(t)| over steps, n(t) = changes so far.
-    As they end at the same n, that is -Σ t·Δ|n_ref - n| over the changes of either run, of which few are touched
-    in a step.
+    As they end at the same n, that is -Σ t·Δ|n_ref - n| over the changes of either run, in the order of time.
     """
 
     name = "average_change_point_error"
@@ -43,9 +42,20 @@ class AverageChangePointError(Metric):
         super().__init__(pair)
         self._sum = torch.zeros_like(pair.reference.hash)
 
-    def changed(self, own: Trajectory, other: Trajectory, positions: Tensor, step: int) -> None:
-        apart = own.count[positions] > other.count[positions]  # else this change brought the two nearer
-        self._sum[positions] += torch.where(apart, -step, step)
+    def changed(self, reference: Changes, counterpart: Changes) -> None:
+        both = (reference, counterpart)
+        positions, steps = (torch.cat([getattr(of, name) for of in both]) for name in ("positions", "steps"))
+        if not len(positions):
+            return
+        sign = torch.cat([torch.full_like(of.positions, one) for of, one in zip(both, (1, -1), strict=True)])
+        order = (positions * (steps.max() + 1) + steps).argsort()
+        positions, steps, sign = positions[order], steps[order], sign[order]
+        # n_ref - n after each change: what it is now less what came later.
+        now = self.pair.reference.count[positions] - self.pair.counterpart.count[positions]
+        so_far = sign.cumsum(0)
+        _, counts = positions.unique_consecutive(return_counts=True)
+        after = now - (so_far[counts.cumsum(0) - 1].repeat_interleave(counts) - so_far)
+        self._sum.index_add_(0, positions, ((after - sign).abs() - after.abs()) * steps)
 
     def terms(self, block: Block) -> tuple[Tensor, ...]:
         same = same_sequence(self.pair, block.where)

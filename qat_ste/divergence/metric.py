@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.pieces import Block, Piece
-from qat_ste.divergence.trajectory import Trajectory
+from qat_ste.divergence.trajectory import Changes, Trajectory
 from qat_ste.quantizer import Quantizer
 
 WeightMap = Callable[[Tensor, Quantizer], Tensor]
@@ -65,8 +65,8 @@ class Metric(ABC):
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
 
-    def changed(self, own: Trajectory, other: Trajectory, positions: Tensor, step: int) -> None:
-        """Called when weights of ``own``, one of the pair, changed level at ``step``; its counts are up to date."""
+    def changed(self, reference: Changes, counterpart: Changes) -> None:
+        """Called with the changes of both over some steps, when counts and hashes are up to date with them."""
 
     @abstractmethod
     def terms(self, block: Block) -> tuple[Tensor, ...]:

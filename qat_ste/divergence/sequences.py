@@ -48,12 +48,13 @@ class ChangeSequences:
         initial = level.cpu().numpy()[self.kept].astype(np.int32)
         zeros = np.zeros_like(initial)
         self._sequences = Sequences(np.arange(len(initial) + 1), initial, zeros, zeros.copy())
-        self._events: list[tuple[np.ndarray, int, np.ndarray]] = []
+        self._events: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._held = 0
 
-    def append(self, weights: Tensor, step: int, levels: Tensor) -> None:
-        """``weights``: positions that changed at this step, ascending; ``levels``: their new levels."""
-        self._events.append((weights.int().cpu().numpy(), step, levels.int().cpu().numpy()))
+    def append(self, weights: Tensor, steps: Tensor, levels: Tensor) -> None:
+        """``weights``: positions that changed, each in the order of its ``steps``; ``levels``: their new levels."""
+        weight, time, level = (values.int().cpu().numpy() for values in (weights, steps, levels))
+        self._events.append((weight, time, level))
         self._held += len(weights)
         if self._held > self.LIMIT:
             self.compressed()
@@ -72,12 +73,12 @@ class ChangeSequences:
         """All sequences so far, compressed (arXiv 2405.05171, appendix on metrics). More events may follow."""
         if self._events:
             old = self._sequences
-            place = np.searchsorted(self.kept, np.concatenate([weights for weights, _, _ in self._events]))
-            times = np.repeat([step for _, step, _ in self._events], [len(weights) for weights, _, _ in self._events])
+            weights, times, levels = (np.concatenate(values) for values in zip(*self._events, strict=True))
+            place = np.searchsorted(self.kept, weights)
             weight = np.concatenate([old.weight, place])
             order = np.argsort(weight, kind="stable")
-            level = np.concatenate([old.level, *(levels for _, _, levels in self._events)])[order]
-            time = np.concatenate([old.time, times.astype(np.int32)])[order]
+            level = np.concatenate([old.level, levels])[order]
+            time = np.concatenate([old.time, times])[order]
             oscillations = np.concatenate([old.oscillations, np.zeros(len(place), np.int32)])[order]
             offset = np.concatenate([[0], np.bincount(weight, minlength=len(self.kept)).cumsum()])
             self._sequences = compress(Sequences(offset, level, time, oscillations))

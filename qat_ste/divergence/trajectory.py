@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from qat_ste.divergence.pieces import Block, Piece, blocks_of
 from qat_ste.divergence.sequences import ChangeSequences
+
+# Changes of levels are worked through together, of so many steps or so many of them at most.
+MOST_STEPS, MOST_CHANGES = 64, 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,14 @@ class Trajectory:
         _find_levels(self.blocks, self.weights, self.level)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Of one member: which weights changed level, and at what step; ordered by ``positions``, then by ``steps``."""
+
+    positions: Tensor
+    steps: Tensor
+
+
 class Trajectories(Sequence[Trajectory]):
     """Those of all members, whose steps are looked at together: that takes hardly more operations than for one.
 
@@ -60,7 +71,7 @@ class Trajectories(Sequence[Trajectory]):
         members, self._size = weights.shape
         self.weights, self.previous = weights, weights.clone(memory_format=torch.contiguous_format)
         self.level, self._changes = torch.zeros_like(self.previous), torch.zeros_like(self.previous)
-        count = torch.zeros_like(self.previous, dtype=torch.int32)
+        self._count = torch.zeros_like(self.previous, dtype=torch.int32)
         blocks = blocks_of(pieces, weights[0])
         _find_levels(blocks, weights, self.level)
         self._hash = self.level.long()
@@ -76,7 +87,8 @@ class Trajectories(Sequence[Trajectory]):
         if sampled is not None:
             self._is_sampled = torch.zeros_like(weights[0], dtype=torch.bool)
             self._is_sampled[sampled] = True
-        rows = zip(weights, self.previous, self.level, count, self._hash, self._path, strict=True)
+        self._held: list[tuple[int, Tensor, Tensor]] = []
+        rows = zip(weights, self.previous, self.level, self._count, self._hash, self._path, strict=True)
         self._members = [
             Trajectory(pieces, blocks, own, previous, level, n, hash_, path, ChangeSequences(level, sampled))
             for own, previous, level, n, hash_, path in rows
@@ -88,11 +100,8 @@ class Trajectories(Sequence[Trajectory]):
     def __getitem__(self, number: Any) -> Any:
         return self._members[number]
 
-    def observe(self, step: int) -> Iterator[tuple[int, Tensor]]:
-        """Takes in the weights after optimizer step ``step`` (1, 2, …).
-
-        Gives, member by member, the positions that changed level, once its counts are up to date with them.
-        """
+    def observe(self, step: int) -> None:
+        """Takes in the weights after optimizer step ``step`` (1, 2, …). Counts, hashes and sequences wait."""
         for quantizer, (weights, previous, level, changes) in self._blocks:
             index = quantizer.index(weights)
             torch.sub(index, level, out=changes)
@@ -102,19 +111,43 @@ class Trajectories(Sequence[Trajectory]):
         if ways:
             self._path += torch.stack(ways, 1) / self._ranges
         self.previous.copy_(self.weights)
-        changed = self._changes.view(-1).nonzero().squeeze(1)
-        levels, hashes = self.level.view(-1)[changed], self._hash.view(-1)
-        hashes[changed] = _mix(hashes[changed], levels.long())
-        sizes = changed.div(self._size, rounding_mode="floor").bincount(minlength=len(self)).tolist()
-        for number, (own, new) in enumerate(zip(changed.split(sizes), levels.split(sizes), strict=True)):
-            positions, trajectory = own - number * self._size, self[number]
-            trajectory.count[positions] += 1
-            if self._is_sampled is None:
-                trajectory.sequences.append(positions, step, new)
-            else:
-                keep = self._is_sampled[positions]
-                trajectory.sequences.append(positions[keep], step, new[keep])
-            yield number, positions
+        places = self._changes.view(-1).nonzero().squeeze(1)
+        self._held.append((step, places, self.level.view(-1)[places]))
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits that it is time to ``settle``."""
+        return len(self._held) >= MOST_STEPS or sum(len(places) for _, places, _ in self._held) > MOST_CHANGES
+
+    def settle(self) -> list[Changes]:
+        """Brings counts, hashes and sequences up to date: by the changes of many steps at once, given by member."""
+        if not self._held:
+            return []
+        places = torch.cat([places for _, places, _ in self._held])
+        levels = torch.cat([levels for _, _, levels in self._held])
+        times = torch.cat([torch.full_like(places, step) for step, places, _ in self._held])
+        self._held = []
+        order = places.argsort(stable=True)
+        places, levels, times = places[order], levels[order], times[order]
+        hashes, numbers = self._hash.view(-1), _number_among_equals(places)
+        for number in range(int(numbers.max()) + 1 if len(numbers) else 0):
+            some = numbers == number
+            hashes[places[some]] = _mix(hashes[places[some]], levels[some].long())
+        self._count.view(-1).index_add_(0, places, torch.ones_like(places, dtype=self._count.dtype))
+        by_member = places.div(self._size, rounding_mode="floor").bincount(minlength=len(self)).tolist()
+        found = []
+        for number, columns in enumerate(zip(*(of.split(by_member) for of in (places, times, levels)), strict=True)):
+            found.append(Changes(columns[0] - number * self._size, columns[1]))
+            keep = slice(None) if self._is_sampled is None else self._is_sampled[found[-1].positions]
+            self[number].sequences.append(found[-1].positions[keep], columns[1][keep], columns[2][keep])
+        return found
+
+
+def _number_among_equals(values: Tensor) -> Tensor:
+    """Of each of these sorted values how many equal ones there are before it."""
+    _, counts = values.unique_consecutive(return_counts=True)
+    starts = counts.cumsum(0) - counts
+    return torch.arange(len(values), device=values.device) - starts.repeat_interleave(counts)
 
 
 def _find_levels(blocks: Sequence[Block], weights: Tensor, level: Tensor) -> None:

@@ -48,7 +48,7 @@ class Estimator(ABC):
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""
-        return self.shape(quantizer.offset(w), quantizer) * quantizer.gradient_mask(w)
+        return quantizer.gradient_mask(w).mul_(self.shape(quantizer.offset(w), quantizer))
 
     def backward(self, gradient: Tensor, w: Tensor, quantizer: Quantizer) -> Tensor:
         """The gradient that latent weights get for one at the quantized weights; shape of ``w``."""

@@ -32,15 +32,16 @@ def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
     return start.expand(STEPS, WEIGHTS) * 0.999
 
 
-def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS):
+def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS, settled=7):
     """The divergence of two recorded runs, over weights ``first`` to ``last``."""
     weights = torch.stack([run[0, first:last] for run in runs])
     trajectories = Trajectories(weights, pieces_of(of_parts, first, last), sampled)
     divergence = Divergence(Pair(*trajectories, len(of_parts), weight_map))
     for step in range(1, STEPS):
         weights.copy_(torch.stack([run[step, first:last] for run in runs]))
-        for number, changed in trajectories.observe(step):
-            divergence.changed(trajectories[number], changed, step)
+        trajectories.observe(step)
+        if step % settled == 0 or step == STEPS - 1:
+            divergence.changed(*trajectories.settle())
     return divergence
 
 
@@ -103,8 +104,8 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been():
     def go(trajectories, divergence, steps):
         for step in steps:
             trajectories.weights.copy_(torch.stack([run[step] for run in runs]))
-            for number, changed in trajectories.observe(step):
-                divergence.changed(trajectories[number], changed, step)
+            trajectories.observe(step)
+        divergence.changed(*trajectories.settle())
         return divergence
 
     undisturbed = go(*new(0), range(1, STEPS)).results(list(BOUNDS))
@@ -170,7 +171,8 @@ def test_observing_changes_nothing():
     trajectories = Trajectories(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
     buffer.sub_(0.5)
     before.sub_(0.5)
-    assert all(len(changed) for _, changed in trajectories.observe(1))
+    trajectories.observe(1)
+    assert all(len(changes.positions) for changes in trajectories.settle())
     assert torch.equal(buffer, before)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -60,7 +60,7 @@ def test_events_compressed_now_and_then_are_events_compressed_once(limit):
     for step in range(1, 300):
         level = torch.where(torch.rand(40) < 0.5, torch.randint(0, 2, (40,)), levels[-1])
         changed = (level != levels[-1]).nonzero().squeeze(1)
-        collected.append(changed, step, level[changed])
+        collected.append(changed, torch.full_like(changed, step), level[changed])
         levels.append(level)
     columns = torch.stack(levels).T.tolist()
     assert unflat(collected.compressed()) == [slow.compress(slow.sequence(column)) for column in columns]
@@ -71,7 +71,7 @@ def test_oscillation_costs_no_memory():
     collected.LIMIT = 5000
     everywhere = torch.arange(1000)
     for step in range(1, 200):
-        collected.append(everywhere, step, torch.full((1000,), step % 2))
+        collected.append(everywhere, torch.full((1000,), step), torch.full((1000,), step % 2))
     assert collected._held <= 6000
     assert len(collected.compressed().level) <= 3000
     assert collected.compressed().oscillations[0] == 99
