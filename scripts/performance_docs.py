@@ -36,6 +36,24 @@ rounds of the ratio within a round, quartiles in brackets. *Plain* is an fp32 tr
 quantizers, metrics and loggers, taken as often as there are members. Members have 2 bits on the convolutions, a tanh
 estimator and momentum; metrics are observed at every step, and a row of them is made every 10.
 """
+EXECUTION = """\
+## How steps are executed
+
+* `runtime.execution=eager` is the reference; on a CPU it gives the same numbers to the bit each time. `compile` puts
+  forward and backward passes through `torch.compile`: equal but for rounding (losses to 1e-5 after six steps) and for
+  dropout, whose noise a compiler draws in its own way, the same for all members. `graph` captures the passes of each
+  member as CUDA graphs, on one GPU.
+* `auto`, the default, is eager on a CPU and on several ranks. On one GPU a spare member takes seven steps in each way,
+  and the way is taken that will have done the run's steps first, what starting it takes included; one that fails is
+  out. `run.log` says which it was, and a run that is continued keeps it. On a CPU that would make numbers depend on
+  the clock, for little: compiled, `keras_cnn` takes 0.85 to 1.5 times as long by machine, after 16 s of compilation.
+* The ways for a GPU have been tested on a CPU alone, with a stand-in for CUDA's graphs: none has run on a GPU.
+* Quantizer, estimator and metrics work on flat buffers of all quantized weights, beside the passes, which are those of
+  the plain network on quantized values. Changes of levels are worked through many steps at a time.
+* The command tells glibc to keep up to 1 GB of freed memory. By itself it may hand activations back after each
+  step: 5,000 page faults a step of `keras_cnn`, which takes 12 to 14 ms without them and 12 to 23 with them, by chance.
+  The benchmark does the same, for all that it compares.
+"""
 STEPS = """\
 ## A comparison beside plain training
 
@@ -80,6 +98,7 @@ def page(record: dict[str, Any]) -> str:
         _machine(record["machine"]),
         "## Bars\n",
         _bars([figure for figure in every if figure["bar"] is not None]),
+        EXECUTION,
         STEPS,
         _pivot(sections["steps"], "what", "setting"),
         PARTS,

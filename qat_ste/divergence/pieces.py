@@ -9,8 +9,8 @@ from torch import Tensor
 
 from qat_ste.quantizer import Quantizer, UniformQuantizer
 
-PIECE_WEIGHTS = 1 << 18  # a few buffers of this many float32 or float64 fit into a processor's cache
-BLOCK_WEIGHTS = 1 << 17  # up to here calling an operation costs more than reading one more buffer in it
+# Some buffers of so many fit into a processor's cache, and to call an operation costs little beside what it does.
+PIECE_WEIGHTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def blocks_of(pieces: Sequence[Piece], weights: Tensor) -> list[Block]:
     """The pieces of the buffer ``weights``, small ones joined where their levels are equally spaced."""
     joined: list[list[Piece]] = []
     for piece in pieces:
-        start = joined[-1][0].where.start if joined else -BLOCK_WEIGHTS
-        if piece.where.stop - start <= BLOCK_WEIGHTS and isinstance(piece.quantizer, UniformQuantizer):
+        start = joined[-1][0].where.start if joined else -PIECE_WEIGHTS
+        if piece.where.stop - start <= PIECE_WEIGHTS and isinstance(piece.quantizer, UniformQuantizer):
             joined[-1].append(piece)
         else:
             joined.append([piece])

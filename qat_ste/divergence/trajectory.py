@@ -70,19 +70,22 @@ class Trajectories(Sequence[Trajectory]):
     def __init__(self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None) -> None:
         members, self._size = weights.shape
         self.weights, self.previous = weights, weights.clone(memory_format=torch.contiguous_format)
-        self.level, self._changes = torch.zeros_like(self.previous), torch.zeros_like(self.previous)
+        self.level = torch.zeros_like(self.previous)
         self._count = torch.zeros_like(self.previous, dtype=torch.int32)
         blocks = blocks_of(pieces, weights[0])
         _find_levels(blocks, weights, self.level)
         self._hash = self.level.long()
         self._path = torch.zeros(members, len(pieces), dtype=torch.float64, device=weights.device)
         # Views that every step needs: making them costs as much as an operation on small networks' weights.
-        buffers = (self.weights, self.previous, self.level, self._changes)
-        self._blocks = [(block.quantizer, [values[:, block.where] for values in buffers]) for block in blocks]
-        # A range that is one number divides the sum, another one what is summed.
+        buffers = (self.weights, self.previous, self.level)
+        # A range that is one number divides the sum of a piece, another one what is summed.
         ranges = [(piece, piece.quantizer.max) for piece in pieces]
-        self._ways = [(self.previous[:, piece.where], m if isinstance(m, Tensor) else None) for piece, m in ranges]
-        self._ranges = self._path.new_tensor([1.0 if isinstance(m, Tensor) else m for _, m in ranges])
+        self._ranges = self._path.new_tensor([1.0 if isinstance(max_, Tensor) else max_ for _, max_ in ranges])
+        ways = ((self.previous[:, piece.where], m if isinstance(m, Tensor) else None) for piece, m in ranges)
+        self._blocks = [
+            (block, [values[:, block.where] for values in buffers], [next(ways) for _ in block.pieces])
+            for block in blocks
+        ]
         self._is_sampled: Tensor | None = None
         if sampled is not None:
             self._is_sampled = torch.zeros_like(weights[0], dtype=torch.bool)
@@ -102,17 +105,19 @@ class Trajectories(Sequence[Trajectory]):
 
     def observe(self, step: int) -> None:
         """Takes in the weights after optimizer step ``step`` (1, 2, …). Counts, hashes and sequences wait."""
-        for quantizer, (weights, previous, level, changes) in self._blocks:
-            index = quantizer.index(weights)
-            torch.sub(index, level, out=changes)
+        ways, found = [], []
+        for block, (weights, previous, level), of_pieces in self._blocks:  # small enough to stay in the cache meanwhile
+            index = block.quantizer.index(weights)
+            member, place = (index - level).nonzero(as_tuple=True)
+            found.append(place.add_(block.where.start).add_(member, alpha=self._size))
             level.copy_(index)
-            previous.sub_(weights).abs_()  # until the sums are taken, the way that each weight went
-        ways = [way.sum(1) if max_ is None else (way / max_).sum(1) for way, max_ in self._ways]
+            previous.sub_(weights).abs_()  # the way that each weight went
+            ways += [way.sum(1) if max_ is None else (way / max_).sum(1) for way, max_ in of_pieces]
+            previous.copy_(weights)
         if ways:
             self._path += torch.stack(ways, 1) / self._ranges
-        self.previous.copy_(self.weights)
-        places = self._changes.view(-1).nonzero().squeeze(1)
-        self._held.append((step, places, self.level.view(-1)[places]))
+            places = torch.cat(found)
+            self._held.append((step, places, self.level.view(-1)[places]))
 
     @property
     def full(self) -> bool:

@@ -40,8 +40,8 @@ def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS
     for step in range(1, STEPS):
         weights.copy_(torch.stack([run[step, first:last] for run in runs]))
         trajectories.observe(step)
-        if step % settled == 0 or step == STEPS - 1:
-            divergence.changed(*trajectories.settle())
+        if (step % settled == 0 or step == STEPS - 1) and (changes := trajectories.settle()):
+            divergence.changed(*changes)
     return divergence
 
 
