@@ -164,7 +164,7 @@ class Cohort:
             if isinstance(module, FakeQuantize):
                 module.estimator = recipe.estimator.stages[0]
         if latent is None or quantized is None:
-            latent, quantized = self._new_buffers(1)[:, 0]
+            latent, quantized = (buffer[0] for buffer in self._new_buffers(1))
         weights = FlatWeights(model, self.parts, latent, quantized)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
@@ -174,10 +174,11 @@ class Cohort:
             model, weights, self._optimizer, self.lr, recipe, self.execution, self.layout, self.update, self.pair
         )
 
-    def _new_buffers(self, members: int) -> Tensor:
-        """For latent and for quantized weights, a row a member."""
+    def _new_buffers(self, members: int) -> tuple[Tensor, Tensor]:
+        """For latent and for quantized weights, a row a member; apart, since a checkpoint takes the whole of one."""
         like = next(quantized_tensors(self._model))[1]
-        return torch.zeros(2, members, self._share * self.layout.ranks.size, dtype=like.dtype, device=like.device)
+        latent = like.new_zeros(members, self._share * self.layout.ranks.size)
+        return latent, torch.zeros_like(latent)
 
     def _trial(self, mode: str, loss: Loss, inputs: Tensor, targets: Tensor) -> tuple[str, Callable[[], float]]:
         member = self.member(self.recipes[0])
@@ -185,7 +186,7 @@ class Cohort:
         return mode, lambda: member.step(inputs, targets, loss, 1.0).item()  # waits for the GPU
 
     @cached_property
-    def _buffers(self) -> Tensor:
+    def _buffers(self) -> tuple[Tensor, Tensor]:
         return self._new_buffers(sum(self.layout.trains(number) for number in range(len(self.recipes))))
 
     @cached_property
@@ -199,7 +200,7 @@ class Cohort:
         share, first = self._share, self._share * self.layout.ranks.rank
         if self.layout.groups == 1:
             return self._buffers[0][:, first : first + share]
-        return self._buffers.new_zeros(len(self.recipes), share)
+        return self._buffers[0].new_zeros(len(self.recipes), share)
 
 
 def _common_quantizer(parts: Sequence[Part]) -> Quantizer:

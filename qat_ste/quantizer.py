@@ -152,13 +152,15 @@ class UniformQuantizer(Quantizer):
     def joined(self, quantizers: Sequence[Quantizer], sizes: Sequence[int], like: Tensor) -> UniformQuantizer:
         """To the bit what each of ``quantizers``, which differ in ``max`` alone, is to so many neighbouring weights."""
 
-        def spread(values: Sequence[float | Tensor]) -> Tensor:
-            each = [torch.as_tensor(value).to(like) for value in values]
+        def spread(values: Sequence[float | Tensor], dtype: torch.dtype) -> Tensor:
+            each = [torch.as_tensor(value, dtype=dtype, device=like.device) for value in values]
             return torch.cat([value.expand(size) for value, size in zip(each, sizes, strict=True)])
 
-        quantizer = self.with_max(spread([quantizer.max for quantizer in quantizers]))
+        quantizer = self.with_max(spread([quantizer.max for quantizer in quantizers], torch.float64))
         steps = [cast(UniformQuantizer, quantizer).step_in(like.dtype, like.device) for quantizer in quantizers]
-        quantizer._steps[like.dtype, like.device] = spread(steps)
+        quantizer._steps[like.dtype, like.device] = spread(steps, like.dtype)
+        for saturation in ("range", "bin"):
+            quantizer._ends[saturation, like.dtype, like.device] = quantizer.reach(saturation, like)
         return quantizer
 
     @property
@@ -215,18 +217,17 @@ class UniformQuantizer(Quantizer):
         return position.sub_(position.round())
 
     def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
-        key = saturation, w.dtype, w.device
-        if key not in self._ends:
-            step = self.step_in(w.dtype, w.device)
-            end = (self.num_levels if saturation == "bin" else self.num_levels - 1) / 2 * step
-            if saturation == "range":  # rounding must leave neither max nor the outermost level outside
-                end = (
-                    torch.maximum(end, torch.as_tensor(self.max).to(end))
-                    if isinstance(end, Tensor)
-                    else max(end, float(self.max))
-                )
-            self._ends[key] = -end, end
-        return self._ends[key]
+        known = self._ends.get((saturation, w.dtype, w.device))
+        if known is not None:
+            return known
+        step = self.step_in(w.dtype, w.device)
+        end = (self.num_levels if saturation == "bin" else self.num_levels - 1) / 2 * step
+        if saturation == "range":  # rounding must leave neither max nor the outermost level outside
+            if isinstance(end, Tensor):
+                end = torch.maximum(end, torch.as_tensor(self.max).to(end))
+            else:
+                end = max(end, float(self.max))
+        return -end, end
 
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
         n, index, step = self.num_levels, self.index(w), self.step_in(w.dtype, w.device)

@@ -46,7 +46,8 @@ class Formula(Estimator):
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         if "w" not in names_in(self.expression):
             return super().derivative(w, quantizer)
-        g = self._evaluate(quantizer.offset(w), w / quantizer.max)
+        max_ = quantizer.max.to(w.dtype) if isinstance(quantizer.max, Tensor) else quantizer.max
+        g = self._evaluate(quantizer.offset(w), w / max_)
         return g.masked_fill(~quantizer.alive(w), 0)  # a formula need not be finite beyond the range
 
     def __repr__(self) -> str:
