@@ -138,6 +138,9 @@ def remove_quantizers(model: nn.Module) -> nn.Module:
     """Back to a plain module in place: every quantized tensor becomes a parameter that holds its level values."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
+            # Copies of a module share the class that torch made for it, from which it takes the property away.
+            shared = type(module)
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             for tensor_name, parametrizations in list(_parametrizations(module)):
                 if any(isinstance(parametrization, FakeQuantize) for parametrization in parametrizations):
                     parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=True)

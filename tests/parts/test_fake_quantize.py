@@ -142,6 +142,15 @@ def test_back_to_a_plain_module_that_holds_levels():
     assert torch.equal(fresh(inputs), expected)
 
 
+def test_removing_quantizers_from_a_copy_leaves_the_others_theirs():
+    model, inputs = quantize_weights(nn.Sequential(nn.Linear(4, 4)), 2, Ste(), biases=True), torch.rand(2, 4)
+    copied, expected = copy.deepcopy(model), model(inputs)
+    assert torch.equal(remove_quantizers(copied)(inputs), expected)
+    assert torch.equal(model(inputs), expected)
+    assert not list(quantized_tensors(copied))
+    assert len(list(quantized_tensors(model))) == 2
+
+
 def test_assigning_a_weight_sets_the_latent_weight():
     layer = quantize_weights(nn.Sequential(nn.Linear(4, 4)), 2, Ste())[0]
     latent = torch.rand(4, 4) - 0.5
