@@ -107,7 +107,7 @@ class Cohort:
         """Number of each counterpart, by name."""
         return {name: number for name, number in self.names.items() if name != "reference"}
 
-    def settle(self, loss: Loss, inputs: Tensor, targets: Tensor, steps: int) -> None:
+    def choose_mode(self, loss: Loss, inputs: Tensor, targets: Tensor, steps: int) -> None:
         """Decides what the mode "auto" is, on a GPU with members to spare; all compute in ``mode`` from now on."""
         if self.mode == "auto":
             self.mode = "eager"

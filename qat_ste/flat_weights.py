@@ -112,6 +112,5 @@ class FlatWeights:
         for parameter, own in zip(self.parameters, values, strict=True):
             parameter.data = own
         for fake_quantize in self._fake_quantizes:
-            vars(fake_quantize)["holds_quantized"] = (
-                quantized  # spares the search that a module's attributes are set with
-            )
+            # Spares the search that a module's attributes are set with.
+            vars(fake_quantize)["holds_quantized"] = quantized

@@ -130,7 +130,7 @@ def train(
     logged = start - start % log_every
     for step, batch in zip(range(start, steps), _on(batches, cohort.device), strict=False):
         if step == start:
-            cohort.settle(lockstep.loss, *batch, steps - start)
+            cohort.choose_mode(lockstep.loss, *batch, steps - start)
         if cohort.enter(step, steps):
             monitor.remapped()
         record.losses[:, step] = lockstep.step(step, *batch)

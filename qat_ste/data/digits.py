@@ -16,10 +16,15 @@ def digits() -> InMemoryDataset:
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
-    package = find_spec("sklearn")  # whose load_digits takes a second to import, and reads this file as we do
-    assert package is not None and package.origin is not None
-    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    pixels, labels = table[:, :-1], table[:, -1]
+    package = find_spec("sklearn")
+    path = Path(package.origin if package and package.origin else "").parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():  # to read it takes a second less than to import what reads it
+        table = np.loadtxt(path, delimiter=",")
+        pixels, labels = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images = (torch.from_numpy(pixels).float() / 16).reshape(-1, 1, 8, 8)[order]
     targets = torch.from_numpy(labels).long()[order]

@@ -125,7 +125,7 @@ def test_graphs_of_the_passes_are_the_passes(monkeypatch, pretended_graphs):
     arguments = {"steps": 6, "batches": batches(size=15), "execution": Execution(accumulate=4)}  # of 4, 4, 4, 3 images
     eager = run(**arguments)
     assert not pretended_graphs
-    monkeypatch.setattr(Cohort, "settle", lambda cohort, *_: [m.execute("graph") for m in cohort.local.values()])
+    monkeypatch.setattr(Cohort, "choose_mode", lambda cohort, *_: [m.execute("graph") for m in cohort.local.values()])
     graphs = run(**arguments)
     assert len(pretended_graphs) == 6 * 3 * len(eager.models), "steps, parts as large as the first, members"
     assert graphs.rows == eager.rows

@@ -30,9 +30,12 @@ def test_digits_are_the_1797_real_ones():
     assert torch.equal(data.train.images, digits().train.images)
 
 
-def test_digits_are_those_of_scikit_learn():
+@pytest.mark.parametrize("file_is_there", [True, False])
+def test_digits_are_those_of_scikit_learn(monkeypatch, file_is_there):
     from sklearn.datasets import load_digits
 
+    if not file_is_there:
+        monkeypatch.setattr("qat_ste.data.digits.find_spec", lambda name: None)
     data = digits()
     images, labels = (torch.cat(both) for both in zip(*(vars(data.train).values(), vars(data.test).values())))
     pixels, targets = load_digits(return_X_y=True)
