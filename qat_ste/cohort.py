@@ -165,7 +165,7 @@ class Cohort:
                 module.estimator = recipe.estimator.stages[0]
         if latent is None or quantized is None:
             latent, quantized = (buffer[0] for buffer in self._new_buffers(1))
-        weights = FlatWeights(model, self.parts, latent, quantized)
+        weights = FlatWeights(model, self.parts, self._blocks, latent, quantized)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
@@ -191,7 +191,7 @@ class Cohort:
 
     @cached_property
     def _blocks(self) -> list[Block]:
-        return blocks_of(pieces_of(self.parts, 0, self.quantized_weights), self._buffers[0][0])
+        return blocks_of(pieces_of(self.parts, 0, self.quantized_weights), next(quantized_tensors(self._model))[1])
 
     @cached_property
     def _slices(self) -> Tensor:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qat_ste.divergence import Part, blocks_of, pieces_of
+from qat_ste.divergence import Block, Part
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import quantized_tensors
 
@@ -36,11 +36,14 @@ class FlatWeights:
     Optimizers work in place, so the buffer is always current and metrics read it without a copy.
 
     Args:
+        blocks: of all parts; the same for all members, since their quantizers may be as large as the weights.
         buffer: where the latent weights go; what they leave of it stays as it is.
         quantized: as long, for the quantized weights; somebody may have put them there before a step, see ``remember``.
     """
 
-    def __init__(self, model: nn.Module, parts: Sequence[Part], buffer: Tensor, quantized: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, parts: Sequence[Part], blocks: Sequence[Block], buffer: Tensor, quantized: Tensor
+    ) -> None:
         found = list(quantized_tensors(model))
         by_name = {name: parameter for name, parameter, _ in found}
         self.parameters = [by_name[part.name] for part in parts]
@@ -51,10 +54,7 @@ class FlatWeights:
         )
         for parameter, latent in zip(self.parameters, self._latent_of, strict=True):
             parameter.data = latent.copy_(parameter.detach())
-        self._blocks = [
-            (block.quantizer, buffer[block.where], quantized[block.where])
-            for block in blocks_of(pieces_of(parts, 0, parts[-1].stop), buffer)
-        ]
+        self._blocks = [(block.quantizer, buffer[block.where], quantized[block.where]) for block in blocks]
         self._known: list[int] = []
 
     def views(self, values: Tensor) -> dict[int, Tensor]:

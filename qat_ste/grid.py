@@ -84,7 +84,7 @@ class GridQuantizer(Quantizer):
         return offset, threshold * max_, width * max_
 
     def offset(self, w: Tensor) -> Tensor:
-        return self._interval(w / (self.max.to(w.dtype) if isinstance(self.max, Tensor) else self.max))[0]
+        return self._interval(self.relative(w))[0]
 
     def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
         levels = self._values_in(w.dtype, w.device)[0]

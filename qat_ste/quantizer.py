@@ -99,6 +99,10 @@ class Quantizer(ABC):
     def state(self) -> dict[str, Any]:
         """Arguments of ``make_quantizer`` that make this quantizer anew."""
 
+    def relative(self, w: Tensor) -> Tensor:
+        """w/max, in the dtype and shape of ``w``."""
+        return w / (self.max.to(w.dtype) if isinstance(self.max, Tensor) else self.max)
+
     def gradient_mask(self, w: Tensor) -> Tensor:
         """1 where the backward pass reaches a weight, by ``saturation``, else 0; dtype and shape of ``w``."""
         if self.saturation == "none":
@@ -159,8 +163,8 @@ class UniformQuantizer(Quantizer):
         quantizer = self.with_max(spread([quantizer.max for quantizer in quantizers], torch.float64))
         steps = [cast(UniformQuantizer, quantizer).step_in(like.dtype, like.device) for quantizer in quantizers]
         quantizer._steps[like.dtype, like.device] = spread(steps, like.dtype)
-        for saturation in ("range", "bin"):
-            quantizer._ends[saturation, like.dtype, like.device] = quantizer.reach(saturation, like)
+        if self.saturation != "none":
+            quantizer._ends[self.saturation, like.dtype, like.device] = quantizer.reach(self.saturation, like)
         return quantizer
 
     @property

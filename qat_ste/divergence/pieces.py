@@ -31,6 +31,10 @@ class Piece:
     where: slice
     quantizer: Quantizer
 
+    @property
+    def size(self) -> int:
+        return self.where.stop - self.where.start
+
 
 def pieces_of(parts: Sequence[Part], first: int, last: int) -> list[Piece]:
     """Weights ``first`` to ``last`` of the whole buffer in pieces that lie within one part and are not too long."""
@@ -56,11 +60,11 @@ class Block:
 
     @property
     def sizes(self) -> list[int]:
-        return [piece.where.stop - piece.where.start for piece in self.pieces]
+        return [piece.size for piece in self.pieces]
 
 
-def blocks_of(pieces: Sequence[Piece], weights: Tensor) -> list[Block]:
-    """The pieces of the buffer ``weights``, small ones joined where their levels are equally spaced."""
+def blocks_of(pieces: Sequence[Piece], like: Tensor) -> list[Block]:
+    """The pieces of a buffer of weights ``like`` these, small ones joined where their levels are equally spaced."""
     joined: list[list[Piece]] = []
     for piece in pieces:
         start = joined[-1][0].where.start if joined else -PIECE_WEIGHTS
@@ -72,7 +76,6 @@ def blocks_of(pieces: Sequence[Piece], weights: Tensor) -> list[Block]:
     for some in joined:
         quantizer = some[0].quantizer
         if isinstance(quantizer, UniformQuantizer) and len(some) > 1:
-            sizes = [piece.where.stop - piece.where.start for piece in some]
-            quantizer = quantizer.joined([piece.quantizer for piece in some], sizes, weights)
+            quantizer = quantizer.joined([p.quantizer for p in some], [p.size for p in some], like)
         blocks.append(Block(tuple(some), slice(some[0].where.start, some[-1].where.stop), quantizer))
     return blocks

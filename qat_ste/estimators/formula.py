@@ -46,8 +46,7 @@ class Formula(Estimator):
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         if "w" not in names_in(self.expression):
             return super().derivative(w, quantizer)
-        max_ = quantizer.max.to(w.dtype) if isinstance(quantizer.max, Tensor) else quantizer.max
-        g = self._evaluate(quantizer.offset(w), w / max_)
+        g = self._evaluate(quantizer.offset(w), quantizer.relative(w))
         return g.masked_fill(~quantizer.alive(w), 0)  # a formula need not be finite beyond the range
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ class WholeLine(Estimator):
         return self.of(u * (2 / (quantizer.num_levels - 1)))
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
-        x = w / (quantizer.max.to(w.dtype) if isinstance(quantizer.max, Tensor) else quantizer.max)
+        x = quantizer.relative(w)
         return self.of(x).masked_fill(x.abs() >= self.reach, 0)
 
 

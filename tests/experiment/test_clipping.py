@@ -11,6 +11,7 @@ from torch import nn
 
 from qat_ste import Clipping, Execution, quantize_weights
 from qat_ste.cohort import Cohort
+from qat_ste.divergence import blocks_of, pieces_of
 from qat_ste.estimators import Tanh
 from qat_ste.fake_quantize import quantized_tensors
 from qat_ste.flat_weights import FlatWeights, parts_of
@@ -32,7 +33,8 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     expected = torch.cat([g * torch.tensor([[3.0, 4.0]]), torch.ones(1, 1)], 1)
     length = expected.norm() if at == "latent" else math.sqrt(26)
     assert abs(expected.norm() - math.sqrt(26)) > 0.1
-    weights = FlatWeights(model, parts_of(model), *torch.zeros(2, 2))
+    parts, buffers = parts_of(model), torch.zeros(2, 2)
+    weights = FlatWeights(model, parts, blocks_of(pieces_of(parts, 0, 2), buffers[0]), *buffers)
     with weights.quantized():
         model(torch.tensor([[3.0, 4.0]])).sum().backward()
     if at == "latent":
