@@ -36,9 +36,6 @@ def test_rows_wait_for_room_and_none_is_there_by_halves(tmp_path, caplog):
         files.log_row({"step": 3, "loss": 0.125})
         assert steps(tmp_path) == [1]
         assert caplog.messages == [f"{tmp_path}: File too large; tried again with each row"]
-        with pytest.raises(OSError, match="File too large"):
-            files.log_results({"schema": 1, "of": "x"})
-        assert not (tmp_path / "results.json").exists()
     files.log_row({"step": 4, "loss": 0.0})
     assert steps(tmp_path) == [1, 2, 3, 4]
 
