@@ -27,10 +27,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from campaign.concurrency import CONCURRENCY
 from campaign.fault import Fault, Line, Outcome
 from campaign.processes import PROCESSES
+from campaign.storage import STORAGE
+from campaign.surroundings import SURROUNDINGS
 
-FAULTS: tuple[Fault, ...] = (*PROCESSES,)
+FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ def start(
     *arguments: str,
     program: str = "qat-run",
     orders: dict[str, Any] | None = None,
-    environment: dict[str, str | None] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     prefix: Sequence[str] = (),
     **options: Any,
 ) -> subprocess.Popen[str]:

@@ -19,7 +19,13 @@ EARLY = ("start", "data", "W&B's start", "training", "checkpoint", "evaluation")
 LATE = ("results", "figures", "page")
 LAST = ("W&B's end",)  # the run is done by then
 CONTINUED_FROM = ("training", "checkpoint", "evaluation")
-TWO_RANKS = (*RUN, "runtime.devices=2", "runtime.device=cpu", "train.steps=400", "train.steps_per_epoch=100")
+TWO_RANKS: tuple[str, ...] = (
+    *RUN,
+    "runtime.devices=2",
+    "runtime.device=cpu",
+    "train.steps=400",
+    "train.steps_per_epoch=100",
+)
 
 
 def orders(reference: Path, phase: str, draw: random.Random, number: int, log: Path) -> dict[str, object]:
@@ -256,7 +262,7 @@ class LauncherKilled:
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         outcome = Outcome()
-        sweep = (*RUN, "-m", "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4")
+        sweep: tuple[str, ...] = (*RUN, "-m", "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4")
         sweep += (f"hydra.sweep.dir={workplace / 'sweep'}", "train.steps=400")
         main = start(*sweep, cwd=workplace)
         time.sleep(draw.uniform(2, 15))

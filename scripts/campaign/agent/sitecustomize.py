@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -97,7 +97,7 @@ class Agent:
         """Wraps what is looked for in a module that has just been imported."""
         for place, phase in PHASES.items():
             if place.startswith(f"{module.__name__}:"):
-                _wrap(module, place, lambda call, phase=phase: self.seen(phase, call))
+                _wrap(module, place, partial(self.seen, phase))
         if self.orders.get("fail", "").startswith(f"{module.__name__}:"):
             _wrap(module, self.orders["fail"], self.failing)
 
