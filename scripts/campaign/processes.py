@@ -288,6 +288,8 @@ IMAGES = (
     "dataset=imagenet",
     "dataset.image_size=32",
     "dataset.workers=2",
+    "train.steps=60",
+    "train.steps_per_epoch=60",
     "train.batch_size=16",
     f"paths.data={SHARED / 'data' / 'imagenet-sample'}",
 )
