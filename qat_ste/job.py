@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -96,7 +97,8 @@ class Job:
 
 def quoted(key: str, value: str) -> str:
     """An override whose value Hydra takes as it stands, commas and all."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    # A backslash stands for itself, but before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value)
     return f'{key}="{escaped}"'
 
 

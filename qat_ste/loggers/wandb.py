@@ -41,6 +41,8 @@ class WandbLogger:
         tags: Sequence[str] | None = None,
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
+        if not _can_be_made(_cache_folder()):  # W&B's service would tell the terminal instead
+            os.environ["WANDB_CACHE_DIR"] = str(folder / "wandb" / "cache")
         self._run: Any = None
         arguments = {"dir": folder, "name": name, "config": config, "project": project, "group": group}
         arguments |= {"tags": tags, "job_type": job_type, "id": _run_id(folder), "resume": "allow"}
@@ -106,6 +108,20 @@ class WandbLogger:
         except Exception as error:  # whatever W&B raises must not reach the run
             return (" ".join(str(error).split()) or type(error).__name__)[:200]
         return None
+
+
+def _cache_folder() -> Path:
+    """Where W&B's service keeps its log: the one that the environment names, else one at home, if there is a home."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", os.devnull)) / ".cache"
+    return Path(os.environ.get("WANDB_CACHE_DIR") or Path(home) / "wandb")
+
+
+def _can_be_made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _forget_service() -> None:

@@ -163,6 +163,14 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {k: v for name, item in items if name not in OF_THE_MACHINE for k, v in _flat(item, name).items()}
 
 
+def run_of_seed(sweep: Path, seed: int) -> Path:
+    """The run folder of a sweep with that seed."""
+    for path in sweep.glob("*/results.json"):
+        if json.loads(path.read_text())["config"]["train"]["seed"] == seed:
+            return path.parent
+    raise FileNotFoundError(f"no finished run with seed {seed} in {sweep}")
+
+
 def unreadable(folder: Path) -> list[str]:
     """Files of a run folder that are there but cannot be read."""
     found = []

@@ -12,7 +12,7 @@ from campaign.command import RUN, Ended, differing, end, phases, start, undistur
 from campaign.fault import Fault, Outcome
 from campaign.processes import survived
 
-SWEEP = (*RUN, "-m", "train.seed=1,2")
+SWEEP = ("-m", *RUN, "train.seed=1,2")
 
 
 def turned_away(second: Ended, key: str, first: int) -> list[str]:
@@ -84,7 +84,7 @@ class SameSweep:
         outcome = Outcome(done.line, delay=second.seconds, broken=done.faults())
         outcome.broken += turned_away(second, "hydra.sweep.dir", first.pid)
         for seed in (1, 2):
-            (folder,) = sweep.glob(f"*train.seed={seed}*")
+            folder = command.run_of_seed(sweep, seed)
             outcome.differing += differing(folder, undisturbed(*RUN, f"train.seed={seed}"))
             outcome.broken += unreadable(folder)
         return outcome

@@ -262,7 +262,7 @@ class LauncherKilled:
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         outcome = Outcome()
-        sweep: tuple[str, ...] = (*RUN, "-m", "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4")
+        sweep: tuple[str, ...] = ("-m", *RUN, "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4")
         sweep += (f"hydra.sweep.dir={workplace / 'sweep'}", "train.steps=400")
         main = start(*sweep, cwd=workplace)
         time.sleep(draw.uniform(2, 15))
@@ -275,7 +275,7 @@ class LauncherKilled:
         outcome.broken += done.faults() + ([f"again: {done.code}"] if done.code else [])
         for seed in range(1, 5):
             reference = undisturbed(*RUN, "train.steps=400", f"train.seed={seed}")
-            (folder,) = workplace.glob(f"sweep/*train.seed={seed}*")
+            folder = command.run_of_seed(workplace / "sweep", seed)
             outcome.differing += differing(folder, reference)
             outcome.broken += unreadable(folder)
         outcome.broken += ["numbers differ"] if outcome.differing else []
@@ -288,7 +288,7 @@ IMAGES = (
     "dataset=imagenet",
     "dataset.image_size=32",
     "dataset.workers=2",
-    "train.steps=60",
+    "train.epochs=1",
     "train.steps_per_epoch=60",
     "train.batch_size=16",
     f"paths.data={SHARED / 'data' / 'imagenet-sample'}",

@@ -14,6 +14,7 @@ from campaign import command
 from campaign.command import RUN, undisturbed
 from campaign.fault import Fault, Outcome
 from campaign.processes import survived
+from qat_ste.job import quoted
 
 NOWHERE = "/proc/nowhere"  # where not even root can make a folder
 ODD = "a b'c\"d=e<f>,ü→[g]{h}$i\\j"
@@ -39,8 +40,7 @@ class Surrounding:
         folder = workplace / self.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         orders = None if self.orders is None else self.orders | {"log": str(workplace / "log")}
-        escaped = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-        place = f"hydra.run.dir={folder}" if self.folder == "run" else f'hydra.run.dir="{escaped}"'
+        place = quoted("hydra.run.dir", str(folder))
         options: dict[str, Any] = {"environment": self.environment, "orders": orders, "cwd": folder.parent}
         if self.streams:
             options["prefix"] = ["bash", "-c", f'"$@" {self.streams}', "bash"]

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qat_ste import cli
 from qat_ste.composition import config_dir
+from qat_ste.job import quoted
 from qat_ste.sweep import folder_name
 
 from .test_configs import composed
@@ -95,3 +97,11 @@ def test_run_folder_is_named_by_date_time_and_overrides(finished_run):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", finished_run.parent.name)
     overrides = "logger=wandb,metrics.every=6,train.steps=24,train.steps_per_epoch=8"
     assert re.fullmatch(r"\d\d-\d\d-\d\d_" + re.escape(overrides), finished_run.name)
+
+
+@pytest.mark.parametrize(
+    "value", ["a\\b", 'a"b', 'a\\"b', "a\\", "a\\\\", 'c"d\\\\"', "a b'c\"d=e<f>,ü→[g]{h}$i\\j", "1-d*u**4"]
+)
+def test_hydra_takes_a_quoted_value_as_it_stands(value):
+    parsed = OverridesParser.create().parse_override(quoted("hydra.run.dir", value))
+    assert (parsed.key_or_group, parsed.value()) == ("hydra.run.dir", value)
