@@ -58,10 +58,10 @@ class Sweep(Callback):
     """Hydra calls it where a sweep begins; ``current`` is the one of this process, if any."""
 
     current: Sweep | None = None
+    _lock = ExitStack()  # of the class: Hydra sends instances to the processes of jobs
 
     def __init__(self) -> None:
         self.folder, self.since, self.faults = Path(), 0, 0
-        self._lock = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Notes where and when, by the clock of the disk that the jobs write to.

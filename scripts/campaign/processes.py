@@ -253,10 +253,11 @@ class RankKilled:
 
 
 @dataclass(frozen=True)
-class LauncherKilled:
-    """``kill -9`` to the process that runs a sweep on two workers: they end by themselves, with checkpoints."""
+class SweepEnded:
+    """A sweep on two workers loses the process that runs it, or is told to end by Ctrl-C: nobody is left behind."""
 
-    name: str = "launcher of a sweep killed"
+    name: str
+    number: int
     group: str = "processes"
     rounds: int = 4
 
@@ -266,13 +267,18 @@ class LauncherKilled:
         sweep += (f"hydra.sweep.dir={workplace / 'sweep'}", "train.steps=400")
         main = start(*sweep, cwd=workplace)
         time.sleep(draw.uniform(2, 15))
-        at = time.monotonic()
-        os.kill(main.pid, signal.SIGKILL)
-        main.communicate()
+        began = at = time.monotonic()
+        (os.kill if self.number == signal.SIGKILL else os.killpg)(main.pid, self.number)
+        ended = end(main, began)
         outcome.broken += left_behind(workplace, 30.0)
         outcome.delay = time.monotonic() - at
+        if self.number != signal.SIGKILL:
+            outcome.broken += ended.faults()
         done = command.run(*sweep, cwd=workplace)
-        outcome.broken += done.faults() + ([f"again: {done.code}"] if done.code else [])
+        outcome.broken += done.faults()
+        if done.code:
+            outcome.broken.append(f"the same command ends with {done.code}: {done.line}")
+            return outcome
         for seed in range(1, 5):
             reference = undisturbed(*RUN, "train.steps=400", f"train.seed={seed}")
             folder = command.run_of_seed(workplace / "sweep", seed)
@@ -305,5 +311,6 @@ PROCESSES: tuple[Fault, ...] = (
     RankKilled("rank 0 of two killed", "rank 0"),
     RankKilled("rank 1 of two killed", "rank 1"),
     RankKilled("launcher of two ranks killed", "the launching process"),
-    LauncherKilled(),
+    SweepEnded("launcher of a sweep killed", signal.SIGKILL),
+    SweepEnded("sweep on workers told by Ctrl-C", signal.SIGINT),
 )
