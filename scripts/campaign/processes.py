@@ -266,7 +266,9 @@ class SweepEnded:
         sweep: tuple[str, ...] = ("-m", *RUN, "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4")
         sweep += (f"hydra.sweep.dir={workplace / 'sweep'}", "train.steps=400")
         main = start(*sweep, cwd=workplace)
-        time.sleep(draw.uniform(2, 15))
+        while not list(workplace.glob("sweep/*/job.json")) and main.poll() is None:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(3, 12))
         began = at = time.monotonic()
         (os.kill if self.number == signal.SIGKILL else os.killpg)(main.pid, self.number)
         ended = end(main, began)
