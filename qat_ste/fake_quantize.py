@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from qat_ste.estimators import Estimator
 from qat_ste.grid import make_quantizer
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizer import Quantizer, check_latent
 
 Pattern = str | type[nn.Module]
 WEIGHTED: tuple[Pattern, ...] = (_ConvNd, nn.Linear)  # what is quantized unless told otherwise
@@ -96,8 +96,8 @@ def quantize_weights(
         max: end of the range as a function of the latent weight at this moment.
 
     Raises:
-        ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already, or the
-            estimator is not made for these levels.
+        ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already or in less
+            than float32, or the estimator is not made for these levels.
     """
     modules = list(model.named_modules())
     for pattern in (*include, *exclude):
@@ -110,10 +110,11 @@ def quantize_weights(
             continue
         for tensor_name in ("weight", "bias") if biases else ("weight",):
             w = getattr(module, tensor_name, None)
-            if w is None:
+            if w is None or not w.numel():  # a layer without outputs has weights, but none to quantize
                 continue
             if parametrize.is_parametrized(module, tensor_name):
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
+            check_latent(w.dtype, f"{name}.{tensor_name}")
             quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
             estimator.check(quantizer)
             parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
@@ -132,6 +133,11 @@ def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Fak
             for parametrization in parametrizations:
                 if isinstance(parametrization, FakeQuantize):
                     yield f"{module_name}.{tensor_name}".lstrip("."), parametrizations.original, parametrization
+
+
+def plain_name(name: str) -> str:
+    """Of a parameter as the model had it before it was quantized."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def remove_quantizers(model: nn.Module) -> nn.Module:
