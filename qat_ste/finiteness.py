@@ -85,10 +85,10 @@ def _not_finite(member: Member) -> list[str]:
 def _tensors(member: Member) -> Iterator[tuple[str, Tensor]]:
     names = {}
     for name, parameter in member.model.named_parameters():
-        names[parameter] = plain_name(name)
-        yield names[parameter], parameter.detach()
+        names[id(parameter)] = plain_name(name)
+        yield plain_name(name), parameter.detach()
     yield from member.model.named_buffers()
-    for parameter, state in member.optimizer.state.items():
+    for stepped, state in member.optimizer.state.items():
         for key, values in state.items():
             if isinstance(values, Tensor):
-                yield f"{key} of {names.get(parameter, 'the optimizer')}", values
+                yield f"{key} of {names[id(stepped)]}", values

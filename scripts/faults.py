@@ -28,12 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from campaign.concurrency import CONCURRENCY
+from campaign.endurance import ENDURANCE
 from campaign.fault import Fault, Line, Outcome
+from campaign.numbers import NUMBERS
 from campaign.processes import PROCESSES
 from campaign.storage import STORAGE
 from campaign.surroundings import SURROUNDINGS
 
-FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS)
+FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS, *NUMBERS, *ENDURANCE)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:

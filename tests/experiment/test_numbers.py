@@ -208,5 +208,5 @@ def test_rows_are_kept_lean_and_whole():
     kept = Record(torch.zeros(1, 1), [{"a": 0.1}], [], [(1, [0.1], [None])], ['{"step": 1, "x": 0.1}', '{"step": 2}'])
     again = Record(torch.zeros(1, 1), [])
     again.restore(kept.plain(), kept.losses)
-    assert again == kept or again.rows == kept.rows == [{"step": 1, "x": 0.1}, {"step": 2}]
+    assert again.rows == kept.rows == [{"step": 1, "x": 0.1}, {"step": 2}]
     assert json.loads(kept.plain())["rows"] == kept.rows
