@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from campaign.command import start
 from campaign.fault import Fault, Outcome
 
 SETTLED = 1_000  # steps after which nothing may grow any more
@@ -24,6 +25,7 @@ ROOM = 24 * 2**20  # bytes that memory may vary by: a checkpoint being written, 
 ROW_BYTES = 1_000  # that a row may cost beside, until the run ends
 REPORT_BYTES = 400 * 2**20  # of qat-report, whatever the length of metrics.jsonl
 REPORT_SECONDS = 1e-4  # a row
+_PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [*map(str, Path(__file__).parents[1:3]), *sys.path]))}
 
 
 def tiny(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
@@ -55,10 +57,7 @@ class LongRun:
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         run, began = workplace / "run", time.monotonic()
-        process = subprocess.Popen(
-            self._command(workplace, run), cwd=workplace, env=_environment(), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = start(*self._arguments(workplace, run), cwd=workplace, environment=_PATH, stdout=subprocess.DEVNULL)
         samples = list(_samples(process.pid, run, lambda: process.poll() is None))
         error = process.communicate()[1].strip()
         outcome = Outcome(delay=time.monotonic() - began)
@@ -71,12 +70,12 @@ class LongRun:
         _judge(samples, rows / self.steps, outcome)
         return outcome
 
-    def _command(self, workplace: Path, run: Path) -> list[str]:
+    def _arguments(self, workplace: Path, run: Path) -> list[str]:
         conf = workplace / "conf" / "model"
         conf.mkdir(parents=True)
         (conf / "tiny.yaml").write_text(f"_target_: {__name__}.tiny\n_partial_: true\n", encoding="utf-8")
         return [
-            sys.executable, "-m", "qat_ste.cli", "--config-dir", str(conf.parent), "model=tiny", "logger=none",
+            "--config-dir", str(conf.parent), "model=tiny", "logger=none",
             f"hydra.run.dir={run}", f"train.steps={self.steps}", "train.batch_size=16", "train.steps_per_epoch=1000",
             "counterparts=[ste,jitter]", f"metrics.every={self.every or 'null'}", "runtime.threads=1",
             f"checkpoint.every_steps={self.steps // 20}",
@@ -138,12 +137,6 @@ def _last_step(metrics: Path) -> int:
             return int(json.loads(file.read().splitlines()[-1])["step"])
     except (OSError, ValueError, IndexError, TypeError):
         return 0
-
-
-def _environment() -> dict[str, str]:
-    scripts = Path(__file__).resolve().parents[1]
-    paths = [str(scripts.parent), str(scripts), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 ENDURANCE: tuple[Fault, ...] = (

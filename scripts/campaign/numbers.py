@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from campaign.command import run, unreadable
 from campaign.fault import Fault, Outcome
 from campaign.odd_networks import NETWORKS, Build, plain
 from qat_ste import Comparison, compare, quantize_weights
@@ -122,7 +120,7 @@ class Spoiled:
         found = Checkpoints(workplace, {})
         if found.step != (step - (0 if self.gradient and step % SAVED_EVERY else 1)) // SAVED_EVERY * SAVED_EVERY:
             outcome.broken.append(f"the last checkpoint is of step {found.step}, the fault of {step}")
-        if not all(values.isfinite().all() for values in _floats(found.take())):
+        if not _finite(found.take()):
             outcome.broken.append("numbers in the checkpoint that are not finite")
         continued = self._train(workplace, settings)
         outcome.differing = differing(continued, undisturbed)
@@ -214,33 +212,26 @@ class Exploding:
     rounds: int = 2
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        run, outcome = workplace / "run", Outcome()
-        command = [
-            sys.executable, "-m", "qat_ste.cli", *self.overrides, f"hydra.run.dir={run}", "train.steps=60",
-            "metrics.every=4", "checkpoint.every_steps=1", "logger=none", f"train.seed={draw.randrange(1000)}",
-        ]  # fmt: skip
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        began = time.monotonic()
-        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
-        outcome.delay = time.monotonic() - began
-        told = done.stderr.strip()
-        if done.returncode:
-            outcome.ended = f"exit {done.returncode}: {_general(told)}"
-            if len(told.splitlines()) != 1 or "Traceback" in told:
-                outcome.broken.append(f"not one line: {told[-500:]}")
-        if done.returncode == 1:
-            outcome.broken += [] if " step" in told else [f"names no step: {told}"]
-            status = json.loads((run / "status.json").read_text(encoding="utf-8"))
-            outcome.broken += [] if status["status"] == "failed" else [f"status {status['status']}"]
-            found = Checkpoints(run, {}).take() if not (run / "checkpoint.pt").exists() else _loaded(run)
-            if not all(values.isfinite().all() for values in _floats(found)):
-                outcome.broken.append("numbers in the checkpoint that are not finite")
-            if any(value is None for row in _rows(run) for key, value in row.items() if "train_loss" in key):
-                outcome.broken.append("a row without a loss")
-        elif not done.returncode:
-            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-            if not all(isinstance(member["test_loss"], float) for member in results["counterparts"].values()):
-                outcome.broken.append("a result without a loss")
+        folder = workplace / "run"
+        done = run(
+            *self.overrides, f"hydra.run.dir={folder}", "train.steps=60", "metrics.every=4", "checkpoint.every_steps=1",
+            "logger=none", f"train.seed={draw.randrange(1000)}", cwd=workplace,
+        )  # fmt: skip
+        outcome = Outcome(done.line if done.code else "survived", delay=done.seconds)
+        outcome.broken += done.faults() + (unreadable(folder) if folder.exists() else [])
+        rows = _rows(folder)
+        if done.code == 0:
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            rows += [results["reference"], *results["counterparts"].values()]
+        elif done.code == 1:
+            outcome.ended = _general(done.err.strip())
+            if len(done.err.strip().splitlines()) != 1 or " step " not in done.err:
+                outcome.broken.append(f"not one line that names the step: {done.err}")
+            checkpoint = folder / "checkpoint.pt"
+            state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
+            outcome.broken += [] if _finite(state) else ["numbers in the checkpoint that are not finite"]
+        if any(value is None for row in rows for key, value in row.items() if key.endswith("_loss")):
+            outcome.broken.append("a loss that is null")
         return outcome
 
 
@@ -312,21 +303,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _loaded(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return loaded
-
-
-def _floats(state: Any) -> Iterator[Tensor]:
-    """Tensors of a nested state that could be other than finite."""
+def _finite(state: Any) -> bool:
+    """Whether all tensors of a nested state are."""
     if isinstance(state, Tensor):
-        yield from [state] if state.is_floating_point() else []
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from _floats(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from _floats(value)
+        return bool(state.isfinite().all())
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return all(map(_finite, values))
 
 
 def _general(line: str) -> str:
