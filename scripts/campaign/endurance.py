@@ -9,22 +9,20 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from campaign.command import start
-from campaign.fault import Fault, Outcome
+from .command import start
+from .fault import Fault, Outcome
 
 SETTLED = 1_000  # steps after which nothing may grow any more
 SAMPLES = 100  # that are kept of a run, evenly over its steps
 ROOM = 24 * 2**20  # bytes that memory may vary by: a checkpoint being written, change events that wait (12 MB a member)
-ROW_BYTES = 1_000  # that a row may cost beside, until the run ends
-REPORT_BYTES = 400 * 2**20  # of qat-report, whatever the length of metrics.jsonl
-REPORT_SECONDS = 1e-4  # a row
+ROW_BYTES = 5_000  # that a row may cost beside: 800 of its text, the others while a checkpoint is written
 _PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [*map(str, Path(__file__).parents[1:3]), *sys.path]))}
 
 
@@ -60,14 +58,14 @@ class LongRun:
         process = start(*self._arguments(workplace, run), cwd=workplace, environment=_PATH, stdout=subprocess.DEVNULL)
         samples = list(_samples(process.pid, run, lambda: process.poll() is None))
         error = process.communicate()[1].strip()
-        outcome = Outcome(delay=time.monotonic() - began)
         if process.returncode:
-            outcome.broken.append(f"exit code {process.returncode}: {error[-300:]}")
-            return outcome
-        rows = sum("reference/train_loss" in line for line in (run / "metrics.jsonl").open(encoding="utf-8"))
+            return Outcome(f"exit code {process.returncode}", broken=[error[-300:]])
+        with (run / "metrics.jsonl").open(encoding="utf-8") as file:
+            rows = sum("reference/train_loss" in line for line in file)
+        outcome = judged(samples, rows / self.steps)
+        outcome.delay = time.monotonic() - began
         if rows != math.ceil(self.steps / (self.every or self.steps // 200)):
             outcome.broken.append(f"{rows} rows")
-        _judge(samples, rows / self.steps, outcome)
         return outcome
 
     def _arguments(self, workplace: Path, run: Path) -> list[str]:
@@ -82,12 +80,13 @@ class LongRun:
         ]  # fmt: skip
 
 
-def _judge(samples: list[Sample], rows_a_step: float, outcome: Outcome) -> None:
-    """Whether nothing grew once the run was settled; figures and some of the samples go into the outcome."""
+def judged(samples: Sequence[Sample], rows_a_step: float) -> Outcome:
+    """Whether nothing grew once the run was settled; with figures and some of the samples."""
+    outcome = Outcome()
     settled = [sample for sample in samples if sample.step >= SETTLED]
     if len(settled) < 3:
         outcome.broken.append(f"only {len(settled)} samples after {SETTLED} steps")
-        return
+        return outcome
     first = settled[0]
     rows = [rows_a_step * (sample.step - first.step) for sample in settled]
     growth = max(sample.memory - first.memory - ROW_BYTES * count for sample, count in zip(settled, rows, strict=True))
@@ -103,7 +102,6 @@ def _judge(samples: list[Sample], rows_a_step: float, outcome: Outcome) -> None:
         "MiB, settled": first.memory / 2**20,
         "MiB, most": max(sample.memory for sample in settled) / 2**20,
         "bytes a step": float(slope),
-        "bytes a row": float(slope / rows_a_step),
         "handles": float(max(handles)),
         "threads": float(max(threads)),
     }
@@ -111,6 +109,7 @@ def _judge(samples: list[Sample], rows_a_step: float, outcome: Outcome) -> None:
         outcome.figures |= {
             f"{what} at {sample.step}": float(getattr(sample, what)) for what in ("memory", "handles", "threads")
         }
+    return outcome
 
 
 def _samples(pid: int, run: Path, alive: Callable[[], bool]) -> Iterator[Sample]:

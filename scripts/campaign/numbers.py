@@ -16,9 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from campaign.command import run, unreadable
-from campaign.fault import Fault, Outcome
-from campaign.odd_networks import NETWORKS, Build, plain
 from qat_ste import Comparison, compare, quantize_weights
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.data.digits import digits
@@ -26,6 +23,10 @@ from qat_ste.estimators import Estimator, Ste, Tanh
 from qat_ste.fake_quantize import quantized_tensors
 from qat_ste.loggers.files import RunFolder
 from qat_ste.schedules import by_name
+
+from .command import run, unreadable
+from .fault import Fault, Outcome
+from .odd_networks import NETWORKS, Build, plain
 
 STEPS, LR, SAVED_EVERY = 24, 0.02, 3
 MEMBERS = ("reference", "ste", "naive", "jitter")
