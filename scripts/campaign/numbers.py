@@ -8,48 +8,27 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from qat_ste import Comparison, compare, quantize_weights
+from qat_ste import Comparison
 from qat_ste.checkpoint import Checkpoints
-from qat_ste.data.digits import digits
-from qat_ste.estimators import Estimator, Ste, Tanh
-from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.estimators import Ste, Tanh
 from qat_ste.loggers.files import RunFolder
-from qat_ste.schedules import by_name
 
 from .command import run, unreadable
 from .fault import Fault, Outcome
-from .odd_networks import NETWORKS, Build, plain
+from .odd_networks import NETWORKS
+from .slow_training import STEPS, Batches, batches, compared, difference, over_range, slow
 
-STEPS, LR, SAVED_EVERY = 24, 0.02, 3
+SAVED_EVERY = 3  # steps
 MEMBERS = ("reference", "ste", "naive", "jitter")
-Batches = list[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor], Any]
-SGD = partial(torch.optim.SGD, momentum=0.9)
 REFUSALS = (ValueError, TypeError, FloatingPointError)
-
-
-@cache
-def batches(size: int = 16, count: int = 5) -> Batches:
-    """Of the real digits, the first ones in their order."""
-    read = digits().train_batches(size, False, 0, torch.device("cpu"))
-    return [batch for _, batch in zip(range(count), read.starting_at(0), strict=False)]
-
-
-def compared(build: Build = plain, data: Batches | None = None, seed: int = 0, **changes: Any) -> Comparison:
-    """A short comparison."""
-    data = batches() if data is None else data
-    arguments: dict[str, Any] = {"loss": F.cross_entropy, "log_every": 1, "validation": data[:2], "steps_per_epoch": 10}
-    return compare(
-        build, data, bits=2, estimator=Tanh(5.5), optimizer=SGD, lr=LR, steps=STEPS, seed=seed, **(arguments | changes)
-    )
 
 
 class _Times(torch.autograd.Function):
@@ -165,8 +144,8 @@ class Odd:
             if not torch.allclose(torch.tensor(losses), torch.tensor(slowly.losses), rtol=1e-4, atol=1e-6):
                 outcome.broken.append(f"losses of {name} are not those of a slow training")
         distance, way = (
-            sum(_over_range(values, reference.ranges) for values in some)
-            for some in ([_difference(reference.weights, naive.weights)], naive.ways)
+            sum(over_range(values, reference.ranges) for values in some)
+            for some in ([difference(reference.weights, naive.weights)], naive.ways)
         )
         measured = found.counterparts["naive"].weight_alignment_error
         if not math.isclose(measured, distance / way, rel_tol=1e-3):
@@ -234,51 +213,6 @@ class Exploding:
         if any(value is None for row in rows for key, value in row.items() if key.endswith("_loss")):
             outcome.broken.append("a loss that is null")
         return outcome
-
-
-@dataclass
-class Slow:
-    """A plain training: losses, latent weights, their ways in all steps, and ranges; by tensor."""
-
-    losses: list[float]
-    weights: dict[str, Tensor]
-    ways: list[dict[str, Tensor]]
-    ranges: dict[str, float]
-
-
-def slow(build: Build, data: Batches, seed: int, estimator: Estimator, loss: Loss, exclude: Sequence[str] = ()) -> Slow:
-    """A member that keeps weights and learning rate, as a loop of one's own has it: nothing flat, nothing shared."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = quantize_weights(build(), 2, estimator, exclude=exclude)
-    optimizer = SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=LR)
-    schedule, losses, ways = by_name("cosine", STEPS, 0.02), [], []
-    for step in range(STEPS):
-        before = _latent(model)
-        for group in optimizer.param_groups:
-            group["lr"] = LR * schedule(step)
-        optimizer.zero_grad()
-        value = loss(model(data[step % len(data)][0]), data[step % len(data)][1])
-        value.backward()
-        optimizer.step()
-        losses.append(value.item())
-        ways.append(_difference(before, _latent(model)))
-    ranges = {name: float(quantize.quantizer.max) for name, _, quantize in quantized_tensors(model)}
-    return Slow(losses, _latent(model), ways, ranges)
-
-
-def _latent(model: nn.Module) -> dict[str, Tensor]:
-    """By tensor, tied ones once."""
-    found = {id(weights): (name, weights) for name, weights, _ in reversed(list(quantized_tensors(model)))}
-    return {name: weights.detach().double().clone() for name, weights in found.values()}
-
-
-def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: (a[name] - b[name]).abs() for name in a}
-
-
-def _over_range(values: Mapping[str, Tensor], ranges: Mapping[str, float]) -> float:
-    return sum(some.sum().item() / ranges[name] for name, some in values.items())
 
 
 def differing(found: Comparison, other: Comparison) -> int:
