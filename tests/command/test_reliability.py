@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from qat_ste.report.columns import Columns
-from scripts.campaign.endurance import LongRun, Sample, judged
+from scripts.campaign.endurance import ROOM, ROW_BYTES, SETTLED, LongRun, Sample, judged
 from scripts.campaign.fault import Line, Outcome
+from scripts.campaign.long_files import MOST_BYTES
 from scripts.reliability_docs import DOCS, drawings, page, series_of
 
 MIB = 2**20
@@ -71,6 +72,8 @@ def test_the_page_works_with_whatever_faults_there_are():
     assert r"a line \| with &lt;b>" in text and "<b>" not in text
     assert "memory at" not in text and "reliability/endurance.png" in text
     assert [name for name, _ in drawings(record())] == ["endurance"]
+    bounds = f"{SETTLED:,} steps", f"{ROOM // MIB} MiB", f"{ROW_BYTES // 1000} kB a row", f"{MOST_BYTES // MIB} MiB"
+    assert all(bound in text for bound in bounds)
     assert "## Numbers" not in page({}) and "In all: 0 faults" in page({})
 
 
