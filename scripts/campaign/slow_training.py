@@ -35,9 +35,15 @@ def batches(size: int = 16, count: int = 5) -> Batches:
 def compared(build: Build = plain, data: Batches | None = None, seed: int = 0, **changes: Any) -> Comparison:
     """A short comparison."""
     data = batches() if data is None else data
-    arguments: dict[str, Any] = {"loss": F.cross_entropy, "log_every": 1, "validation": data[:2], "steps_per_epoch": 10}
+    arguments: dict[str, Any] = {
+        "loss": F.cross_entropy,
+        "lr": LR,
+        "log_every": 1,
+        "validation": data[:2],
+        "steps_per_epoch": 10,
+    }
     return compare(
-        build, data, bits=2, estimator=Tanh(5.5), optimizer=SGD, lr=LR, steps=STEPS, seed=seed, **(arguments | changes)
+        build, data, bits=2, estimator=Tanh(5.5), optimizer=SGD, steps=STEPS, seed=seed, **(arguments | changes)
     )
 
 
