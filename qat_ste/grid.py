@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -167,6 +167,9 @@ def _checked(levels: str | Sequence[float]) -> tuple[float, ...]:
         if levels not in GRIDS:
             raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {levels!r}")
         levels = GRIDS[levels]
+    if isinstance(levels, Mapping | Set) or not isinstance(levels, Iterable):
+        raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {levels!r}")
+    levels = list(levels)
     numbers = [isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in levels]
     if not (2 <= len(levels) <= MOST_LEVELS and all(numbers) and all(low < high for low, high in pairwise(levels))):
         raise ValueError(f"levels must be at least two finite numbers in ascending order, got {list(levels)!r}")
