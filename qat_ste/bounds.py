@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,12 @@ class Bounds:
     whole: bool = True
     open: bool = False
 
-    def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        if self.open:
-            return self.lowest < value < self.highest
-        return self.lowest <= value <= self.highest
+        number: Any = value  # the abstract kinds of numbers cannot be compared, as far as types tell
+        inside: bool = self.lowest < number < self.highest if self.open else self.lowest <= number <= self.highest
+        return inside
 
     def __str__(self) -> str:
         if not self.whole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qat_ste.arguments import check_arguments, check_batch, check_model, check_optimizer
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
@@ -117,18 +119,16 @@ def compare(
     Where ``torch.distributed`` is set up, all its ranks have to call this; each returns the same numbers.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ValueError, TypeError: an argument is not what is asked for; the message starts with its name.
         FloatingPointError: a loss is not finite.
         Stopped: ``stop`` said so.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if not (isinstance(lr, int | float) and 0 < lr < float("inf")):
-        raise ValueError(f"lr must be a positive finite number, got {lr!r}")
+    check_arguments(locals())
+    check_optimizer(optimizer, lr)
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = build_model().to(device)
+        model = check_model(build_model()).to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
         update = Update(clipping, l2, weight_decay)
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
@@ -140,10 +140,12 @@ def compare(
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
+        first = next(source)
+        check_batch(first, model, loss, execution.accumulate)
         record = train(
             lockstep,
             monitor,
-            source,
+            chain([first], source),
             steps,
             validation=own_validation,
             steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),

@@ -118,7 +118,10 @@ def quantize_weights(
             if parametrize.is_parametrized(module, tensor_name):
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
             quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
-            estimator.check(quantizer)
+            try:
+                estimator.check(quantizer)
+            except ValueError as error:
+                raise ValueError(f"estimator {error}") from error
             parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
             chosen += 1
     if not chosen:

@@ -251,6 +251,8 @@ class Preparation:
 
         def made(node: DictConfig) -> Callable[[], nn.Module]:
             make = instantiate(node)
+            if isinstance(make, nn.Module):
+                raise TypeError("_partial_ must be true, for a function that makes a model")
             wanted = inspect.signature(make).parameters
             return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from qat_ste.arguments import pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, TrainingBatches
@@ -46,6 +49,8 @@ class Lockstep:
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
         factor = self.schedule(step)
+        if not (isinstance(factor, Real) and math.isfinite(factor)):
+            raise ValueError(f"schedule must give finite numbers, got {factor!r} at step {step}")
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
@@ -128,7 +133,7 @@ def train(
         on_row(row)
 
     logged = start - start % log_every
-    for step, batch in zip(range(start, steps), _on(batches, cohort.device), strict=False):
+    for step, batch in zip(range(start, steps), _on(batches, cohort.device, "batches"), strict=False):
         if step == start:
             cohort.choose_mode(lockstep.loss, *batch, steps - start)
         if cohort.enter(step, steps):
@@ -149,7 +154,7 @@ def train(
                 row |= {f"{name}/{key}": value for key, value in now.get(number, {}).items()}
             emit(row)
         if validation is not None and (done % steps_per_epoch == 0 or done == steps):
-            record.evaluations = evaluate(cohort, _on(validation, cohort.device), lockstep.loss)
+            record.evaluations = evaluate(cohort, _on(validation, cohort.device, "validation"), lockstep.loss)
             emit(_validation_row(cohort, done, done / steps_per_epoch, record))
         stopping, due = ranks.any([stop(), checkpoints is not None and checkpoints.due(done)])
         if checkpoints is not None and (stopping or due or done == steps):
@@ -178,8 +183,9 @@ def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise ValueError("batches ended before the last step and cannot be iterated again: give a list or a loader")
 
 
-def _on(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+def _on(batches: Iterable[Batch], device: torch.device, argument: str) -> Iterator[Batch]:
+    pairs = (pair(argument, batch) for batch in batches)
+    return ((inputs.to(device), targets.to(device)) for inputs, targets in pairs)
 
 
 def _over_ranks(losses: Tensor, cohort: Cohort) -> Tensor:
