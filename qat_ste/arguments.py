@@ -135,7 +135,7 @@ def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def check_batch(batch: object, model: nn.Module, loss: Loss, parts: int) -> None:
-    """Whether a copy of the model takes the first of as many parts of this batch, and the loss its outputs.
+    """Whether the model takes the first of as many parts of this batch, and the loss its outputs; tried on a copy.
 
     Raises:
         TypeError: the batch is no pair of tensors.
@@ -143,10 +143,11 @@ def check_batch(batch: object, model: nn.Module, loss: Loss, parts: int) -> None
     """
     device = next(model.parameters()).device
     inputs, targets = (values.chunk(parts)[0].to(device) for values in pair("batches", batch))
+    model = copy.deepcopy(model)
     shapes = f"inputs {tuple(inputs.shape)} {inputs.dtype} and targets {tuple(targets.shape)} {targets.dtype}"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            outputs = copy.deepcopy(model)(inputs)
+            outputs = model(inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model says to what does not fit

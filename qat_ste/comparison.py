@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat_ste.arguments import check_arguments, check_batch, check_model, check_optimizer
+from qat_ste.arguments import check_arguments, check_batch, check_model, check_optimizer, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
@@ -28,7 +28,7 @@ from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import Schedule, by_name
-from qat_ste.training import Batches, Lockstep, Record, Row, from_step, train
+from qat_ste.training import Batches, Lockstep, Record, Row, Stopped, from_step, train
 from qat_ste.verdict import Verdict, decide
 
 OF_OUTPUTS = (  # what only validation batches can tell
@@ -140,20 +140,25 @@ def compare(
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
-        first = next(source)
-        check_batch(first, model, loss, execution.accumulate)
-        record = train(
-            lockstep,
-            monitor,
-            chain([first], source),
-            steps,
-            validation=own_validation,
-            steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
-            log_every=log_every,
-            on_row=on_row,
-            stop=stop,
-            checkpoints=checkpoints,
-        )
+        first = pair("batches", next(source, None))
+        try:
+            record = train(
+                lockstep,
+                monitor,
+                chain([first], source),
+                steps,
+                validation=own_validation,
+                steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
+                log_every=log_every,
+                on_row=on_row,
+                stop=stop,
+                checkpoints=checkpoints,
+            )
+        except (ArithmeticError, Stopped):
+            raise
+        except Exception:  # what a model or a loss says to what does not fit is told by the argument, if that is why
+            check_batch(first, model, loss, execution.accumulate)
+            raise
     return _summarize(cohort, monitor, record, drawn, steps)
 
 
