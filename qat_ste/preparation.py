@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -181,16 +181,18 @@ class Preparation:
         elif culprit := self._culprit(group, error.__cause__ or error, works):
             self._add(f"{group}.{culprit}", f"{what}{text}")
         elif group == "dataset" and "root" in self.cfg.dataset:
-            self._add("paths.data", text, "DIR_WITH_THE_FILES")
+            own = OmegaConf.to_container(self.cfg.dataset, resolve=False)["root"] != "${paths.data}"  # type: ignore[call-overload, index]
+            self._add("dataset.root" if own else "paths.data", text, "DIR_WITH_THE_FILES")
         else:
             self.problems.append(shown(f"{group}: {what}{text}", 500))
 
     def _culprit(self, group: str, error: BaseException, works: Callable[[DictConfig], object]) -> str | None:
         """The argument that is at fault: with its packaged value there is no error, which may not be of the disk."""
         node: Any = OmegaConf.to_container(self.cfg[group], resolve=False)
-        for name in sorted(node, key="_target_".__eq__):
+        packaged = self._default(f"{group}._target_") is not None
+        for name in sorted(node, key="_target_".__eq__) if packaged and not isinstance(error, OSError) else ():
             usual = self._default(f"{group}.{name}")
-            if usual is None or usual == node[name] or isinstance(error, OSError):
+            if usual == node[name]:
                 continue
             trial = self.cfg[group].copy()
             trial[name] = usual
@@ -200,6 +202,12 @@ class Preparation:
         return None
 
     def _build(self, group: str, made: Callable[[DictConfig], Any] = instantiate) -> Any:
+        target = self.cfg[group].get("_target_")
+        try:
+            get_object(target or "builtins.object")
+        except Exception as error:  # what is imported may raise anything
+            self._add(f"{group}._target_", f"must lead to a class or a function ({' '.join(str(error).split())})")
+            return None
         try:
             return made(self.cfg[group])
         except Exception as error:  # a foreign target may raise anything

@@ -44,7 +44,7 @@ def of_another_kind(cfg: DictConfig, default: Default) -> list[Problem]:
         own_target = cfg[group].get("_target_") != default(f"{group}._target_")
         for key, value in _leaves(cfg[group], default, f"{group}."):
             usual = None if own_target and not key.endswith("_target_") else default(key)
-            if not _alike(value, usual):
+            if not _alike(value, usual) or (key.endswith("._target_") and not isinstance(value, str | None)):
                 problems.append(Problem(key, value, f"must be {_kind(usual)}", shown(usual)))
             elif any(isinstance(number, float) and not math.isfinite(number) for number in _flat(value)):
                 problems.append(Problem(key, value, "must be finite", shown(usual)))

@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from campaign.fault import Fault, Line, Outcome
+from campaign.inputs import INPUTS
 
-FAULTS: tuple[Fault, ...] = ()
+FAULTS: tuple[Fault, ...] = (*INPUTS,)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:
