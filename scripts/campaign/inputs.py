@@ -41,7 +41,7 @@ MOST_IMAGES = 1000  # times members, of a training that is short enough to be tr
 
 @dataclass(frozen=True)
 class Input:
-    """A wrong value, and the options and overrides under which its key is there and all else is right."""
+    """A wrong value, and the options under which its key is there."""
 
     chosen: tuple[str, ...]
     key: str
@@ -49,7 +49,7 @@ class Input:
 
     @property
     def overrides(self) -> list[str]:
-        return [*self.chosen, f"{self.key}={self.text}"]
+        return [*self.chosen, *needs(self.chosen), f"{self.key}={self.text}"]
 
     def __str__(self) -> str:
         return " ".join(override if len(override) < 80 else f"{override[:60]}…" for override in self.overrides)
@@ -97,41 +97,39 @@ def groups() -> tuple[str, ...]:
 
 
 @cache
-def inputs(group: str) -> tuple[Input, ...]:
-    """All wrong values for the keys of one top-level part, under each of its options that can be had here."""
-    from qat_ste.composition import compose_file, config_dir, options
+def choices(group: str) -> tuple[tuple[str, ...], ...]:
+    """The options of a top-level part; of one that has none, nothing to be said."""
+    from qat_ste.composition import config_dir, options
 
-    made: dict[tuple[Any, ...], Input] = {}
-    choices: list[tuple[str, ...]] = [(f"{group}={name}",) for name in options(group, config_dir())]
-    for chosen in choices or [()]:
-        part: Any = OmegaConf.to_container(compose_file(config_dir(), list(chosen)))
-        target = part[group].get("_target_") if isinstance(part[group], dict) else None
-        needed: tuple[str, ...] | None = None
-        for key, value in leaves(part[group], group):
-            for text in dict.fromkeys(wrong(value)):
-                if (target, key, text) not in made:
-                    needed = needs(chosen) if needed is None else needed
-                    made[target, key, text] = Input((*chosen, *needed), key, text)
-    return tuple(found for found in made.values() if "nowhere to be had" not in found.chosen)
+    return tuple((f"{group}={name}",) for name in options(group, config_dir())) or ((),)
 
 
+@cache
+def inputs(group: str, chosen: tuple[str, ...]) -> tuple[Input, ...]:
+    """All wrong values for the keys of one top-level part under one of its options."""
+    from qat_ste.composition import compose_file, config_dir
+
+    part: Any = OmegaConf.to_container(compose_file(config_dir(), list(chosen)))
+    found = leaves(part[group], group)
+    return tuple(Input(chosen, key, text) for key, value in found for text in dict.fromkeys(wrong(value)))
+
+
+@cache
 def needs(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """What else has to be said with an option: what its refusal proposes, or MNIST's images."""
+    """What else has to be said with an option: what its refusal proposes, MNIST's images, folders of images."""
     more: tuple[str, ...] = ()
     shared = Path(os.environ.get("QAT_STE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
-    for _ in range(3):
-        done = command(*chosen, *more, "logger=none", "dry_run=true") if chosen else Done(0, "", "", 0)
-        if not done.code:
-            return more
-        example = done.err.splitlines()[0].rpartition("; for example ")[2]
+    while chosen and (done := command(*chosen, *more, "logger=none", "dry_run=true")).code:
+        example = done.err.splitlines()[0].rpartition("; for example ")[2].strip("'")
         if "images of" in done.err:
             more = ("dataset=mnist",)
         elif example.startswith("paths.data="):
-            folder = shared / ("imagenet-sample" if "dataset=imagenet" in chosen else "mnist")
-            more = (*more, f"paths.data={folder}")
+            more = (*more, f"paths.data={shared / ('imagenet-sample' if 'dataset=imagenet' in chosen else 'mnist')}")
         else:
-            more = (*more, example.strip("'"))
-    return ("nowhere to be had",)
+            more = (*more, example)
+        if len(more) > 3:
+            raise LookupError(f"{' '.join(chosen)} cannot be had here: {done.err}")
+    return more
 
 
 class Hung(BaseException):
@@ -246,7 +244,11 @@ def training_faults(given: Input, done: Done, run: Path) -> list[str]:
 
 def drawn(draw: random.Random, count: int) -> list[Input]:
     """As many of each part of the configuration, however many keys it has."""
-    return [draw.choice(inputs(draw.choice(groups()))) for _ in range(count)]
+    found = []
+    for _ in range(count):
+        group = draw.choice(groups())
+        found.append(draw.choice(inputs(group, draw.choice(choices(group)))))
+    return found
 
 
 def trainable(done: Done) -> bool:
@@ -255,7 +257,7 @@ def trainable(done: Done) -> bool:
     return bool(work) and int(work[1]) * int(work[2]) * int(work[3]) <= MOST_IMAGES  # type: ignore[index]
 
 
-@dataclass
+@dataclass(frozen=True)
 class WrongValues:
     """Looked at in this process, where a hundred take a minute; some of those accepted are trained with."""
 
@@ -287,7 +289,7 @@ class WrongValues:
         return outcome
 
 
-@dataclass
+@dataclass(frozen=True)
 class WrongCommands:
     """The installed command, which would train; seconds are those of the processor, which others share."""
 
