@@ -126,6 +126,18 @@ def check_optimizer(make: MakeOptimizer, lr: float) -> None:
         raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {_short(made)}")
 
 
+def called(argument: str, function: Callable[..., Any], *values: object) -> Any:
+    """What the function given as this argument makes of ``values``.
+
+    Raises:
+        TypeError: it does not take them, as what is no such function says.
+    """
+    try:
+        return function(*values)
+    except TypeError as error:
+        raise TypeError(f"{argument} cannot be called with {_short(values)}: {_told(error)}") from error
+
+
 def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a batch of this argument."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(values, Tensor) for values in batch):

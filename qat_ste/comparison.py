@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat_ste.arguments import check_arguments, check_batch, check_model, check_optimizer, pair
+from qat_ste.arguments import called, check_arguments, check_batch, check_model, check_optimizer, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
@@ -134,8 +134,8 @@ def compare(
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard
-        own = batches(shard) if callable(batches) else batches
-        own_validation = validation(shard) if callable(validation) else validation
+        own = called("batches", batches, shard) if callable(batches) else batches
+        own_validation = called("validation", validation, shard) if callable(validation) else validation
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)

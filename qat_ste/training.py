@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from qat_ste.arguments import pair
+from qat_ste.arguments import called, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, TrainingBatches
@@ -48,13 +48,13 @@ class Lockstep:
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
-        factor = self.schedule(step)
+        factor: Any = called("schedule", self.schedule, step)
         if not (isinstance(factor, Real) and math.isfinite(factor)):
             raise ValueError(f"schedule must give finite numbers, got {factor!r} at step {step}")
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
-            losses[number] = member.step(inputs, targets, self.loss, factor).float()
+            losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
@@ -130,7 +130,7 @@ def train(
 
     def emit(row: Row) -> None:
         record.rows.append(row)
-        on_row(row)
+        called("on_row", on_row, row)
 
     logged = start - start % log_every
     for step, batch in zip(range(start, steps), _on(batches, cohort.device, "batches"), strict=False):
