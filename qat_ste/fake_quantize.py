@@ -100,9 +100,12 @@ def quantize_weights(
             than float32, or the estimator is not made for these levels.
     """
     modules = list(model.named_modules())
-    for pattern in (*include, *exclude):
-        if isinstance(pattern, str) and not any(_matches(name, module, pattern) for name, module in modules):
-            raise ValueError(f"no module of the model matches {pattern!r}")
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str) or not all(isinstance(pattern, str | type) for pattern in patterns):
+            raise TypeError(f"{argument} must be a list of types, type names or patterns, got {patterns!r}")
+        for pattern in patterns:
+            if isinstance(pattern, str) and not any(_matches(name, module, pattern) for name, module in modules):
+                raise ValueError(f"{argument}: no module of the model matches {pattern!r}")
     chosen = 0
     for name, module in modules:
         wanted = any(_matches(name, module, pattern) for pattern in include)
@@ -116,7 +119,10 @@ def quantize_weights(
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
             check_latent(w.dtype, f"{name}.{tensor_name}")
             quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
-            estimator.check(quantizer)
+            try:
+                estimator.check(quantizer)
+            except ValueError as error:
+                raise ValueError(f"estimator {error}") from error
             parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
             chosen += 1
     if not chosen:

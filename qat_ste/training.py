@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from qat_ste.arguments import called, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, TrainingBatches
@@ -46,11 +49,13 @@ class Lockstep:
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
-        factor = self.schedule(step)
+        factor: Any = called("schedule", self.schedule, step)
+        if not (isinstance(factor, Real) and math.isfinite(factor)):
+            raise ValueError(f"schedule must give finite numbers, got {factor!r} at step {step}")
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
-            losses[number] = member.step(inputs, targets, self.loss, factor).float()
+            losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
@@ -134,10 +139,10 @@ def train(
     def emit(row: Row) -> None:
         check_row(row)
         record.lines.append(json.dumps(row))
-        on_row(row)
+        called("on_row", on_row, row)
 
     logged = start - start % log_every
-    for step, batch in zip(range(start, steps), _on(batches, cohort.device), strict=False):
+    for step, batch in zip(range(start, steps), _on(batches, cohort.device, "batches"), strict=False):
         if step == start:
             cohort.choose_mode(lockstep.loss, *batch, steps - start)
         if cohort.enter(step, steps):
@@ -188,13 +193,11 @@ def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise ValueError("batches ended before the last step and cannot be iterated again: give a list or a loader")
 
 
-def _on(batches: Iterable[Batch], device: torch.device, what: str = "batches") -> Iterator[Batch]:
+def _on(batches: Iterable[Batch], device: torch.device, argument: str) -> Iterator[Batch]:
     for batch in batches:
-        if not (isinstance(batch, tuple | list) and [isinstance(part, Tensor) for part in batch] == [True, True]):
-            raise TypeError(f"{what} must give pairs of tensors (inputs, targets), got {type(batch).__name__}")
-        inputs, targets = batch
+        inputs, targets = pair(argument, batch)
         if not inputs.numel():
-            raise ValueError(f"{what} must have inputs, got a batch of the shape {tuple(inputs.shape)}")
+            raise ValueError(f"{argument} must have inputs, got a batch of the shape {tuple(inputs.shape)}")
         yield inputs.to(device), targets.to(device)
 
 

@@ -30,13 +30,23 @@ from rich.table import Table
 from campaign.concurrency import CONCURRENCY
 from campaign.endurance import ENDURANCE
 from campaign.fault import Fault, Line, Outcome
+from campaign.inputs import INPUTS
 from campaign.long_files import LONG_FILES
 from campaign.numbers import NUMBERS
 from campaign.processes import PROCESSES
 from campaign.storage import STORAGE
 from campaign.surroundings import SURROUNDINGS
 
-FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS, *NUMBERS, *ENDURANCE, *LONG_FILES)
+FAULTS: tuple[Fault, ...] = (
+    *PROCESSES,
+    *STORAGE,
+    *CONCURRENCY,
+    *SURROUNDINGS,
+    *INPUTS,
+    *NUMBERS,
+    *ENDURANCE,
+    *LONG_FILES,
+)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:
