@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qat_ste.arguments import called, check_arguments, check_batch, check_model, check_optimizer, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
@@ -26,7 +28,7 @@ from qat_ste.monitor import DivergenceMonitor
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.ranks import Ranks
 from qat_ste.schedules import Schedule, by_name
-from qat_ste.training import Batches, Lockstep, Record, Row, from_step, train
+from qat_ste.training import Batches, Lockstep, Record, Row, Stopped, from_step, train
 from qat_ste.verdict import Verdict, decide
 
 OF_OUTPUTS = (  # what only validation batches can tell
@@ -117,41 +119,46 @@ def compare(
     Where ``torch.distributed`` is set up, all its ranks have to call this; each returns the same numbers.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ValueError, TypeError: an argument is not what is asked for; the message starts with its name.
         FloatingPointError: a loss is not finite.
         Stopped: ``stop`` said so.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if not (isinstance(lr, int | float) and 0 < lr < float("inf")):
-        raise ValueError(f"lr must be a positive finite number, got {lr!r}")
+    check_arguments(locals())
+    check_optimizer(optimizer, lr)
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = build_model().to(device)
+        model = check_model(build_model()).to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
         update = Update(clipping, l2, weight_decay)
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard
-        own = batches(shard) if callable(batches) else batches
-        own_validation = validation(shard) if callable(validation) else validation
+        own = called("batches", batches, shard) if callable(batches) else batches
+        own_validation = called("validation", validation, shard) if callable(validation) else validation
         source = from_step(checkpoints.step if checkpoints else 0, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
-        record = train(
-            lockstep,
-            monitor,
-            source,
-            steps,
-            validation=own_validation,
-            steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
-            log_every=log_every,
-            on_row=on_row,
-            stop=stop,
-            checkpoints=checkpoints,
-        )
+        first = pair("batches", next(source, None))
+        try:
+            record = train(
+                lockstep,
+                monitor,
+                chain([first], source),
+                steps,
+                validation=own_validation,
+                steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
+                log_every=log_every,
+                on_row=on_row,
+                stop=stop,
+                checkpoints=checkpoints,
+            )
+        except (ArithmeticError, Stopped):
+            raise
+        except Exception:  # what a model or a loss says to what does not fit is told by the argument, if that is why
+            check_batch(first, model, loss, execution.accumulate)
+            raise
     return _summarize(cohort, monitor, record, drawn, steps)
 
 

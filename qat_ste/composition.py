@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_ste.config import ConfigError, RunConfig
+from qat_ste.config import ConfigError, RunConfig, shown
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
 # Hydra copies it, with all that it holds, for each group it lists and each job it composes, yet never changes a copy.
@@ -25,6 +26,7 @@ ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-define
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+_KINDS = {bool: KINDS["Boolean"], int: KINDS["Integer"], float: KINDS["Float"], dict: "keys and values"}
 
 
 def config_dir() -> str:
@@ -56,16 +58,23 @@ def options(group: str, *folders: str | None) -> dict[str, Path]:
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
-    """Looks a key up in the packaged configuration, under the choices of this run."""
+    """Looks a key up in the packaged configuration, under the choices of this run: a plain value, or None."""
+
+    @cache
+    def content(path: Path) -> dict[str, Any]:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        chosen = [option for option in found.get("defaults", ()) if isinstance(option, dict)]
+        return {group: option for options in chosen for group, option in options.items()} | found
 
     def default(key: str) -> Any:
         group, _, name = key.partition(".")
         for path in (Path(config_dir) / group / f"{choices.get(group)}.yaml", Path(config_dir) / "config.yaml"):
-            if path.is_file():
-                found = OmegaConf.select(OmegaConf.load(path), name if path.parent.name == group else key)
-                if found is not None:
-                    return found
-        return "null"
+            found: Any = content(path)
+            for part in (name if path.parent.name == group else key).split("."):
+                found = found.get(part) if isinstance(found, dict) else None
+            if found is not None:
+                return found
+        return None
 
     return default
 
@@ -98,8 +107,8 @@ def composition_problems(
             composing.append(override)
             if _is_choice(config_dir, override) and not sweeping:
                 chosen.append(override)
-    problems = [f"{override}: {reasons[override]}" for override in overrides if override in reasons]
-    if problems and primary == "config" and not sweeping:  # of a sweep the values do not belong together
+    problems = [f"{shown(override)}: {reasons[override]}" for override in overrides if override in reasons]
+    if primary == "config" and not sweeping:  # of a sweep the values do not belong together
         problems += _problems_of(config_dir, [*search_path(user), *composing])
     return problems or [_one_line(error)]
 
@@ -125,18 +134,24 @@ def _singles(override: str) -> list[str]:
 
 def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
     """What is wrong with the values of overrides that compose."""
+    try:
+        return value_problems(config_dir, compose_file(config_dir, overrides, return_hydra_config=True))
+    except COMPOSE_ERRORS:  # together they fail for a reason of which each is free
+        return []
+
+
+def value_problems(config_dir: str, cfg: DictConfig) -> list[str]:
+    """What is wrong with the values of a configuration that has Hydra's own part too."""
     from qat_ste.preparation import Preparation
 
+    choices, cfg = dict(cfg.hydra.runtime.choices), cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
     try:
-        cfg = compose_file(config_dir, overrides, return_hydra_config=True)
-        choices = dict(cfg.hydra.runtime.choices)
-        OmegaConf.set_struct(cfg, False)
-        del cfg["hydra"]
         Preparation(cfg, packaged_default(config_dir, choices)).parts()
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
-    except COMPOSE_ERRORS:  # together they fail for a reason of which each is free
-        return []
     return []
 
 
@@ -159,16 +174,23 @@ def _reason(error: Exception, choices: Collection[str], override: str, default: 
     if choices and not key.startswith("hydra/") and "Could not find" in text:
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
+    example = OmegaConf.select(default, key, throw_on_resolution_failure=False)
     kind = re.search(r"could not be converted to (\w+)", text)
-    if kind:
-        example = OmegaConf.select(default, key)
-        example = "null" if example is None else str(example).lower() if isinstance(example, bool) else example
-        return f"must be {KINDS.get(kind[1], kind[1])}; for example {key}={example}"
+    told = KINDS.get(kind[1]) if kind else None
+    if told or "merging override" in text:
+        usual = OmegaConf.to_container(example) if OmegaConf.is_config(example) else example
+        return f"must be {told or _kind(usual)}; for example {key}={shown(usual)}"
     if "Could not override" in text:
         nearest = get_close_matches(key, list(_keys(OmegaConf.to_container(default))), n=1)
         hint = f"did you mean {nearest[0]}={value}?" if nearest else "--help shows all"
         return f"there is no such key; {hint}"
     return _one_line(error)
+
+
+def _kind(usual: Any) -> str:
+    if isinstance(usual, list):
+        return "a list of text"
+    return next((told for kind, told in _KINDS.items() if isinstance(usual, kind)), "text")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -179,4 +201,4 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if "object_type=" not in line).strip()
+    return shown(" ".join(line for line in str(error).splitlines() if "object_type=" not in line), 500)

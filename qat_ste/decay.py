@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn, optim
 
+from qat_ste.fake_quantize import plain_name
+
 ById = Mapping[int, Tensor]  # by id of a parameter, what decays in place of its own values
 
 
@@ -20,8 +22,8 @@ class _Decay:
 
     def _chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
         for name, parameter in model.named_parameters():
-            name = name.replace("parametrizations.", "").removesuffix(".original")
-            if parameter.grad is not None and any(fnmatchcase(name, pattern) for pattern in self.include):
+            chosen = any(fnmatchcase(plain_name(name), pattern) for pattern in self.include)
+            if chosen and parameter.grad is not None:
                 yield parameter
 
 

@@ -61,9 +61,9 @@ class ErrorBound:
             self._total[number] += bound.masked_fill_(g == 0, 0).sum(dtype=torch.float64)
 
     def now(self) -> float | None:
-        """The sum in units of the counterpart's path, as the weight alignment error is."""
-        path = self._path.sum().item()
-        return self._total.sum().item() / path if path else None
+        """The sum in units of the counterpart's path, as the weight alignment error is; None beyond all numbers."""
+        path, total = self._path.sum().item(), self._total.sum().item()
+        return total / path if path and math.isfinite(total) else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"total": self._total}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qat_ste.cohort import Cohort
 from qat_ste.divergence.outputs import inference_metrics, output_sums
-from qat_ste.member import Loss
+from qat_ste.member import Loss, checked_loss
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Los
         outputs = layout.share_outputs(own, members)
         classified = outputs[0].ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
         for index, output in enumerate(outputs):
-            sums[index, 0] += len(targets) * loss(output, targets).double().cpu()
+            sums[index, 0] += len(targets) * checked_loss(loss, output, targets).double().cpu()
             sums[index, 1] += len(targets)
             if classified:
                 sums[index, 2] += output.numel()

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from qat_ste.estimators import Estimator
 from qat_ste.grid import make_quantizer
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizer import Quantizer, check_latent
 
 Pattern = str | type[nn.Module]
 WEIGHTED: tuple[Pattern, ...] = (_ConvNd, nn.Linear)  # what is quantized unless told otherwise
@@ -96,13 +96,16 @@ def quantize_weights(
         max: end of the range as a function of the latent weight at this moment.
 
     Raises:
-        ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already, or the
-            estimator is not made for these levels.
+        ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already or in less
+            than float32, or the estimator is not made for these levels.
     """
     modules = list(model.named_modules())
-    for pattern in (*include, *exclude):
-        if isinstance(pattern, str) and not any(_matches(name, module, pattern) for name, module in modules):
-            raise ValueError(f"no module of the model matches {pattern!r}")
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str) or not all(isinstance(pattern, str | type) for pattern in patterns):
+            raise TypeError(f"{argument} must be a list of types, type names or patterns, got {patterns!r}")
+        for pattern in patterns:
+            if isinstance(pattern, str) and not any(_matches(name, module, pattern) for name, module in modules):
+                raise ValueError(f"{argument}: no module of the model matches {pattern!r}")
     chosen = 0
     for name, module in modules:
         wanted = any(_matches(name, module, pattern) for pattern in include)
@@ -110,12 +113,16 @@ def quantize_weights(
             continue
         for tensor_name in ("weight", "bias") if biases else ("weight",):
             w = getattr(module, tensor_name, None)
-            if w is None:
+            if w is None or not w.numel():  # a layer without outputs has weights, but none to quantize
                 continue
             if parametrize.is_parametrized(module, tensor_name):
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
+            check_latent(w.dtype, f"{name}.{tensor_name}")
             quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
-            estimator.check(quantizer)
+            try:
+                estimator.check(quantizer)
+            except ValueError as error:
+                raise ValueError(f"estimator {error}") from error
             parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
             chosen += 1
     if not chosen:
@@ -132,6 +139,11 @@ def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Fak
             for parametrization in parametrizations:
                 if isinstance(parametrization, FakeQuantize):
                     yield f"{module_name}.{tensor_name}".lstrip("."), parametrizations.original, parametrization
+
+
+def plain_name(name: str) -> str:
+    """Of a parameter as the model had it before it was quantized."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def remove_quantizers(model: nn.Module) -> nn.Module:

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from qat_ste.divergence import Block, Part
 from qat_ste.estimators import Estimator
-from qat_ste.fake_quantize import quantized_tensors
+from qat_ste.fake_quantize import plain_name, quantized_tensors
 
 
 def parts_of(model: nn.Module) -> list[Part]:
-    """Where each quantized tensor of the model lies in a flat buffer of them all; tied weights are there once."""
+    """Where each quantized tensor of the model lies in a flat buffer of them all; tied weights are there once.
+
+    Raises:
+        ValueError: the model's weights cannot be trained, compared, or held in one buffer; names the tensor.
+    """
+    _check(model)
     parts: list[Part] = []
     seen, start = set(), 0
     for name, parameter, fake_quantize in quantized_tensors(model):
@@ -28,6 +33,23 @@ def parts_of(model: nn.Module) -> list[Part]:
         parts.append(Part(name, start, start + parameter.numel(), quantizer))
         start += parameter.numel()
     return parts
+
+
+def _check(model: nn.Module) -> None:
+    quantized = {id(parameter): (name, parameter) for name, parameter, _ in quantized_tensors(model)}
+    (first, like), *others = quantized.values()
+    for name, parameter in others:
+        if (parameter.dtype, parameter.device) != (like.dtype, like.device):
+            kinds = f"{first} is {like.dtype} on {like.device}, {name} {parameter.dtype} on {parameter.device}"
+            raise ValueError(f"include: quantized weights must be of one type and on one device; {kinds}")
+    if not any(parameter.requires_grad for _, parameter in quantized.values()):
+        raise ValueError(f"include: {first} and whatever else is quantized is frozen, so that no estimator is called")
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.isfinite().all():
+            raise ValueError(f"build_model: {plain_name(name)} holds NaN or infinity before any step")
+        if id(parameter) in quantized and plain_name(name) == name:
+            tied = quantized[id(parameter)][0]
+            raise ValueError(f"include: {name} is tied to {tied}, which is quantized: quantize both or none")
 
 
 class FlatWeights:
@@ -87,6 +109,8 @@ class FlatWeights:
         estimator = self._fake_quantizes[0].estimator
         both = zip(self.parameters, self._quantized_of, strict=True)
         some = [(parameter.grad, values) for parameter, values in both if parameter.grad is not None]
+        if not some:
+            raise ValueError("include: the loss depends on none of the quantized weights, which get no gradient")
         # The quantized values have had their use: their buffer is room for g, or for gradients side by side.
         self._known = []
         gradients, values = [gradient for gradient, _ in some], [values for _, values in some]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -165,10 +165,17 @@ def _checked(levels: str | Sequence[float]) -> tuple[float, ...]:
     """The levels in units of the largest."""
     if isinstance(levels, str):
         if levels not in GRIDS:
-            raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {levels!r}")
+            raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {_short(levels)}")
         levels = GRIDS[levels]
+    if isinstance(levels, Mapping | Set) or not isinstance(levels, Iterable):
+        raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {_short(levels)}")
+    levels = list(levels)
     numbers = [isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in levels]
     if not (2 <= len(levels) <= MOST_LEVELS and all(numbers) and all(low < high for low, high in pairwise(levels))):
-        raise ValueError(f"levels must be at least two finite numbers in ascending order, got {list(levels)!r}")
+        raise ValueError(f"levels must be at least two finite numbers in ascending order, got {_short(levels)}")
     end = max(abs(levels[0]), abs(levels[-1]))
     return tuple(float(x) / end for x in levels)
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:200]

@@ -27,6 +27,35 @@ from qat_ste.recipes import Recipe
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss, a number to descend on.
+
+    Raises:
+        ValueError: it cannot be taken of these, or depends on no weight.
+        TypeError: it is something else than a scalar tensor.
+    """
+    try:
+        value = loss(outputs, targets)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = " and ".join(_described(part) for part in (outputs, targets))
+        raise ValueError(f"loss cannot be taken of {given}: {' '.join(str(error).split())}") from error
+    if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
+        raise TypeError(f"loss must return a scalar tensor of floating point, got {_described(value)}")
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise ValueError(
+            "loss must depend on the weights, got a value without a gradient: detached, or all are frozen?"
+        )
+    return value
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+
+
 @dataclass(frozen=True)
 class Update:
     """What is done between the backward pass and the optimizer's step, in this order."""
@@ -103,13 +132,18 @@ class Member:
                 wait = self._parallel is not None and number < len(chunks)
                 with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
                     with self._autocast():
-                        part = loss(self._forward(some), their_targets)
+                        part = checked_loss(loss, self._forward(some), their_targets)
                     if len(chunks) > 1:
                         part = part * (len(some) / len(inputs))
                     part.backward()
                 value = value + part.detach()
         self._prepare_step()
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"optimizer cannot take a step with lr={self.lrs[0] * lr_factor:g}: {error}") from error
         return cast(Tensor, value)
 
     def _prepare_step(self) -> None:

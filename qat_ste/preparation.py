@@ -6,18 +6,21 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 
+from qat_ste.bounds import STEPS
 from qat_ste.clipping import Clipping
-from qat_ste.config import ConfigError, Problem, length, section_problems
+from qat_ste.config import ConfigError, Problem, length, section_problems, shown
 from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.estimators import Estimator, Ste
@@ -27,6 +30,7 @@ from qat_ste.member import Update
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
+from qat_ste.values import OPEN, mend, of_another_kind, unusable
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,29 @@ def update_of(cfg: DictConfig) -> Update:
     )
 
 
+def _make_estimator(node: DictConfig) -> Estimator:
+    estimator = instantiate(node)
+    if not isinstance(estimator, Estimator):
+        raise TypeError("_target_ must make an Estimator")
+    return estimator
+
+
+def _make_optimizer(node: DictConfig) -> MakeOptimizer:
+    arguments: Any = OmegaConf.to_container(node, resolve=True)
+    lr = arguments.pop("lr", None)
+    make: MakeOptimizer = instantiate(arguments, _convert_="all")
+    if not isinstance(make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr), Optimizer):
+        raise TypeError("_target_ must make a torch.optim.Optimizer")
+    return make
+
+
+def _make_logger(node: DictConfig) -> Callable[..., Any] | None:
+    make = instantiate(node) if node.get("_target_") else None
+    if make is not None and not callable(make):
+        raise TypeError("_target_ must make a function of folder, name and config")
+    return make
+
+
 class Preparation:
     """Builds the parts and collects what is wrong with them.
 
@@ -68,8 +95,14 @@ class Preparation:
     """
 
     def __init__(self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None) -> None:
-        self.cfg, self._default = cfg, default
-        self.problems: list[Any] = [*section_problems(cfg)]
+        self.cfg, self._default, self.problems = cfg.copy(), default, list[Any]()
+        OmegaConf.set_struct(self.cfg, False)
+        for find in (unusable, lambda cfg, _: section_problems(cfg), of_another_kind):
+            found = find(self.cfg, default)
+            self.problems += found
+            if not all(isinstance(self.cfg._get_node(group), DictConfig) and self.cfg[group] for group in OPEN):
+                raise ConfigError(self.problems)
+            mend(self.cfg, found, default)
 
     def parts(self) -> Parts:
         """Everything, checked.
@@ -84,22 +117,27 @@ class Preparation:
             self._add(
                 "counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]"
             )
-        estimator = self._build("estimator")
+        estimator = self._estimator()
         optimizer = self._optimizer()
         device = self._device()
         dataset = self._build("dataset")
-        build_model = steps_per_epoch = None
+        build_model = steps_per_epoch = steps = None
         if dataset is not None:
             build_model = self._model_builder(dataset)
             steps_per_epoch = self._steps_per_epoch(dataset)
             if estimator is not None and build_model is not None:
-                self._check_model(build_model, dataset, estimator, optimizer)
+                self._check_model(build_model, estimator, optimizer)
+            if steps_per_epoch is not None:
+                steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
+                steps = length(cfg.train, steps_per_epoch)
+                if steps not in STEPS:
+                    key = "train.steps" if cfg.train.epochs is None else "train.epochs"
+                    self._add(key, f"comes to {steps} steps; the number of steps must be {STEPS}", "10")
+        self._build("logger", _make_logger)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
-        assert dataset is not None and build_model is not None and steps_per_epoch is not None
-        steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
-        steps = length(cfg.train, steps_per_epoch)
+        assert dataset is not None and build_model is not None and steps_per_epoch is not None and steps is not None
         settings = cfg.quantizer
         quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(cfg))
         adjustment, pair = adjust(adjustment_of(optimizer, cfg.optimizer.lr), estimator, quantizer)
@@ -115,51 +153,74 @@ class Preparation:
         Raises:
             ConfigError: with all problems found.
         """
-        estimator, optimizer = self._build("estimator"), self._optimizer()
+        estimator, optimizer = self._estimator(), self._optimizer()
         quantizer = None if estimator is None else self._quantizer(estimator)
-        if self.problems or quantizer is None or optimizer is None:
+        if self.problems or estimator is None or quantizer is None or optimizer is None:
             raise ConfigError(self.problems)
         return estimator, quantizer, optimizer
 
     def _add(self, key: str, allowed: str, example: Any = None) -> None:
         """A problem with a key; its example is the packaged default unless given."""
         if not any(getattr(problem, "key", None) == key for problem in self.problems):
-            example = self._default(key) if example is None else example
+            example = shown(self._default(key)) if example is None else example
             value = OmegaConf.select(self.cfg, key)
             value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            self.problems.append(Problem(key, value, allowed, str(example)))
+            self.problems.append(Problem(key, value, allowed, example))
 
-    def _refused(self, group: str, error: Exception) -> None:
-        """What a constructor said: our own start with the argument's name, of which the key is made."""
-        text = " ".join(str(error.__cause__ or error).split())
+    def _refused(self, group: str, error: Exception, works: Callable[[DictConfig], object], what: str = "") -> None:
+        """What a constructor said: our own start with the argument's name, of which the key is made.
+
+        Args:
+            works: fails with arguments that are not right.
+            what: cannot be done; for where none of the arguments is at fault.
+        """
+        text = " ".join(str(error.__cause__ or error).split()).partition(", set env var")[0]
         argument = text.split(" ")[0]
         if argument in self.cfg[group]:
             self._add(f"{group}.{argument}", text.removeprefix(argument).split(", got ")[0].strip())
+        elif culprit := self._culprit(group, error.__cause__ or error, works):
+            self._add(f"{group}.{culprit}", f"{what}{text}")
         elif group == "dataset" and "root" in self.cfg.dataset:
-            self._add("paths.data", text, "DIR_WITH_THE_FILES")
+            own = OmegaConf.to_container(self.cfg.dataset, resolve=False)["root"] != "${paths.data}"  # type: ignore[call-overload, index]
+            self._add("dataset.root" if own else "paths.data", text, "DIR_WITH_THE_FILES")
         else:
-            self.problems.append(f"{group}: {text}")
+            self.problems.append(shown(f"{group}: {what}{text}", 500))
 
-    def _build(self, group: str) -> Any:
+    def _culprit(self, group: str, error: BaseException, works: Callable[[DictConfig], object]) -> str | None:
+        """The argument that is at fault: with its packaged value there is no error, which may not be of the disk."""
+        node: Any = OmegaConf.to_container(self.cfg[group], resolve=False)
+        packaged = self._default(f"{group}._target_") is not None
+        for name in sorted(node, key="_target_".__eq__) if packaged and not isinstance(error, OSError) else ():
+            usual = self._default(f"{group}.{name}")
+            if usual == node[name]:
+                continue
+            trial = self.cfg[group].copy()
+            trial[name] = usual
+            with suppress(Exception):
+                works(trial)
+                return str(name)
+        return None
+
+    def _build(self, group: str, made: Callable[[DictConfig], Any] = instantiate) -> Any:
+        target = self.cfg[group].get("_target_")
         try:
-            return instantiate(self.cfg[group])
+            get_object(target or "builtins.object")
+        except Exception as error:  # what is imported may raise anything
+            self._add(f"{group}._target_", f"must lead to a class or a function ({' '.join(str(error).split())})")
+            return None
+        try:
+            return made(self.cfg[group])
         except Exception as error:  # a foreign target may raise anything
-            self._refused(group, error)
+            self._refused(group, error, made)
             return None
 
     def _optimizer(self) -> MakeOptimizer | None:
-        node = self.cfg.optimizer.copy()
-        OmegaConf.set_struct(node, False)
-        lr = node.pop("lr", None)
-        try:
-            make: MakeOptimizer = instantiate(node, _convert_="all")
-            if any(getattr(problem, "key", None) == "optimizer.lr" for problem in self.problems):
-                return None
-            make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
-        except Exception as error:
-            self._refused("optimizer", error)
-            return None
-        return make
+        found: MakeOptimizer | None = self._build("optimizer", _make_optimizer)
+        return found
+
+    def _estimator(self) -> Estimator | None:
+        found: Estimator | None = self._build("estimator", _make_estimator)
+        return found
 
     def _device(self) -> torch.device | None:
         runtime = self.cfg.runtime
@@ -193,38 +254,49 @@ class Preparation:
 
     def _model_builder(self, dataset: Dataset) -> Callable[[], nn.Module] | None:
         """The model's function with whatever it wants to know of the data set."""
-        make = self._build("model")
-        if make is None:
-            return None
         channels, _, width = dataset.image_shape
         facts = {"in_channels": channels, "image_size": width, "num_classes": dataset.num_classes}
-        wanted = inspect.signature(make).parameters
-        return partial(make, **{name: value for name, value in facts.items() if name in wanted})
+
+        def made(node: DictConfig) -> Callable[[], nn.Module]:
+            make = instantiate(node)
+            if isinstance(make, nn.Module):
+                raise TypeError("_partial_ must be true, for a function that makes a model")
+            wanted = inspect.signature(make).parameters
+            return partial(make, **{name: value for name, value in facts.items() if name in wanted})
+
+        build: Callable[[], nn.Module] | None = self._build("model", made)
+        if build is None:
+            return None
+        images = torch.zeros(2, *dataset.image_shape)
+
+        def tried(node: DictConfig) -> None:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                made(node)()(images)
+
+        try:
+            tried(self.cfg.model)
+        except Exception as error:  # whatever a model says to images that do not fit
+            size = "x".join(map(str, dataset.image_shape))
+            self._refused("model", error, tried, f"cannot be built for images of {size}: ")
+            return None
+        return build
 
     def _check_model(
         self,
         build_model: Callable[[], nn.Module],
-        dataset: Dataset,
         estimator: Estimator,
         optimizer: MakeOptimizer | None,
     ) -> None:
-        """Builds a model, runs it on two images, quantizes it and tries the optimizer on it, on the CPU."""
-        settings, images = self.cfg.quantizer, torch.zeros(2, *dataset.image_shape)
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                model = build_model()
-                model(images)
-        except Exception as error:  # whatever a model says to images that do not fit
-            size = "x".join(map(str, images.shape[1:]))
-            if str(error).split(" ")[0] in self.cfg.model:
-                self._refused("model", error)
-            else:
-                self.problems.append(f"model: cannot be built for images of {size}: {' '.join(str(error).split())}")
-            return
+        """Builds a model, quantizes it and tries the optimizer on it, on the CPU."""
+        settings = self.cfg.quantizer
+        with torch.random.fork_rng(devices=[]):
+            model = build_model()
         try:
             quantize_weights(model, 1, Ste(), list(settings.include), list(settings.exclude), biases=settings.biases)
         except ValueError as error:
-            self._add("quantizer.include", str(error), "[Conv2d]")
+            argument, _, text = str(error).partition(": ")
+            key, example = ("exclude", "[]") if argument == "exclude" else ("include", "[Conv2d]")
+            self._add(f"quantizer.{key}", text or argument, example)
             return
         self._check_room(model)
         if optimizer is not None:
@@ -251,15 +323,22 @@ class Preparation:
     def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
         """Whether it takes the model's tensors, in two groups as in training, and steps on small ones of their kind."""
         tensors = list(model.parameters())
-        small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
-        for tensor in small:
-            tensor.grad = torch.ones_like(tensor)
-        lr = self.cfg.optimizer.lr
+
+        def tried(make: MakeOptimizer, lr: float) -> None:
+            small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
+            for tensor in small:
+                tensor.grad = torch.ones_like(tensor)
+            make([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
+            make([{"params": small, "lr": lr}], lr=lr).step()
+
         try:
-            optimizer([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
-            optimizer([{"params": small, "lr": lr}], lr=lr).step()
+            tried(optimizer, self.cfg.optimizer.lr)
         except Exception as error:  # a foreign optimizer may raise anything
-            self.problems.append(f"optimizer: cannot train this network: {' '.join(str(error).split())}")
+
+            def works(node: DictConfig) -> None:
+                tried(_make_optimizer(node), node.lr)
+
+            self._refused("optimizer", error, works, "cannot train this network: ")
 
     def _check_room(self, model: nn.Module) -> None:
         """Whether one checkpoint fits on the disk; of an estimate, since optimizers differ in what they keep."""

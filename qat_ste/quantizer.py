@@ -15,10 +15,10 @@ SATURATIONS = ("range", "bin", "none")
 LATENT_DTYPES = (torch.float32, torch.float64)
 
 
-def check_latent(dtype: torch.dtype) -> None:
+def check_latent(dtype: torch.dtype, what: str = "latent weights") -> None:
     """Raises ValueError for what latent weights cannot be."""
     if dtype not in LATENT_DTYPES:
-        raise ValueError(f"latent weights must be float32 or float64, got {dtype}: use autocast for less")
+        raise ValueError(f"{what} must be float32 or float64, got {dtype}: use autocast for less")
 
 
 class Quantizer(ABC):

@@ -87,6 +87,10 @@ class Layout:
         """Whether this rank trains the member."""
         return member % self.groups == self.group
 
+    def over_batch(self, losses: Tensor) -> Tensor:
+        """Means over the global batch, from what each rank has of it."""
+        return self.ranks.sum(losses / self.shard.ranks)
+
     def slice_size(self, weights: int) -> int:
         """Number of weights that a rank measures, of ``weights`` in all; the last has fewer."""
         return -(-weights // self.ranks.size)

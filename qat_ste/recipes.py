@@ -11,6 +11,7 @@ from qat_ste.optimizers import Adjustment, Equivalence
 from qat_ste.quantizer import Quantizer
 
 COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored", "ste_once")
+MOST_PERCENT = 1000.0  # of jitter
 ADJUSTED = ("ste", "mirrored", "ste_once")  # those that the theorem makes
 
 
@@ -20,14 +21,18 @@ def jitter_percent(name: str) -> float | None:
         return 1.0
     head, _, percent = name.partition("_")
     try:
-        return float(percent) if head == "jitter" and float(percent) > 0 else None
+        return float(percent) if head == "jitter" and 0 < float(percent) <= MOST_PERCENT else None
     except ValueError:
         return None
 
 
-def unknown_counterparts(names: Iterable[str]) -> list[str]:
+def unknown_counterparts(names: Iterable[object]) -> list[str]:
     """Those of ``names`` that are no counterpart."""
-    return [name for name in names if name not in COUNTERPARTS and jitter_percent(name) is None]
+    return [str(name) for name in names if not (isinstance(name, str) and _known(name))]
+
+
+def _known(name: str) -> bool:
+    return name in COUNTERPARTS or jitter_percent(name) is not None
 
 
 @dataclass(frozen=True)

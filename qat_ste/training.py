@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from qat_ste.arguments import called, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.cohort import Cohort
 from qat_ste.data.dataset import Batch, TrainingBatches
 from qat_ste.divergence import Values
 from qat_ste.evaluation import Evaluation, evaluate
+from qat_ste.finiteness import FinitenessCheck, check_row
 from qat_ste.member import Loss
 from qat_ste.monitor import DivergenceMonitor
 from qat_ste.schedules import Schedule
@@ -45,11 +49,13 @@ class Lockstep:
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
-        factor = self.schedule(step)
+        factor: Any = called("schedule", self.schedule, step)
+        if not (isinstance(factor, Real) and math.isfinite(factor)):
+            raise ValueError(f"schedule must give finite numbers, got {factor!r} at step {step}")
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
-            losses[number] = member.step(inputs, targets, self.loss, factor).float()
+            losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
@@ -71,18 +77,22 @@ class Record:
     initial: list[Values]
     evaluations: list[Evaluation] = field(default_factory=list)  # the last ones
     validation: list[tuple[int, list[float], list[float | None]]] = field(default_factory=list)  # step, loss, accuracy
-    rows: list[Row] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)  # rows as JSON: less than half of what dictionaries take
+
+    @property
+    def rows(self) -> list[Row]:
+        return [json.loads(line) for line in self.lines]
 
     def plain(self) -> str:
         """All but the losses, as JSON, which keeps every bit of a number."""
         evaluations = [asdict(evaluation) for evaluation in self.evaluations]
-        plain = {"initial": self.initial, "validation": self.validation, "rows": self.rows}
-        return json.dumps(plain | {"evaluations": evaluations})
+        plain = json.dumps({"initial": self.initial, "validation": self.validation, "evaluations": evaluations})
+        return f'{plain[:-1]}, "rows": [{", ".join(self.lines)}]}}'
 
     def restore(self, plain: str, losses: Tensor) -> None:
         """Goes on from a saved state."""
         saved = json.loads(plain)
-        self.initial, self.rows = saved["initial"], saved["rows"]
+        self.initial, self.lines = saved["initial"], [json.dumps(row) for row in saved["rows"]]
         self.validation = [tuple(point) for point in saved["validation"]]
         self.evaluations = [Evaluation(**evaluation) for evaluation in saved["evaluations"]]
         self.losses.copy_(losses)
@@ -114,21 +124,25 @@ def train(
 
     Raises:
         Stopped: ``stop`` said so.
-        FloatingPointError: a loss is not finite; names step, member and tensor.
-        ValueError: ``batches`` cannot be iterated again, or the checkpoint is of another cohort.
+        FloatingPointError: a loss, a weight or a metric is not finite; names step, member and tensor.
+        ValueError: ``batches`` cannot be iterated again or have no inputs, the loss is none, or the checkpoint is of
+            another cohort.
+        TypeError: ``batches`` or ``loss`` give something else than tensors.
     """
     cohort, ranks = lockstep.cohort, lockstep.cohort.layout.ranks
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or steps
     record = Record(torch.zeros(len(cohort.recipes), steps, device=cohort.device), monitor.initial())
     start = _restore(checkpoints, cohort, monitor, record, steps) if checkpoints else 0
+    finiteness = FinitenessCheck(monitor, start)
 
     def emit(row: Row) -> None:
-        record.rows.append(row)
-        on_row(row)
+        check_row(row)
+        record.lines.append(json.dumps(row))
+        called("on_row", on_row, row)
 
     logged = start - start % log_every
-    for step, batch in zip(range(start, steps), _on(batches, cohort.device), strict=False):
+    for step, batch in zip(range(start, steps), _on(batches, cohort.device, "batches"), strict=False):
         if step == start:
             cohort.choose_mode(lockstep.loss, *batch, steps - start)
         if cohort.enter(step, steps):
@@ -137,8 +151,8 @@ def train(
         done = step + 1
         monitor.observe(done)
         if done % log_every == 0 or done == steps:
-            recent = _over_ranks(record.losses[:, logged:done], cohort)
-            _check_finite(recent, cohort, logged)
+            finiteness.check(record.losses, done)
+            recent = cohort.layout.over_batch(record.losses[:, logged:done])
             logged = done
             lr = cohort.lr * lockstep.schedule(step)
             row: Row = {"step": done, "epoch": done / steps_per_epoch, "lr": lr}
@@ -149,15 +163,16 @@ def train(
                 row |= {f"{name}/{key}": value for key, value in now.get(number, {}).items()}
             emit(row)
         if validation is not None and (done % steps_per_epoch == 0 or done == steps):
-            record.evaluations = evaluate(cohort, _on(validation, cohort.device), lockstep.loss)
+            finiteness.check(record.losses, done)
+            record.evaluations = evaluate(cohort, _on(validation, cohort.device, "validation"), lockstep.loss)
             emit(_validation_row(cohort, done, done / steps_per_epoch, record))
         stopping, due = ranks.any([stop(), checkpoints is not None and checkpoints.due(done)])
         if checkpoints is not None and (stopping or due or done == steps):
-            _check_finite(_over_ranks(record.losses[:, logged:done], cohort), cohort, logged)
+            finiteness.check(record.losses, done)
             _save(checkpoints, done, cohort, monitor, record)
         if stopping and done < steps:
             raise Stopped(done)
-    record.losses = _over_ranks(record.losses, cohort)
+    record.losses = cohort.layout.over_batch(record.losses)
     return record
 
 
@@ -178,13 +193,12 @@ def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise ValueError("batches ended before the last step and cannot be iterated again: give a list or a loader")
 
 
-def _on(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
-
-
-def _over_ranks(losses: Tensor, cohort: Cohort) -> Tensor:
-    """Mean loss over the global batch, from what each rank has of it."""
-    return cohort.layout.ranks.sum(losses / cohort.layout.shard.ranks)
+def _on(batches: Iterable[Batch], device: torch.device, argument: str) -> Iterator[Batch]:
+    for batch in batches:
+        inputs, targets = pair(argument, batch)
+        if not inputs.numel():
+            raise ValueError(f"{argument} must have inputs, got a batch of the shape {tuple(inputs.shape)}")
+        yield inputs.to(device), targets.to(device)
 
 
 def _validation_row(cohort: Cohort, step: int, epoch: float, record: Record) -> Row:
@@ -237,18 +251,3 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
     monitor.load_state_dict(own["divergence"])
     record.restore(state["record"], own["losses"])
     return step
-
-
-def _check_finite(losses: Tensor, cohort: Cohort, first_step: int) -> None:
-    bad = (~torch.isfinite(losses)).nonzero()
-    if not len(bad):
-        return
-    number, offset = bad[bad[:, 1].argmin()].tolist()
-    name = next(name for name, candidate in cohort.names.items() if candidate == number)
-    member = cohort.local.get(number)
-    parameters = member.model.named_parameters() if member else ()
-    tensors = (key for key, parameter in parameters if not torch.isfinite(parameter).all())
-    raise FloatingPointError(
-        f"the loss of {name} is {losses[number, offset].item()} at step {first_step + offset + 1}; "
-        f"first tensor that is not finite by now: {next(tensors, 'none')}. A smaller learning rate may help"
-    )

@@ -28,12 +28,25 @@ from rich.console import Console
 from rich.table import Table
 
 from campaign.concurrency import CONCURRENCY
+from campaign.endurance import ENDURANCE
 from campaign.fault import Fault, Line, Outcome
+from campaign.inputs import INPUTS
+from campaign.long_files import LONG_FILES
+from campaign.numbers import NUMBERS
 from campaign.processes import PROCESSES
 from campaign.storage import STORAGE
 from campaign.surroundings import SURROUNDINGS
 
-FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS)
+FAULTS: tuple[Fault, ...] = (
+    *PROCESSES,
+    *STORAGE,
+    *CONCURRENCY,
+    *SURROUNDINGS,
+    *INPUTS,
+    *NUMBERS,
+    *ENDURANCE,
+    *LONG_FILES,
+)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:
@@ -75,7 +88,7 @@ def table(lines: Sequence[Line]) -> Table:
     shown.add_column("ended with, or met", overflow="fold")
     for line in lines:
         met = [*line.ended, ", ".join(f"{name} {count}" for name, count in line.counts.items())]
-        met += [", ".join(f"{name} {value:.4g}" for name, value in line.figures.items())]
+        met += [", ".join(f"{name} {value:.4g}" for name, value in line.figures.items() if " at " not in name)]
         style = "bold red" if line.broken else ""
         cells = (line.name, line.rounds, line.survived, line.lost_rows, line.differing, f"{line.delay:.1f} s")
         shown.add_row(*map(str, cells), "; ".join(filter(None, [*met, *line.broken])), style=style)

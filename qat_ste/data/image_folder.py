@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from qat_ste.bounds import Bounds
 from qat_ste.data.crops import CentreCrops, Images, RandomCrops, training_keys
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_room, make_cache
@@ -21,6 +22,7 @@ from qat_ste.data.in_memory import EpochOrder
 log = logging.getLogger(__name__)
 
 TEST_BATCH = 128
+SIZES, WORKERS = Bounds(1, 2048), Bounds(0, 256)
 MOST_WORKERS = 8
 
 
@@ -56,12 +58,12 @@ class ImageFolderDataset:
         on_error: str = "stop",
         cache: str | Path | None = None,
     ) -> None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if image_size not in SIZES:
+            raise ValueError(f"image_size must be {SIZES}, got {image_size}")
         if resize < image_size:
             raise ValueError(f"resize must be at least image_size, {image_size}, got {resize}")
-        if workers is not None and workers < 0:
-            raise ValueError(f"workers must be at least 0, or null for one a core, got {workers}")
+        if workers is not None and workers not in WORKERS:
+            raise ValueError(f"workers must be {WORKERS}, or null for one a core, got {workers}")
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be one of stop, skip, got {on_error}")
         self.train, self.val = find_images(Path(root))

@@ -104,7 +104,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
         ('atlas.optimizers=["sgd optimizer.lr=-1"]', "atlas.optimizers=[sgd optimizer.lr=-1]: optimizer.lr=-1: must be a positive finite number; "),
         ("atlas.estimators=[]", "atlas.estimators=[]: must be options of estimator, at least one; for example atlas.estimators=[tanh]"),
         ("atlas.seeds=[-1]", "atlas.seeds=[-1]: must be whole numbers from 0 to 4294967295, at least one; for example "),
-        ("atlas.steps=0", "atlas.steps=0: must be a whole number of at least 1; for example atlas.steps=200"),
+        ("atlas.steps=0", "atlas.steps=0: must be a whole number from 1 to 100000000; for example atlas.steps=200"),
         ("atlas.steps=x", "atlas.steps=x: must be a whole number; for example atlas.steps=200"),
         ("atlas.smaller=1", "atlas.smaller=1: must be a whole number of at least 2; for example atlas.smaller=5"),
         ("train.batch_size=9999", "train.batch_size=9999: must be from 1 to 1437, the number of images; for example "),

@@ -13,7 +13,7 @@ CASES = [
     ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, approx_sign, arctan, "),
     ("logger=wand", "logger=wand: no such logger, allowed are none, wandb; for example logger=wandb"),
     ("quantizer.bits=0", "quantizer.bits=0: must be a whole number from 1 to 16; for example quantizer.bits=2"),
-    ("train.steps=-1", "train.steps=-1: must be a whole number of at least 1; for example train.steps=1500"),
+    ("train.steps=-1", "train.steps=-1: must be a whole number from 1 to 100000000; for example train.steps=1500"),
     ("train.steps=abc", "train.steps=abc: must be a whole number; for example train.steps=1500"),
     ("optimizer.lr=abc", "optimizer.lr=abc: must be a positive finite number; for example optimizer.lr=0.003"),
     ("optimizer.lr=.nan", "optimizer.lr=.nan: must be a positive finite number; for example optimizer.lr=0.003"),
@@ -24,7 +24,7 @@ CASES = [
     ("counterparts=[]", "counterparts=[]: nothing is no counterpart, allowed are ste, naive, jitter, replica"),
     ("train.schedule=cosin", "train.schedule=cosin: must be one of cosine, constant, step; for example train.schedule=cosine"),
     ("train.warmup=1", "train.warmup=1.0: must be a share of the steps, from 0 to below 1; for example train.warmup=0.02"),
-    ("train.epochs=0", "train.epochs=0: must be null or a whole number of at least 1; for example train.epochs=10"),
+    ("train.epochs=0", "train.epochs=0: must be null or a whole number from 1 to 100000000; for example train.epochs=10"),
     ("train.clip_norm=0", "train.clip_norm=0.0: must be null or a positive finite number; for example train.clip_norm=1"),
     ("train.clip_at=before", "train.clip_at=before: must be one of latent, quantized; for example train.clip_at=latent"),
     ("train.weight_decay=-1", "train.weight_decay=-1.0: must be a finite number of at least 0; for example train.weight_decay=1e-2"),
@@ -32,8 +32,8 @@ CASES = [
     ("quantizer.include=[Conv9d]", "quantizer.include=[Conv9d]: no module of the model matches 'Conv9d'; for example quantizer.include=[Conv2d]"),
     ("runtime.device=tpu9", "runtime.device=tpu9: cannot be used ("),
     ("model=keras_cnn", "model: cannot be built for images of 1x8x8: "),
-    ("optimizer.momentum=-1", "optimizer: Invalid momentum value: -1"),
-    ("estimator._target_=qat_ste.nothing.Here", "estimator: "),
+    ("optimizer.momentum=-1", "optimizer.momentum=-1: Invalid momentum value: -1; for example optimizer.momentum=0.9"),
+    ("estimator._target_=qat_ste.nothing.Here", "estimator._target_=qat_ste.nothing.Here: "),
     ("train.steps", "Error parsing override 'train.steps' missing EQUAL"),
 ]  # fmt: skip
 

@@ -234,14 +234,14 @@ def test_batches_that_cannot_be_read_again():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 100000000, got 0"),
         ({"lr": -1.0}, "lr must be a positive finite number, got -1.0"),
         ({"bits": 0}, "bits must be a whole number from 1 to 16, got 0"),
         (
             {"counterparts": ["ste", "nave"]},
-            "counterparts: 'nave' unknown, allowed are ste, naive, jitter, replica, mirrored, ste_once and",
+            "counterparts must be a list of at least one of ste, naive, jitter, replica, mirrored, ste_once and",
         ),
-        ({"include": ["Conv9d"]}, "no module of the model matches 'Conv9d'"),
+        ({"include": ["Conv9d"]}, "include: no module of the model matches 'Conv9d'"),
     ],
 )
 def test_bad_arguments_are_named(changes, message):

@@ -217,8 +217,8 @@ def test_hidden_files_other_files_and_empty_folders_are_no_images(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ({"workers": -1}, "workers must be at least 0, or null for one a core, got -1"),
+        ({"image_size": 0}, "image_size must be a whole number from 1 to 2048, got 0"),
+        ({"workers": -1}, "workers must be a whole number from 0 to 256, or null for one a core, got -1"),
         ({"on_error": "ignore"}, "on_error must be one of stop, skip, got ignore"),
     ],
 )

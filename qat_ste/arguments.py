@@ -1,0 +1,180 @@
+"""What ``compare`` asks of its arguments; each message starts with the argument's name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_ste.bounds import BITS, COUNT, POSITIVE, SEED, STEPS, Bounds
+from qat_ste.checkpoint import Checkpoints
+from qat_ste.clipping import Clipping
+from qat_ste.decay import L2Penalty, WeightDecay
+from qat_ste.estimators import Estimator
+from qat_ste.execution import Execution
+from qat_ste.member import Loss
+from qat_ste.optimizers import MakeOptimizer
+from qat_ste.quantizer import SATURATIONS
+from qat_ste.ranks import PLACEMENTS
+from qat_ste.recipes import COUNTERPARTS, unknown_counterparts
+
+
+@dataclass(frozen=True)
+class _Asked:
+    allowed: str
+    test: Callable[[Any], bool]
+    error: type[Exception] = ValueError
+
+    def or_none(self) -> _Asked:
+        return _Asked(f"None or {self.allowed}", lambda value: value is None or self.test(value), self.error)
+
+
+def _within(bounds: Bounds) -> _Asked:
+    return _Asked(str(bounds), lambda value: value in bounds)
+
+
+def _one_of(names: Iterable[str]) -> _Asked:
+    names = tuple(names)
+    return _Asked(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def _a(kind: type) -> _Asked:
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    return _Asked(f"{article} {kind.__name__}", lambda value: isinstance(value, kind), TypeError)
+
+
+def _usable(device: Any) -> bool:
+    try:
+        torch.zeros(1, device=torch.device(device)).item()
+    except (RuntimeError, TypeError, AssertionError):
+        return False
+    return True
+
+
+_FUNCTION = _Asked("a function", callable, TypeError)
+_BATCHES = _Asked(
+    "an iterable of batches, TrainingBatches, or a function of a Shard that makes one",
+    lambda value: callable(value) or isinstance(value, Iterable) or hasattr(value, "starting_at"),
+    TypeError,
+)
+_NAMES = _Asked(
+    f"a list of at least one of {', '.join(COUNTERPARTS)} and jitter_<percent>",
+    lambda value: isinstance(value, list | tuple) and bool(value) and not unknown_counterparts(value),
+)
+_PATTERNS = _Asked(
+    "a list of types, type names or patterns over names",
+    lambda value: isinstance(value, list | tuple) and all(isinstance(pattern, str | type) for pattern in value),
+    TypeError,
+)
+ASKED: Mapping[str, _Asked] = {
+    "build_model": _FUNCTION,
+    "batches": _BATCHES,
+    "loss": _FUNCTION,
+    "bits": _within(BITS),
+    "estimator": _a(Estimator),
+    "optimizer": _FUNCTION,
+    "lr": _within(POSITIVE),
+    "steps": _within(STEPS),
+    "validation": _BATCHES.or_none(),
+    "steps_per_epoch": _within(COUNT).or_none(),
+    "schedule": _FUNCTION.or_none(),
+    "counterparts": _NAMES,
+    "include": _PATTERNS,
+    "exclude": _PATTERNS,
+    "biases": _a(bool),
+    "saturation": _one_of(SATURATIONS),
+    "clipping": _a(Clipping).or_none(),
+    "l2": _a(L2Penalty).or_none(),
+    "weight_decay": _a(WeightDecay).or_none(),
+    "sequence_weights": _within(COUNT),
+    "log_every": _within(COUNT).or_none(),
+    "seed": _within(SEED),
+    "device": _Asked("a device that is there", _usable),
+    "on_row": _FUNCTION,
+    "stop": _FUNCTION,
+    "execution": _a(Execution),
+    "placement": _one_of(PLACEMENTS),
+    "checkpoints": _a(Checkpoints).or_none(),
+}  # but for the levels, of which the quantizer knows
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError for the first of ``compare``'s arguments that is not what is asked for."""
+    for name, asked in ASKED.items():
+        if not asked.test(arguments[name]):
+            raise asked.error(f"{name} must be {asked.allowed}, got {_short(arguments[name])}")
+
+
+def check_model(model: object) -> nn.Module:
+    """What ``build_model`` returned."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"build_model must return a torch.nn.Module, got {_short(model)}")
+    return model
+
+
+def check_optimizer(make: MakeOptimizer, lr: float) -> None:
+    """Whether it makes one of parameter groups and ``lr``."""
+    try:
+        made = make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
+    except Exception as error:  # a foreign optimizer may raise anything
+        raise TypeError(f"optimizer must take parameter groups and lr=: {_told(error)}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {_short(made)}")
+
+
+def called(argument: str, function: Callable[..., Any], *values: object) -> Any:
+    """What the function given as this argument makes of ``values``.
+
+    Raises:
+        TypeError: it does not take them, as what is no such function says.
+    """
+    try:
+        return function(*values)
+    except TypeError as error:
+        raise TypeError(f"{argument} cannot be called with {_short(values)}: {_told(error)}") from error
+
+
+def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a batch of this argument."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(values, Tensor) for values in batch):
+        return batch[0], batch[1]
+    raise TypeError(f"{argument} must give pairs of tensors (inputs, targets), got {_short(batch)}")
+
+
+@torch.no_grad()
+def check_batch(batch: object, model: nn.Module, loss: Loss, parts: int) -> None:
+    """Whether the model takes the first of as many parts of this batch, and the loss its outputs; tried on a copy.
+
+    Raises:
+        TypeError: the batch is no pair of tensors.
+        ValueError: it does not fit the model, or there is no loss.
+    """
+    device = next(model.parameters()).device
+    inputs, targets = (values.chunk(parts)[0].to(device) for values in pair("batches", batch))
+    model = copy.deepcopy(model)
+    shapes = f"inputs {tuple(inputs.shape)} {inputs.dtype} and targets {tuple(targets.shape)} {targets.dtype}"
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            outputs = model(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model says to what does not fit
+            raise ValueError(f"batches must fit the model, which does not take {shapes}: {_told(error)}") from error
+        try:
+            value = loss(outputs, targets)
+        except Exception as error:
+            raise ValueError(f"loss cannot be had of batches with {shapes}: {_told(error)}") from error
+    if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
+        raise ValueError(f"loss must give a tensor with one number, got {_short(value)}")
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:200]
