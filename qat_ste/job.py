@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.folder_lock import FolderInUse, locked
+from qat_ste.folder_lock import FolderInUse
 from qat_ste.identity import finished
 from qat_ste.loggers.files import write_json
 from qat_ste.process import without_garbage_collection
@@ -55,11 +55,8 @@ class Job:
             Exception: of ``TOLD_IN_ONE_LINE`` for whatever is wrong with the input.
         """
         rank = outer_rank()
-        if rank is None:
-            if self.finished():
-                return self._say_finished(self.folder)
-            with locked(self.folder, "hydra.run.dir"):
-                pass  # another process there is found out before torch is imported
+        if rank is None and self.finished():
+            return self._say_finished(self.folder)
         with without_garbage_collection():
             from qat_ste.launch import join, launch
             from qat_ste.preparation import Preparation

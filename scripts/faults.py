@@ -27,6 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from campaign.command import NotHere
 from campaign.concurrency import CONCURRENCY
 from campaign.endurance import ENDURANCE
 from campaign.fault import Fault, Line, Outcome
@@ -54,6 +55,8 @@ def one_round(fault: Fault, seed: str) -> Outcome:
     workplace = Path(tempfile.mkdtemp(prefix="fault-"))
     try:
         return fault.happen(workplace, random.Random(seed))
+    except NotHere as reason:
+        return Outcome(ended=f"not run: {reason}")
     except Exception:
         return Outcome(ended="the campaign failed", broken=[traceback.format_exc()])
     finally:

@@ -56,7 +56,7 @@ def test_a_run_stops_before_torch_and_leaves_the_folder_as_it_is(holder, tmp_pat
     assert (run.code, run.out) == (2, "")
     assert run.err.startswith(f"qat-run: hydra.run.dir={tmp_path}: {held_by(holder)}")
     assert time.monotonic() - begun < 10
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".hydra", "run.log"}
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_sweep_stops_before_its_first_job(holder, tmp_path):
