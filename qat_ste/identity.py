@@ -21,13 +21,16 @@ FREE_TO_CHANGE = (
 )
 
 
+MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
+
+
 class CheckpointMismatch(ValueError):
     """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
 
     def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
         lines = [
             f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
-            for key, saved, now in differences
+            for key, saved, now in ((*map(_short, difference),) for difference in differences[:MOST_DIFFERENCES])
         ]
         super().__init__("\n".join(lines))
 
@@ -60,9 +63,22 @@ def finished(folder: Path, config: Mapping[str, Any]) -> bool:
     """
     try:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
+        if status != "done":
+            return False
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError):
+        found = differences(identity(results["config"]), identity(config))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # whatever else may be in files of these names
         return False
-    if status == "done" and (found := differences(identity(results["config"]), identity(config))):
+    if found:
         raise CheckpointMismatch(folder / "results.json", found)
-    return bool(status == "done")
+    return True
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and what else would steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _short(value: Any) -> str:
+    text = one_line(str(value))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
