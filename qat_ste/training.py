@@ -227,6 +227,7 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
         raise ValueError("the ranks do not see the same checkpoint: the run folder must be one that they share")
     if state is None:
         return 0
+
     def look() -> str | None:
         return unfit(state, cohort, monitor, record.losses, record.initial)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -75,8 +76,13 @@ def _parts(configs: Sequence[Flat]) -> list[dict[str, str]]:
             if len(values[kind]) > 1:
                 value = written(config.get(key))
                 shown = value.rpartition(".")[2] if key == target else value
-                part[key] = f"{key.removesuffix('._target_')}={shown}"
+                part[key] = f"{key.removesuffix('._target_')}={_brief(shown)}"
     return parts
+
+
+def _brief(value: str) -> str:
+    """Long ones by their beginning and a checksum: they still tell runs apart."""
+    return value if len(value) <= LONGEST else f"{value[:LONGEST]}… ({zlib.crc32(value.encode(errors='replace')):08x})"
 
 
 def _enough(parts: Sequence[Mapping[str, str]]) -> set[str]:
