@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from campaign.fault import Fault, Line, Outcome
+from campaign.readers import READERS
 
-FAULTS: tuple[Fault, ...] = ()
+FAULTS: tuple[Fault, ...] = (*READERS,)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:

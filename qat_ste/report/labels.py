@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qat_ste.identity import identity
+from qat_ste.identity import identity, one_line
 
 LONGEST = 80  # characters of a label that names every key in which configurations differ
 # Keys that runs of earlier versions lack, with the value that changes nothing.
@@ -82,7 +82,9 @@ def _parts(configs: Sequence[Flat]) -> list[dict[str, str]]:
 
 def _brief(value: str) -> str:
     """Long ones by their beginning and a checksum: they still tell runs apart."""
-    return value if len(value) <= LONGEST else f"{value[:LONGEST]}… ({zlib.crc32(value.encode(errors='replace')):08x})"
+    if len(value) <= LONGEST and value.isprintable():
+        return value
+    return f"{one_line(value[:LONGEST])}… ({zlib.crc32(value.encode(errors='replace')):08x})"
 
 
 def _enough(parts: Sequence[Mapping[str, str]]) -> set[str]:

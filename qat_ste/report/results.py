@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qat_ste.identity import read_json
+from qat_ste.identity import one_line, read_json
 from qat_ste.report.files import no_link
 from qat_ste.report.tables import TABLE_ROWS
 
@@ -54,7 +54,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         results
         | {key: _number(key, results.get(key)) for key in NUMBERS}
         | {key: _text(results.get(key)) for key in TEXTS}
-        | {"versions": {_name(key): str(v)[:LONGEST_NAME] for key, v in _object(results, "versions").items()}}
+        | {"versions": {_name(key): one_line(str(v)[:LONGEST_NAME]) for key, v in _object(results, "versions").items()}}
         | {"choices": {k: _name(v) for k, v in _object(results, "choices").items() if isinstance(v, str)}}
         | {"reference": _member("reference", results["reference"])}
         | {"counterparts": {_name(name): _member(name, numbers) for name, numbers in counterparts.items()}}
@@ -102,13 +102,15 @@ def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _name(name: str) -> str:
+    if not name.isprintable():
+        raise ForeignError(f"a name has characters that cannot be printed: {one_line(name[:20])}")
     if len(name) > LONGEST_NAME:
         raise ForeignError(f"a name of {len(name)} characters where {LONGEST_NAME} are the most: {name[:20]}…")
     return name
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return one_line(value) if isinstance(value, str) else None
 
 
 def _number(key: str, value: Any) -> float | None:

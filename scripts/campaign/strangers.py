@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import string
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 GOOD = (
@@ -39,7 +41,9 @@ def formula(draw: random.Random) -> str:
     if kind == 1:
         return "".join(draw.choices(TOKENS, k=draw.randrange(1, 40)))
     if kind == 2:
-        return "".join(chr(draw.randrange(0x2500 if draw.random() < 0.9 else 0x10FFFF)) for _ in range(draw.randrange(60)))
+        return "".join(
+            chr(draw.randrange(0x2500 if draw.random() < 0.9 else 0x10FFFF)) for _ in range(draw.randrange(60))
+        )
     base = draw.choice(GOOD if kind == 3 else ATTACKS)
     for _ in range(draw.randrange(4)):
         place = draw.randrange(len(base) + 1)
@@ -50,7 +54,9 @@ def formula(draw: random.Random) -> str:
 
 def _grown(draw: random.Random, depth: int) -> str:
     if depth == 0 or draw.random() < 0.1:
-        return draw.choice(("u", "w", "pi", str(draw.randrange(20)), repr(10 ** draw.uniform(-320, 308)), "9" * draw.randrange(1, 400)))
+        return draw.choice(
+            ("u", "w", "pi", str(draw.randrange(20)), repr(10 ** draw.uniform(-320, 308)), "9" * draw.randrange(1, 400))
+        )
     left, right = (_grown(draw, depth - 1) for _ in range(2))
     forms = ("({} + {})", "({} - {})", "({} * {})", "({} / {})", "({} ** {})", "min({}, {})", "max({}, {})",
              "where({} < {}, 1, u)", "-{}", "sin({})", "exp({})", "log({})", "sqrt({})", "tan({})", "sinh({})")  # fmt: skip
@@ -72,7 +78,9 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
         other = draw.randrange(len(data) + 1)
         data[place:place] = data[other : other + draw.randrange(1, 2000)]
     else:
-        data[place : place + 8] = draw.choice((b"\0" * 8, b"\xff" * 8, b"[" * 5000, b'"', b"9" * 5000, b"{", b"NaN", b"1e999"))
+        data[place : place + 8] = draw.choice(
+            (b"\0" * 8, b"\xff" * 8, b"[" * 5000, b'"', b"9" * 5000, b"{", b"NaN", b"1e999")
+        )
     return bytes(data)
 
 
@@ -86,17 +94,22 @@ def altered(value: Any, draw: random.Random) -> str:
         if kind == 0 and isinstance(holder, dict):
             del holder[key]
         elif kind == 1 and isinstance(holder, dict):
-            holder[draw.choice(("", "reference", "ste", "<b>", "=1+1", "n" * 150, "n" * 5000, "_x", "\\x", "$", "\ud800", "a.b"))] = holder.pop(key)
+            holder[
+                draw.choice(
+                    ("", "reference", "ste", "<b>", "=1+1", "n" * 150, "n" * 5000, "_x", "\\x", "$", "\ud800", "a.b")
+                )
+            ] = holder.pop(key)
         elif kind == 2:
             other, at = draw.choice(places)
-            holder[key] = json.loads(json.dumps(other[at])) if key in (holder if isinstance(holder, dict) else range(len(holder))) else None
+            with suppress(RecursionError):
+                holder[key] = copy.deepcopy(other[at])
         elif kind == 3 and draw.random() < 0.1:
             deep: Any = 1
-            for _ in range(draw.choice((20, 40, 200, 900))):
+            for _ in range(draw.choice((20, 40, 200))):
                 deep = [deep] if draw.random() < 0.5 else {"a": deep}
             holder[key] = deep
         else:
-            holder[key] = draw.choice(VALUES)
+            holder[key] = copy.deepcopy(draw.choice(VALUES))
     text = json.dumps(value)
     if draw.random() < 0.1 and isinstance(value, dict) and value:  # a key twice
         key = draw.choice(list(value))
