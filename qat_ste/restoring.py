@@ -116,7 +116,16 @@ def _unfit_record(saved: Mapping[str, Any], members: int, initial: list[Any]) ->
         misfit(saved.get("initial"), initial, "record.initial")
         or misfit(evaluations, [evaluation] * (members if evaluations else 0), "record.evaluations")
         or misfit(validation, [(0, numbers, numbers)] * len(validation), "record.validation")
+        or _gaps(evaluations, validation)
     )
+
+
+def _gaps(evaluations: list[Any], validation: list[Any]) -> str | None:
+    """Targets are classes, or they are not: accuracies are there throughout, or never; losses always are."""
+    accuracies = {evaluation["accuracy"] is None for evaluation in evaluations}
+    accuracies |= {accuracy is None for _, _, of_members in validation for accuracy in of_members}
+    gaps = len(accuracies) > 1 or any(None in losses for _, losses, _ in validation)
+    return "record has gaps" if gaps else None
 
 
 def _like(saved: Any, dtype: torch.dtype) -> bool:
