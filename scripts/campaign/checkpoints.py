@@ -47,9 +47,11 @@ def gadgets(hit: Path) -> list[bytes]:
         (os.system, touch), (subprocess.Popen, touch.split()), (subprocess.call, touch.split()), (os.popen, touch),
         (builtins.eval, f"open({str(hit)!r}, 'w')"), (builtins.exec, f"open({str(hit)!r}, 'w')"), (open, str(hit), "w"),
         (builtins.getattr, "os", "system"), (builtins.__import__, "os"), (Path.touch, hit), (shutil.rmtree, str(hit)),
-        (torch.load, str(hit)), (torch.hub.load, "a/b", "c"), (torch.jit.load, str(hit)), (torch.ones, 10**12), (bytearray, 10**13),
+        (torch.load, str(hit)), (torch.hub.load, "a/b", "c"), (torch.jit.load, str(hit)), (torch.ones, 10**12),
+        (bytearray, 10**13),
         (bytearray, -1), (torch.Size, "x"), (torch.device, "cuda:99"), (set, 3), (dict, 3),
-        (rebuild._rebuild_tensor_v2, 1, 2, 3, 4, 5, 6), (rebuild._rebuild_tensor_v2, None, 0, (10**9,), (1,), False, {}),
+        (rebuild._rebuild_tensor_v2, 1, 2, 3, 4, 5, 6), (rebuild._rebuild_tensor_v2, None, 0, (10**9,), (1,), False,
+        {}),
         (rebuild._rebuild_parameter, "x", 1, 2), (rebuild._rebuild_sparse_tensor, torch.sparse_coo, (1, 2, 3, 4)),
         (rebuild._rebuild_meta_tensor_no_storage, torch.float32, (10**12,), (1,), False),
         (rebuild._rebuild_qtensor, None, 0, (3,), (1,), (torch.per_tensor_affine, 0.1, 0), False, {}),
@@ -100,11 +102,15 @@ def strange(state: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         if isinstance(value, torch.Tensor):
             flat = value.flatten().clone()
             return draw.choice((
-                value.double() if value.is_floating_point() else value.float(), flat[:-1], flat[:0], value.unsqueeze(0), value.int(),
-                value.clone().fill_(draw.choice((0, -1, 10**6))), torch.full_like(value, float("nan")) if value.is_floating_point() else -value,
+                value.double() if value.is_floating_point() else value.float(), flat[:-1], flat[:0],
+                value.unsqueeze(0), value.int(),
+                value.clone().fill_(draw.choice((0, -1, 10**6))), torch.full_like(value,
+                float("nan")) if value.is_floating_point() else -value,
                 torch.zeros((), dtype=value.dtype), torch.zeros((), dtype=value.dtype).expand(value.shape),
-                value.to_sparse() if value.ndim else value, value.to(torch.complex64), value.to("meta"), torch.nn.Parameter(value.float()),
-                value.bool(), value.numpy().tolist(), torch.randint(-9, 9, value.shape).to(value.dtype), flat.flip(0).reshape(value.shape),
+                value.to_sparse() if value.ndim else value, value.to(torch.complex64), value.to("meta"),
+                torch.nn.Parameter(value.float()),
+                value.bool(), value.numpy().tolist(), torch.randint(-9, 9, value.shape).to(value.dtype),
+                flat.flip(0).reshape(value.shape),
             ))  # fmt: skip
         if isinstance(value, str) and value.startswith("{"):
             import json
@@ -248,8 +254,10 @@ def train(workplace: Path, stop_after: int | None) -> list[dict[str, Any]]:
     def run(checkpoints: Checkpoints | None, stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
         return compare(
             network, batches,
-            loss=F.cross_entropy, bits=2, estimator=estimators.Tanh(5.5), optimizer=partial(torch.optim.Adam, betas=(0.9, 0.95)),
-            lr=0.05, steps=STEPS, log_every=1, validation=batches[:1], counterparts=["ste", "jitter"], checkpoints=checkpoints, stop=stop,
+            loss=F.cross_entropy, bits=2, estimator=estimators.Tanh(5.5), optimizer=partial(torch.optim.Adam,
+            betas=(0.9, 0.95)),
+            lr=0.05, steps=STEPS, log_every=1, validation=batches[:1], counterparts=["ste", "jitter"],
+            checkpoints=checkpoints, stop=stop,
         ).rows  # fmt: skip
 
     if stop_after is None:

@@ -1,4 +1,4 @@
-"""Strangers' files: formulas and run folders. Nothing is executed, nothing hangs, and what is wrong is said in one line."""
+"""Strangers' formulas and run folders: nothing is executed, nothing hangs, what is wrong is said in one line."""
 
 from __future__ import annotations
 

@@ -16,20 +16,27 @@ GOOD = (
 )  # fmt: skip
 ATTACKS = (
     "().__class__.__bases__[0].__subclasses__()", "__import__('os').system('touch hit')", "u.__class__", "u.data",
-    "open(u)", "eval(u)", "exec(w)", "getattr(u, w)", "lambda: u", "[u for u in w]", "f(u)(w)", "(u := 1)", "u if w else 1",
+    "open(u)", "eval(u)", "exec(w)", "getattr(u, w)", "lambda: u", "[u for u in w]", "f(u)(w)", "(u := 1)",
+    "u if w else 1",
     "globals()", "breakpoint()", "input(u)", "sin(u, out=w)", "sin(*u)", "where(u, 1, 2)", "where(u < w < 1, 1, 2)",
     "min()", "max(u)", "min(u, w, 1)", "u @ w", "u // w", "u % 2", "~u", "not u", "+u", "u and w", "await u", "yield u",
     "True", "None", "...", "1j", "0x10", "1_0", "1e999", "-1e999", "0**-1", "(-8)**0.5", "9**9**9**9**9", "2**-1e308",
-    "1" * 999, "9" * 300 + "**" + "9" * 300, "(" * 400 + "u" + ")" * 400, "-" * 900 + "u", "u" + "**u" * 250, "sin(" * 200,
-    "1+" * 400 + "u", "where(u<w," * 80, "", " ", "u\nw", "u;w", "u#w", "u=w", "\0", "\ud800", "ᵤ", "u" * 2000, "print(u)",
+    "1" * 999, "9" * 300 + "**" + "9" * 300, "(" * 400 + "u" + ")" * 400, "-" * 900 + "u", "u" + "**u" * 250,
+    "sin(" * 200,
+    "1+" * 400 + "u", "where(u<w," * 80, "", " ", "u\nw", "u;w", "u#w", "u=w", "\0", "\ud800", "ᵤ", "u" * 2000,
+    "print(u)",
 )  # fmt: skip
-TOKENS = ("u", "w", "pi", "a", "0", "1", "2.5", "1e-300", "1e308", "1e309", "1e-7", "+", "-", "*", "/", "**", "(", ")", ",",
+TOKENS = ("u", "w", "pi", "a", "0", "1", "2.5", "1e-300", "1e308", "1e309", "1e-7", "+", "-", "*", "/", "**", "(",
+")", ",",
           "<", "<=", ">", ">=", "==", " ", "min(", "max(", "where(", "sin(", "exp(", "log(", "sqrt(", "erf(", "abs(",
           "tanh(", "sign(", "nope(", "__class__", ".", "lambda", "if", "else")  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 10**18, 10**400, -(10**30), 1e-310, 1e300, -1e300, float("nan"), float("inf"), 0.5, "", "x",
-    "a" * 300, "x" * 100_000, "<script>alert(1)</script>", "\\input{/etc/passwd}", "=cmd|' /C calc'!A0", "+1", "@x", "\x1b[31m\x07",
-    "\ud800", "$\\frac{1}{0", "__x", "\n\n", [], {}, [[]], [1, "a", None], {"a": {"b": []}}, {"": None}, "done", "running", 2**63,
+    None, True, False, 0, -1, 1, 10**18, 10**400, -(10**30), 1e-310, 1e300, -1e300, float("nan"), float("inf"), 0.5,
+    "", "x",
+    "a" * 300, "x" * 100_000, "<script>alert(1)</script>", "\\input{/etc/passwd}", "=cmd|' /C calc'!A0", "+1", "@x",
+    "\x1b[31m\x07",
+    "\ud800", "$\\frac{1}{0", "__x", "\n\n", [], {}, [[]], [1, "a", None], {"a": {"b": []}}, {"": None}, "done",
+    "running", 2**63,
 )  # fmt: skip
 
 
@@ -59,7 +66,8 @@ def _grown(draw: random.Random, depth: int) -> str:
         )
     left, right = (_grown(draw, depth - 1) for _ in range(2))
     forms = ("({} + {})", "({} - {})", "({} * {})", "({} / {})", "({} ** {})", "min({}, {})", "max({}, {})",
-             "where({} < {}, 1, u)", "-{}", "sin({})", "exp({})", "log({})", "sqrt({})", "tan({})", "sinh({})")  # fmt: skip
+             "where({} < {}, 1, u)", "-{}", "sin({})", "exp({})", "log({})", "sqrt({})", "tan({})",
+             "sinh({})")  # fmt: skip
     return draw.choice(forms).format(left, right)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import sys
 import zipfile
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from qat_ste import Checkpoints
 from qat_ste.training import Stopped
 
+from ..conftest import ROOT
 from .tiny import ADAM, run
 
 TINY = {"steps": 4, "log_every": 1, "optimizer": ADAM, "counterparts": ["ste"]}
@@ -119,7 +122,11 @@ def test_tricks_with_the_file_leave_the_one_before(folder, saved, trick):
         path.mkdir()
     elif trick == "overlapping":
         name = parts[0][0].encode()
-        path.write_bytes(saved[0].replace(b"PK\x05\x06", saved[0][saved[0].index(b"PK\x01\x02") :][: 46 + len(name)] + b"PK\x05\x06", 1))
+        path.write_bytes(
+            saved[0].replace(
+                b"PK\x05\x06", saved[0][saved[0].index(b"PK\x01\x02") :][: 46 + len(name)] + b"PK\x05\x06", 1
+            )
+        )
     else:
         kind = zipfile.ZIP_DEFLATED if trick == "packed" else zipfile.ZIP_STORED
         with zipfile.ZipFile(path, "w", kind) as new:
@@ -136,3 +143,23 @@ def test_a_foreign_configuration_is_told_in_few_printable_lines(tmp_path):
     lines = str(caught.value).splitlines()
     assert len(lines) == 20
     assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
+@pytest.mark.parametrize(("fault", "inputs"), [("CheckpointFiles", 60), ("StrangeStates", 40)])
+def test_fuzz(monkeypatch, tmp_path, fault, inputs):
+    fuzz(monkeypatch, tmp_path, fault, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["CheckpointFiles", "StrangeStates"])
+def test_fuzz_longer(monkeypatch, tmp_path, fault):
+    fuzz(monkeypatch, tmp_path, fault, 1000)
+
+
+def fuzz(monkeypatch, tmp_path, fault, inputs):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    from campaign import checkpoints
+
+    outcome = getattr(checkpoints, fault)(inputs=inputs).happen(tmp_path, random.Random(0))
+    assert outcome.broken == []
+    assert len(outcome.counts) > 1
