@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.composition import composition_problems, config_dir, packaged_default
-from qat_ste.job import Job, outer_rank, quoted, tell, tell_fault
+from qat_ste.job import Job, one_line, outer_rank, quoted, tell, tell_fault
 from qat_ste.process import run_program
 from qat_ste.sweep import Sweep, folder_name, sweep_name
 from qat_ste.sweep_job import run_of_sweep
@@ -92,16 +93,12 @@ def _formula_quoted(argument: str) -> str:
     return argument
 
 
-def program() -> None:
-    """Entry point."""
-    run_program(main)
-
-
 def main() -> None:
     """All of ``qat-run``. Bad input: one line a problem, exit code 2; a sweep of which not all runs are done: 1."""
     global _launching_process
     _launching_process, Sweep.current = os.getpid(), None
     sys.argv = [_formula_quoted(argument) for argument in sys.argv]
+    logging.raiseExceptions = False  # a full disk under run.log is no reason for a traceback a line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
     if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
@@ -118,6 +115,11 @@ def main() -> None:
         if Sweep.current is None:
             raise
         exit_code = int(stopped.code or 0)
+    except OSError as error:  # of Hydra's own files: a run's are its own affair
+        tell([one_line(error)])
+        exit_code = 1
+        if Sweep.current is None:
+            raise SystemExit(exit_code) from None
     except Exception as error:
         if Sweep.current is None:
             raise
@@ -129,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program()
+    run_program(main)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from qat_ste.folder_lock import FolderInUse, locked
 from qat_ste.identity import finished
 from qat_ste.loggers.files import write_json
 from qat_ste.process import without_garbage_collection
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,11 @@ class Job:
             Exception: of ``TOLD_IN_ONE_LINE`` for whatever is wrong with the input.
         """
         rank = outer_rank()
-        if rank is None and self.finished():
-            return self._say_finished(self.folder)
+        if rank is None:
+            if self.finished():
+                return self._say_finished(self.folder)
+            with locked(self.folder, "hydra.run.dir"):
+                pass  # another process there is found out before torch is imported
         with without_garbage_collection():
             from qat_ste.launch import join, launch
             from qat_ste.preparation import Preparation
@@ -99,21 +107,30 @@ def tell(problems: list[str], program: str = "qat-run") -> None:
 
 
 def tell_fault(error: Exception, folder: Path | None) -> int:
-    """Tells what was wrong with the input, also in the status of a run folder that has none; returns the exit code.
+    """Tells why a run did not get to its end, also in the status of a run folder that has none; returns the exit code.
 
-    Raises:
-        Exception: ``error``, where it is a fault of ours or of a foreign class, and no input.
+    Bad input: a line each, 2. Anything else: one line, its traceback in ``run.log``, 1.
     """
     from qat_ste.launch import TOLD_IN_ONE_LINE
 
-    if not isinstance(error, TOLD_IN_ONE_LINE):
-        raise error
-    if outer_rank():
+    bad_input = isinstance(error, TOLD_IN_ONE_LINE)
+    lines = str(error).splitlines() if bad_input else [f"the run failed: {one_line(error)}"]
+    if outer_rank() and bad_input:  # rank 0 tells it
         return 2
-    if folder and not (folder / "status.json").exists():
-        write_json(folder / "status.json", {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": str(error)})
-    tell(str(error).splitlines())
-    return 2
+    with suppress(OSError):
+        if folder and not isinstance(error, FolderInUse) and not (folder / "status.json").exists():
+            status = {"status": "failed", "step": 0, "wall_seconds": 0.0, "error": "\n".join(lines)}
+            write_json(folder / "status.json", status)
+    log.info("; ".join(lines), exc_info=None if bad_input else error)
+    tell(lines)
+    return 2 if bad_input else 1
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says; of those of the operating system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def outer_rank() -> int | None:

@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from qat_ste.config import ConfigError
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.folder_lock import FolderInUse
 from qat_ste.identity import CheckpointMismatch
 from qat_ste.loggers.files import write_json
 from qat_ste.preparation import Preparation
@@ -29,7 +30,8 @@ from qat_ste.ranks import Ranks
 from qat_ste.runner import StopRequest, run
 
 log = logging.getLogger(__name__)
-TOLD_IN_ONE_LINE = (ConfigError, CheckpointMismatch, BrokenImageError)
+GRACE_SECONDS = 5.0  # for ranks whose peer is gone: to end by themselves, then by SIGTERM; after that they are killed
+TOLD_IN_ONE_LINE = (ConfigError, CheckpointMismatch, BrokenImageError, FolderInUse)
 
 
 def join(device: torch.device, init_method: str = "env://", rank: int = -1, size: int = -1) -> None:
@@ -55,7 +57,7 @@ def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: d
         processes = start_processes(_rank, arguments, nprocs=cfg.runtime.devices, join=False, start_method="spawn")
         with StopRequest([process.pid for process in processes.processes]):
             try:
-                while not processes.join(timeout=1.0):
+                while not processes.join(timeout=1.0, grace_period=GRACE_SECONDS):
                     pass
             except (ProcessExitedException, ProcessRaisedException):
                 pass  # what happened is found below
@@ -63,10 +65,10 @@ def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: d
                 return 0
     faults = []
     while not told.empty():
-        one_line, text = told.get()
-        if one_line:
+        bad_input, text = told.get()
+        if bad_input:
             raise ConfigError([text])
-        faults.append(text)
+        faults.append(text.strip())
     codes = [process.exitcode for process in processes.processes]
     # When one rank ends the others are terminated; their connections break before that.
     killed = [
@@ -76,9 +78,10 @@ def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: d
     ]
     if not (killed or faults):
         return max(codes) if max(codes) >= 0 else 128 + signal.SIGTERM
-    why = (killed or faults)[0]
+    why = (killed or faults)[0].splitlines()[-1]
+    log.info("\n".join(faults))
     log.error("the run failed: %s", why)
-    _tell_status(folder / "status.json", why.strip().splitlines()[-1])
+    _tell_status(folder / "status.json", why)
     return 1
 
 

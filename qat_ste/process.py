@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -47,25 +49,42 @@ def run_program(main: Callable[[], None]) -> None:
     """Calls ``main`` and ends the process, without taking apart what was imported: that would take another second.
 
     Threads are waited for and exit handlers are called all the same. Should be the first thing that a process does.
+    A Ctrl-C, for which ``main`` has no handler, ends it with 130, and without a word.
 
     Raises:
         SystemExit: as ``main`` does; the process ends with its code.
     """
     codes: list[int] = []
     atexit.register(_leave, codes)  # the first to be registered is the last to be called
+    _mend_streams()
     try:
         main()
         codes.append(0)
+    except KeyboardInterrupt:
+        codes.append(128 + signal.SIGINT)
+        raise SystemExit(codes[0]) from None
     except SystemExit as stopped:
         if stopped.code is None or isinstance(stopped.code, int):
             codes.append(stopped.code or 0)
         raise
 
 
+def _mend_streams() -> None:
+    """What a terminal cannot show becomes ?, and what was closed leads nowhere, lest a file is opened in its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _leave(codes: list[int]) -> None:
-    """Leaves an end of another kind to Python: an exception, or output that nobody reads any more."""
-    if codes:
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(codes[0])
+    """Leaves an end of another kind, an exception, to Python."""
+    if not codes:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(codes[0])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import platform
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from qat_ste.checkpoint import Checkpoints
 from qat_ste.comparison import Comparison, compare
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.execution import Execution
+from qat_ste.folder_lock import locked
 from qat_ste.identity import identity
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
@@ -40,7 +42,7 @@ PACKAGES = ("qat-ste", "torch", "torchvision", "hydra-core", "omegaconf", "wandb
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, so that training ends at the next step.
+    """Notes signals that ask for an end, so that training ends at the next step; those that are ignored stay so.
 
     Args:
         processes: ids of processes that are told too.
@@ -53,8 +55,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,20 +88,22 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, origin: dict[str, Any]) -> 
     as it is: ``command`` and ``choices``, the option of each group.
 
     Raises:
+        FolderInUse: another process is running there.
         CheckpointMismatch: what was cut off there had another configuration.
         BrokenImageError: on a rank other than 0.
+        Exception: whatever else ended the run; what is on the disk by then stays.
     """
     ranks = Ranks()
     _set_up_torch(cfg, ranks)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     what = identity(config) | {"data": parts.dataset.fingerprint, "ranks": ranks.size}
-    checkpoints = Checkpoints(folder, what, **config["checkpoint"])
-    with StopRequest() as stop:
+    with StopRequest() as stop, nullcontext() if ranks.rank else locked(folder, "hydra.run.dir"):
+        checkpoints = Checkpoints(folder, what, **config["checkpoint"])
         if ranks.rank:
             return _take_part(cfg, parts, checkpoints, stop)
         files = RunFolder(folder, checkpoints.rows)
         terminal = TerminalLogger(parts.steps, cfg.runtime.line_seconds)
-        loggers: list[Logger] = [files, terminal]
+        loggers: list[Logger] = [terminal, files]  # what cannot be written has been shown
         exit_code = 1
         terminal.say(f"run folder: {folder}")
         _say_what_is_special(terminal, cfg, parts, ranks, checkpoints)
@@ -118,16 +123,14 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, origin: dict[str, Any]) -> 
             name = signal.Signals(stop.exit_code - 128).name
             terminal.say(f"{name}: {stopped}; the same command with hydra.run.dir={folder} goes on from there")
             files.step = stopped.step
-            files.set_status("preempted", f"{name}: {stopped}")
+            files.set_last_status("preempted", f"{name}: {stopped}")
             exit_code = stop.exit_code
         except (FloatingPointError, BrokenImageError) as error:
             log.error("%s", error)
-            files.set_status("failed", str(error))
+            files.set_last_status("failed", str(error))
             exit_code = 2 if isinstance(error, BrokenImageError) else 1
         except BaseException as error:
-            if ranks.size == 1:  # else the cause may lie with another rank
-                log.exception("the run failed")
-            files.set_status("failed", f"{type(error).__name__}: {error}")
+            files.set_last_status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             for logger in reversed(loggers):
@@ -267,9 +270,12 @@ def _version(package: str) -> str:
 
 def _report(folder: Path, comparison: Comparison) -> None:
     try:
+        from qat_ste.report.files import write
         from qat_ste.report.page import write_report
 
-        np.savez(folder / "weights.npz", **comparison.weights)  # type: ignore[arg-type]
+        weights = io.BytesIO()
+        np.savez(weights, **comparison.weights)  # type: ignore[arg-type]
+        write(folder / "weights.npz", weights.getvalue())
         for figure, reason in write_report(folder).items():
             log.warning("figure %s could not be drawn: %s", figure, reason)
     except Exception as error:  # a full disk or a missing font must not cost a run its numbers

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qat_ste.folder_lock import FolderInUse, locked
+from qat_ste.job import tell
 from qat_ste.sweep_job import FILE
 from qat_ste.sweep_loader import SweepLoader
 
@@ -58,11 +61,22 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.folder, self.since, self.faults = Path(), 0, 0
+        self._lock = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Notes where and when, by the clock of the disk that the jobs write to."""
+        """Notes where and when, by the clock of the disk that the jobs write to.
+
+        Raises:
+            SystemExit: a sweep is running there. Hydra makes warnings of other exceptions here.
+        """
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not config.dry_run:
+            try:
+                self._lock.enter_context(locked(self.folder, "hydra.sweep.dir"))
+            except FolderInUse as error:
+                tell([str(error)])
+                raise SystemExit(2) from None
         mark = self.folder / "multirun.yaml"  # which the sweeper is about to write
         mark.touch()
         self.since = mark.stat().st_mtime_ns
@@ -81,6 +95,7 @@ class Sweep(Callback):
     def end(self, dry_run: bool) -> int:
         """Tells what came of it; returns the exit code."""
         Sweep.current = None
+        self._lock.close()
         if dry_run:
             if [path.name for path in self.folder.iterdir()] == ["multirun.yaml"]:
                 (self.folder / "multirun.yaml").unlink()

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
-from qat_ste.job import Job, tell_fault
+from qat_ste.job import Job, one_line, tell_fault
 from qat_ste.loggers.files import write_json
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,8 @@ def _run(job: Job) -> int:
         skipped = job.finished()
         exit_code = 0 if skipped else job.run()
     except Exception as error:
-        exit_code, reason = 1, str(error)
-        try:
-            tell_fault(error, job.folder)
-        except Exception:
-            log.exception("the run failed")
-            reason = f"{type(error).__name__}: {error}"
-        _note(job.folder, "failed", reason)
+        exit_code = tell_fault(error, job.folder)
+        _note(job.folder, "failed", str(error) if exit_code == 2 else one_line(error))
     else:
         outcome = "skipped" if skipped else "done" if not exit_code else "preempted" if exit_code > 128 else "failed"
         _note(job.folder, outcome, signal.Signals(exit_code - 128).name if exit_code > 128 else None)
@@ -56,7 +51,11 @@ def _run(job: Job) -> int:
 
 
 def _note(folder: Path, outcome: str, reason: str | None = None) -> None:
-    write_json(folder / FILE, {"outcome": outcome, "reason": reason, "host": os.uname().nodename, "pid": os.getpid()})
+    content = {"outcome": outcome, "reason": reason, "host": os.uname().nodename, "pid": os.getpid()}
+    try:
+        write_json(folder / FILE, content)
+    except OSError as error:  # costs a line of the table, not the jobs after this one
+        log.warning("%s: %s", folder / FILE, error.strerror)
 
 
 @cache

@@ -27,10 +27,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from campaign.concurrency import CONCURRENCY
 from campaign.fault import Fault, Line, Outcome
+from campaign.processes import PROCESSES
 from campaign.readers import READERS
+from campaign.storage import STORAGE
+from campaign.surroundings import SURROUNDINGS
 
-FAULTS: tuple[Fault, ...] = (*READERS,)
+FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS, *READERS)
 
 
 def one_round(fault: Fault, seed: str) -> Outcome:
@@ -46,7 +50,11 @@ def one_round(fault: Fault, seed: str) -> Outcome:
 
 def campaign(faults: Sequence[Fault], rounds: int | None, seed: int, jobs: int) -> Iterator[Line]:
     """Rounds of all faults on ``jobs`` processes; a line as soon as its fault is through."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as kept,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+    ):
+        os.environ["QAT_FAULTS"] = kept  # where undisturbed runs lie
         left: dict[str, list[Future[Outcome]]] = {}
         of: dict[Future[Outcome], Fault] = {}
         for fault in faults:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qat_ste.loggers import Row
 
+log = logging.getLogger(__name__)
+
 
 class RunFolder:
     """``metrics.jsonl``, ``results.json`` and ``status.json`` of one run.
 
+    Rows that cannot be written, for want of room say, are held back and tried again with each row that follows.
+
     Args:
         done: rows of a run that is continued; what was logged after them will be again.
+
+    Raises:
+        OSError: the folder cannot be written to, here or by any method but ``log_row``.
     """
 
     def __init__(self, folder: Path, done: Sequence[Row] = ()) -> None:
@@ -26,10 +36,12 @@ class RunFolder:
         path = folder / "metrics.jsonl"
         if done:
             self._started -= _wall_seconds(folder / "status.json")
-            _write(path, "".join(_line(row) for row in done))
+            _write(path, "".join(_line(row) for row in done), durable=True)
         elif path.exists():  # of a run that was cut off before its first checkpoint: kept aside
             path.replace(folder / "metrics.previous.jsonl")
-        self._metrics = path.open("a", buffering=1, encoding="utf-8")
+        self._metrics = path.open("ab", buffering=0)
+        self._held: list[str] = []
+        self._warned = False
         self.set_status("running")
 
     @property
@@ -37,33 +49,74 @@ class RunFolder:
         return time.monotonic() - self._started
 
     def log_row(self, row: Row) -> None:
-        """Appends one flushed row; tells ``status.json`` the step now and then."""
-        self._metrics.write(_line(row))
+        """Appends one flushed row; tells ``status.json`` the step now and then.
+
+        Raises:
+            FileNotFoundError: the folder is gone.
+        """
+        self._held.append(_line(row))
         self.step = row["step"]
-        if time.monotonic() - self._told > 1:
-            self.set_status("running")
+        try:
+            self._append()
+            if time.monotonic() - self._told > 1:
+                self.set_status("running")
+        except OSError as error:
+            if not self.folder.exists():
+                raise FileNotFoundError(f"the run folder {self.folder} is gone") from None
+            if not self._warned:
+                log.warning("%s: %s; tried again with each row", self.folder, error.strerror)
+            self._warned = True
 
     def log_results(self, results: dict[str, Any]) -> None:
-        write_json(self.folder / "results.json", results)
+        write_json(self.folder / "results.json", results, durable=True)
+        self._append()
 
     def close(self, exit_code: int) -> None:
         self._metrics.close()
 
+    def set_last_status(self, status: str, error: str) -> None:
+        """Of a run that did not get to its end, for which the folder may be a reason: that it fails is only told."""
+        try:
+            self.set_status(status, error)
+        except OSError as fault:
+            log.warning("%s cannot be told that the run is %s: %s", self.folder, status, fault.strerror)
+
     def set_status(self, status: str, error: str | None = None) -> None:
         """``status``: running, done, failed or preempted."""
-        self._told = time.monotonic()
+        self._told = time.monotonic()  # once a second, even where it fails
         content = {"status": status, "step": self.step, "wall_seconds": self.wall_seconds, "error": error}
         write_json(self.folder / "status.json", content)
 
+    def _append(self) -> None:
+        """All rows or, where that fails, none: half a row would spoil the next one."""
+        content = memoryview("".join(self._held).encode())
+        size = self._metrics.seek(0, os.SEEK_END)
+        try:
+            while content:
+                content = content[self._metrics.write(content) :]
+        except OSError:
+            with suppress(OSError):
+                self._metrics.truncate(size)
+            raise
+        self._held.clear()
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes to a temporary name first, so that a reader never finds half a file."""
-    _write(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+def write_json(path: Path, content: dict[str, Any], durable: bool = False) -> None:
+    """Writes to a temporary name first, so that a reader never finds half a file.
+
+    Args:
+        durable: waits until it lies on the disk, where even the end of the machine leaves it.
+    """
+    _write(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", durable)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, durable: bool) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

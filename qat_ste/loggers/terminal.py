@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +39,8 @@ class TerminalLogger:
             transient=True,
         )
         self._task = self._progress.add_task("", total=steps, speed="", text="")
-        self._progress.start()
+        with _outlived():
+            self._progress.start()
 
     def log_row(self, row: Row) -> None:
         if "reference/train_loss" not in row:
@@ -62,7 +64,6 @@ class TerminalLogger:
             self._told = now
 
     def log_results(self, results: dict[str, Any]) -> None:
-        self._progress.stop()
         members = {"reference": results["reference"], **results["counterparts"]}
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("")
@@ -70,14 +71,23 @@ class TerminalLogger:
             table.add_column(name, justify="right")
         for key, title in TABLE_ROWS:
             table.add_row(title, *(shown(numbers.get(key)) for numbers in members.values()))
-        self.console.print(table)
-        self.console.print()
+        with _outlived():
+            self._progress.stop()
+            self.console.print(table)
+            self.console.print()
         self.say(results["verdict"]["statement"], style="bold")
 
     def say(self, line: str, style: str | None = None) -> None:
         """One line, on the terminal and in ``run.log``."""
         log.info(line)
-        self.console.print(line, style=style, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
+        with _outlived():
+            self.console.print(line, style=style, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
 
     def close(self, exit_code: int) -> None:
-        self._progress.stop()
+        with _outlived():
+            self._progress.stop()
+
+
+def _outlived() -> suppress:
+    """A terminal that is gone, or a pipe that nobody reads any more, ends no run; of a pipe rich makes a SystemExit."""
+    return suppress(OSError, SystemExit)

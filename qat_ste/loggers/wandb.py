@@ -96,6 +96,7 @@ class WandbLogger:
         if reason is not None:
             log.warning("W&B is left out from here on: %s", reason)
             self._run = None
+            self._try(_forget_service)
 
     @staticmethod
     def _try(action: Callable[[], Any]) -> str | None:
@@ -105,6 +106,13 @@ class WandbLogger:
         except Exception as error:  # whatever W&B raises must not reach the run
             return (" ".join(str(error).split()) or type(error).__name__)[:200]
         return None
+
+
+def _forget_service() -> None:
+    """Ends W&B's service process here: at the exit W&B would meet the same fault again, with a traceback."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _run_id(folder: Path) -> str:

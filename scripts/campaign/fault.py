@@ -35,9 +35,15 @@ class Outcome:
 class Fault(Protocol):
     """One kind of fault. Instances are sent to other processes."""
 
-    name: str
-    group: str  # processes, storage, two at once, numbers, surroundings, inputs, readers, endurance
-    rounds: int  # of a whole campaign
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str:
+        """processes, storage, two at once, numbers, surroundings, inputs, readers, endurance."""
+
+    @property
+    def rounds(self) -> int:
+        """Of a whole campaign."""
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         """One round in ``workplace``, an empty folder that is removed afterwards."""

@@ -70,3 +70,24 @@ def test_garbage_is_collected_again_afterwards_but_not_among_what_was_there():
     with pytest.raises(ValueError), without_garbage_collection():
         raise ValueError
     assert gc.isenabled()
+
+
+def test_a_ctrl_c_ends_it_without_a_word():
+    done = run("os.kill(os.getpid(), 2)")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "KeyboardInterrupt" in run("os.kill(os.getpid(), 2)", start="main()").stderr
+
+
+@pytest.mark.parametrize("start", ["run_program(main)", "main()"])
+def test_a_terminal_that_cannot_show_a_letter_or_is_gone(start):
+    """Closed streams lead nowhere: not into the next file that is opened."""
+    code = PROGRAM.replace("END", "print('α'); print(os.open(os.devnull, os.O_RDONLY), file=sys.stderr)")
+    command = [sys.executable, "-c", code.replace("START", start)]
+    ascii_only = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
+    closed = subprocess.run(command, env=ENVIRONMENT, preexec_fn=lambda: os.closerange(0, 3), close_fds=False)
+    if start == "main()":
+        assert "UnicodeEncodeError" in shown.stderr
+    else:
+        assert "\n?\n" in shown.stdout and int(shown.stderr) > 2
+        assert closed.returncode == 0

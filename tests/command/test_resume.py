@@ -115,8 +115,10 @@ def cut_off(qat_run, monkeypatch, at: int, *more: str):
 
     with monkeypatch.context() as patch:
         patch.setattr(DivergenceMonitor, "observe", fail)
-        with pytest.raises(RuntimeError, match="cut off"):
-            qat_run(*RUN, *more)
+        run = qat_run(*RUN, *more)
+    assert (run.code, run.err) == (1, "qat-run: the run failed: RuntimeError: cut off\n")
+    log = (run.folder / "run.log").read_text()
+    assert "Traceback" in log and 'raise RuntimeError("cut off")' in log, "where it happened"
 
 
 def test_another_configuration_stops_and_names_the_keys(qat_run, undisturbed, monkeypatch):

@@ -1,0 +1,134 @@
+"""Python loads this at its start if this folder is on its path: it sees a command's phases and harms it in one of them.
+
+What it does is told by the environment variable ``QAT_FAULT``, a JSON object, which processes started later do not see:
+
+- ``log``: a file to which it writes a line for each phase that begins or ends, and for what it does;
+- ``phase``, ``occurrence``, ``delay``, ``signal``: in that phase, when it has begun so often, after that many seconds,
+  the process is sent that signal;
+- ``fail``, ``at``, ``times``: calls of "module:name" by number, from ``at`` on, that raise "no space left on device";
+- ``clock``: seconds by which the clock is set back when training begins.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+PHASES = {
+    "qat_ste.preparation:Preparation.parts": "data",
+    "qat_ste.loggers.wandb:WandbLogger.__init__": "W&B's start",
+    "qat_ste.comparison:train": "training",
+    "qat_ste.checkpoint:Checkpoints.save": "checkpoint",
+    "qat_ste.training:evaluate": "evaluation",
+    "qat_ste.loggers.files:RunFolder.log_results": "results",
+    "qat_ste.report.page:render": "page",
+    "qat_ste.report.page:draw_all": "figures",
+    "qat_ste.loggers.wandb:WandbLogger.close": "W&B's end",
+}
+
+
+class Agent:
+    """Sees every phase, and does once what is asked for."""
+
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.orders = orders
+        self.log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self.phases = ["start"]
+        self.begun = Counter[str]()
+        self.calls = 0
+        self.begin("start")
+
+    def tell(self, *words: object) -> None:
+        os.write(self.log, (" ".join(map(str, [time.monotonic(), *words])) + "\n").encode())
+
+    def begin(self, phase: str) -> None:
+        self.begun[phase] += 1
+        self.tell("begin", phase)
+        orders = self.orders
+        if phase == orders.get("phase") and self.begun[phase] == orders["occurrence"]:
+            threading.Thread(target=self.strike, daemon=True).start()
+        if phase == "training" and "clock" in orders:
+            now = time.time
+            time.time = lambda: now() - orders["clock"]
+
+    def strike(self) -> None:
+        time.sleep(self.orders["delay"])
+        self.tell("struck", self.phases[-1])
+        os.kill(os.getpid(), self.orders["signal"])
+
+    def seen(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def instead(*arguments: Any, **named: Any) -> Any:
+            self.phases.append(phase)
+            self.begin(phase)
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.tell("end", phase)
+                self.phases.pop()
+                if self.phases == ["start"]:
+                    self.phases = ["between"]
+
+        return instead
+
+    def failing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def instead(*arguments: Any, **named: Any) -> Any:
+            self.calls += 1
+            if self.orders["at"] <= self.calls < self.orders["at"] + self.orders["times"]:
+                self.tell("failed", self.orders["fail"], self.phases[-1])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*arguments, **named)
+
+        return instead
+
+    def hook(self, module: ModuleType) -> None:
+        """Wraps what is looked for in a module that has just been imported."""
+        for place, phase in PHASES.items():
+            if place.startswith(f"{module.__name__}:"):
+                _wrap(module, place, partial(self.seen, phase))
+        if self.orders.get("fail", "").startswith(f"{module.__name__}:"):
+            _wrap(module, self.orders["fail"], self.failing)
+
+
+def _wrap(module: ModuleType, place: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    *path, name = place.partition(":")[2].split(".")
+    owner: Any = module
+    for part in path:
+        owner = getattr(owner, part)
+    setattr(owner, name, wrapped(getattr(owner, name)))
+
+
+class Finder(MetaPathFinder):
+    """Finds modules as Python does, and hooks into some once they are there."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.modules = {place.partition(":")[0] for place in [*PHASES, agent.orders.get("fail", "")]}
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in self.modules else None
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                self.agent.hook(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "QAT_FAULT" in os.environ:
+    sys.meta_path.insert(0, Finder(Agent(json.loads(os.environ.pop("QAT_FAULT")))))

@@ -1,0 +1,309 @@
+"""Processes that die, are told to stop, or stand still: in every phase of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from campaign import command
+from campaign.command import RUN, Ended, differing, end, left_behind, lost_rows, phases, start, undisturbed, unreadable
+from campaign.fault import Fault, Outcome
+
+EARLY = ("start", "data", "W&B's start", "training", "checkpoint", "evaluation")
+LATE = ("results", "figures", "page")
+LAST = ("W&B's end",)  # the run is done by then
+CONTINUED_FROM = ("training", "checkpoint", "evaluation")
+TWO_RANKS: tuple[str, ...] = (
+    *RUN,
+    "runtime.devices=2",
+    "runtime.device=cpu",
+    "train.steps=400",
+    "train.steps_per_epoch=100",
+)
+
+
+def orders(reference: Path, phase: str, draw: random.Random, number: int, log: Path) -> dict[str, object]:
+    """To be struck once in a phase, at a moment drawn from as long as it takes."""
+    seen = phases(reference)[phase]
+    occurrence = draw.randint(1, min(len(seen), 3))  # a run that is continued has fewer left
+    delay = draw.uniform(0, 0.8 * seen[occurrence - 1].seconds) if phase != "training" else draw.uniform(0, 0.3)
+    return {"log": str(log), "phase": phase, "occurrence": occurrence, "delay": delay, "signal": number}
+
+
+def struck(log: Path) -> str | None:
+    """The phase in which it was, really."""
+    found = [line.split(" ", 2)[2] for line in log.read_text().splitlines() if line.split(" ")[1] == "struck"]
+    return found[0] if found else None
+
+
+def continued(folder: Path, reference: Path, arguments: tuple[str, ...], outcome: Outcome) -> None:
+    """The same command again: it has to come to the numbers of the undisturbed run."""
+    done = command.run(*arguments, f"hydra.run.dir={folder}", cwd=folder.parent)
+    outcome.broken += done.faults()
+    if done.code:
+        outcome.broken.append(f"the same command ends with {done.code}: {done.line}")
+        return
+    outcome.differing += differing(folder, reference)
+    outcome.broken += unreadable(folder) + (["numbers differ"] if outcome.differing else [])
+
+
+def look(folder: Path, reference: Path, outcome: Outcome) -> None:
+    """What has to hold while the run is cut off."""
+    if folder.exists():
+        lost, broken = lost_rows(folder, reference)
+        outcome.lost_rows += lost
+        outcome.broken += broken + unreadable(folder) + (["rows are lost"] if lost else [])
+
+
+@dataclass(frozen=True)
+class Kill:
+    """``kill -9``, once in each phase of one run, which is continued after each."""
+
+    name: str = "kill -9 in each phase"
+    group: str = "processes"
+    rounds: int = 22
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        reference, folder, outcome = undisturbed(*RUN), workplace / "run", Outcome()
+        met = Counter[str]()
+        for phase in (*draw.sample(EARLY, len(EARLY)), *draw.sample(LATE, len(LATE)), *LAST):
+            log = workplace / f"{phase}.log"
+            asked = orders(reference, phase, draw, signal.SIGKILL, log)
+            began = time.monotonic()
+            done = end(start(*RUN, f"hydra.run.dir={folder}", orders=asked, cwd=workplace), began)
+            met[struck(log) or "missed"] += done.code == -signal.SIGKILL
+            look(folder, reference, outcome)
+            if "Traceback" in done.err:
+                outcome.broken += done.faults()
+        outcome.counts = dict(met)
+        outcome.broken += left_behind(workplace)
+        continued(folder, reference, RUN, outcome)
+        return outcome
+
+
+@dataclass(frozen=True)
+class Told:
+    """A signal that asks for an end, in a phase that is drawn; of Ctrl-C all processes of the terminal get one."""
+
+    name: str
+    number: int
+    group: str = "processes"
+    rounds: int = 20
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        reference, folder, outcome = undisturbed(*RUN), workplace / "run", Outcome()
+        phase = draw.choice(EARLY + LATE + LAST)
+        log = workplace / "phases.log"
+        began = time.monotonic()
+        asked = orders(reference, phase, draw, self.number, log)
+        done = end(start(*RUN, f"hydra.run.dir={folder}", orders=asked, cwd=workplace), began)
+        outcome.broken += done.faults()
+        if done.code not in (0, 128 + self.number, -self.number):
+            outcome.broken.append(f"exit code {done.code}")
+        events = [line.split(" ", 2) for line in log.read_text().splitlines()]
+        at = [float(moment) for moment, what, _ in events if what == "struck"]
+        outcome.delay = max(0.0, began + done.seconds - at[0]) if at else 0.0
+        if outcome.delay > 30:
+            outcome.broken.append("took more than 30 s to end")
+        outcome.counts = {struck(log) or "missed": 1}
+        look(folder, reference, outcome)
+        outcome.broken += left_behind(workplace)
+        continued(folder, reference, RUN, outcome)
+        return outcome
+
+
+@dataclass(frozen=True)
+class CtrlC:
+    """Ctrl-C on a terminal: SIGINT to every process of the group, once or twice, at any moment."""
+
+    name: str = "Ctrl-C, once or twice"
+    group: str = "processes"
+    rounds: int = 20
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        reference, folder, outcome = undisturbed(*RUN), workplace / "run", Outcome()
+        began = time.monotonic()
+        process = start(*RUN, f"hydra.run.dir={folder}", cwd=workplace)
+        time.sleep(draw.uniform(0.3, phases(reference)["all"][0].seconds))  # before, Python itself is starting
+        at = time.monotonic()
+        for _ in range(draw.choice([1, 2])):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(0.2)
+        done = end(process, began)
+        outcome.delay = max(0.0, began + done.seconds - at)
+        outcome.broken += done.faults() + ([f"exit code {done.code}"] if done.code not in (0, 130, -2) else [])
+        look(folder, reference, outcome)
+        outcome.broken += left_behind(workplace)
+        continued(folder, reference, RUN, outcome)
+        return outcome
+
+
+@dataclass(frozen=True)
+class StandStill:
+    """SIGSTOP to all processes of the run for some seconds, at any moment."""
+
+    name: str = "SIGSTOP for 1 to 4 s"
+    group: str = "processes"
+    rounds: int = 10
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        reference, folder = undisturbed(*RUN), workplace / "run"
+        began = time.monotonic()
+        process = start(*RUN, f"hydra.run.dir={folder}", cwd=workplace)
+        time.sleep(draw.uniform(0, phases(reference)["all"][0].seconds))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGSTOP)
+            time.sleep(draw.uniform(1, 4))
+            os.killpg(process.pid, signal.SIGCONT)
+        return survived(end(process, began), folder, reference)
+
+
+def survived(done: Ended, folder: Path, reference: Path) -> Outcome:
+    """Whether a command that has to come to its end did, with the numbers of the undisturbed run."""
+    outcome = Outcome(done.line, broken=done.faults(), delay=done.seconds)
+    if done.code:
+        outcome.broken.append(f"ended with {done.code}: {done.line}")
+    else:
+        outcome.differing = differing(folder, reference)
+        outcome.broken += unreadable(folder) + (["numbers differ"] if outcome.differing else [])
+    return outcome
+
+
+@dataclass(frozen=True)
+class HelperKilled:
+    """``kill -9`` to a process that the run has started: it goes on, or ends with a line and can be continued."""
+
+    name: str
+    process: str  # what its command line has
+    arguments: tuple[str, ...]
+    goes_on: bool
+    group: str = "processes"
+    rounds: int = 10
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        reference, folder = undisturbed(*self.arguments), workplace / "run"
+        began = time.monotonic()
+        main = start(*self.arguments, f"hydra.run.dir={folder}", cwd=workplace)
+        victims: list[int] = []
+        while not victims and main.poll() is None:
+            time.sleep(0.01)
+            found = command.processes(workplace)
+            victims = [number for number, line in found if self.process in line and number != main.pid]
+        time.sleep(
+            draw.uniform(0, max(0.1, phases(reference)["all"][0].seconds - phases(reference)["training"][0].begin))
+        )
+        at = time.monotonic()
+        for victim in victims[:1]:
+            if main.poll() is None and Path(f"/proc/{victim}").exists():
+                os.kill(victim, signal.SIGKILL)
+        done = end(main, began)
+        if self.goes_on or not done.code:
+            outcome = survived(done, folder, reference)
+        else:
+            outcome = Outcome(done.line, broken=done.faults())
+            look(folder, reference, outcome)
+            continued(folder, reference, self.arguments, outcome)
+        outcome.delay = began + done.seconds - at
+        outcome.broken += left_behind(workplace)
+        return outcome
+
+
+@dataclass(frozen=True)
+class RankKilled:
+    """``kill -9`` to one rank of two, or to the process that started them, once there is a checkpoint."""
+
+    name: str
+    victim: str  # rank 0, rank 1, the launching process
+    group: str = "processes"
+    rounds: int = 6
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        reference, folder, outcome = undisturbed(*TWO_RANKS), workplace / "run", Outcome()
+        began = time.monotonic()
+        main = start(*TWO_RANKS, f"hydra.run.dir={folder}", cwd=workplace)
+        while not (folder / "checkpoint.pt").exists() and main.poll() is None:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 1.5))
+        children = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+        ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        victim = main.pid if self.victim == "the launching process" else int(ranks[int(self.victim[-1])])
+        at = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        done = end(main, began)
+        outcome.broken += left_behind(workplace, 30.0)
+        outcome.delay, outcome.ended = time.monotonic() - at, done.line
+        if victim != main.pid:
+            outcome.broken += done.faults()
+            status = json.loads((folder / "status.json").read_text())
+            expected = f"{self.victim} was killed by SIGKILL"
+            if expected not in done.err or expected not in str(status["error"]) or done.code != 1:
+                outcome.broken.append(f"does not name the rank: {done.code}: {done.line}")
+        if outcome.delay > 30:
+            outcome.broken.append("took more than 30 s to end")
+        look(folder, reference, outcome)
+        continued(folder, reference, TWO_RANKS, outcome)
+        return outcome
+
+
+@dataclass(frozen=True)
+class LauncherKilled:
+    """``kill -9`` to the process that runs a sweep on two workers: they end by themselves, with checkpoints."""
+
+    name: str = "launcher of a sweep killed"
+    group: str = "processes"
+    rounds: int = 4
+
+    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
+        outcome = Outcome()
+        sweep: tuple[str, ...] = (*RUN, "-m", "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4")
+        sweep += (f"hydra.sweep.dir={workplace / 'sweep'}", "train.steps=400")
+        main = start(*sweep, cwd=workplace)
+        time.sleep(draw.uniform(2, 15))
+        at = time.monotonic()
+        os.kill(main.pid, signal.SIGKILL)
+        main.communicate()
+        outcome.broken += left_behind(workplace, 30.0)
+        outcome.delay = time.monotonic() - at
+        done = command.run(*sweep, cwd=workplace)
+        outcome.broken += done.faults() + ([f"again: {done.code}"] if done.code else [])
+        for seed in range(1, 5):
+            reference = undisturbed(*RUN, "train.steps=400", f"train.seed={seed}")
+            (folder,) = workplace.glob(f"sweep/*train.seed={seed}*")
+            outcome.differing += differing(folder, reference)
+            outcome.broken += unreadable(folder)
+        outcome.broken += ["numbers differ"] if outcome.differing else []
+        return outcome
+
+
+SHARED = Path(os.environ.get("QAT_STE_SHARED", "../shared")).resolve()
+IMAGES = (
+    *RUN,
+    "dataset=imagenet",
+    "dataset.image_size=32",
+    "dataset.workers=2",
+    "train.steps=60",
+    "train.steps_per_epoch=60",
+    "train.batch_size=16",
+    f"paths.data={SHARED / 'data' / 'imagenet-sample'}",
+)
+PROCESSES: tuple[Fault, ...] = (
+    Kill(),
+    Told("SIGTERM in a phase", signal.SIGTERM),
+    Told("SIGINT in a phase", signal.SIGINT),
+    Told("SIGUSR2 in a phase", signal.SIGUSR2),
+    CtrlC(),
+    StandStill(),
+    HelperKilled("W&B's service killed", "wandb-core", RUN, goes_on=True),
+    HelperKilled("DataLoader worker killed", "qat-run", IMAGES, goes_on=False),
+    RankKilled("rank 0 of two killed", "rank 0"),
+    RankKilled("rank 1 of two killed", "rank 1"),
+    RankKilled("launcher of two ranks killed", "the launching process"),
+    LauncherKilled(),
+)
