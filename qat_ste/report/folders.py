@@ -75,21 +75,15 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
     Raises:
         TooManyError: there are more than ``MOST_RUNS``.
     """
-    runs: list[Run] = []
-    problems: list[Problem] = []
-    seen = set()
+    real: dict[Path, Path] = {}
     for given in folders:
         for folder in find_runs(given):
-            if (real := folder.resolve()) in seen:
-                continue
-            seen.add(real)
-            if len(seen) > MOST_RUNS:
+            real.setdefault(folder.resolve(), folder)
+            if len(real) > MOST_RUNS:
                 raise TooManyError(f"{given}: more than {MOST_RUNS:,} run folders; report on some of them at a time")
-            found = read_run(folder)
-            if isinstance(found, Run):
-                runs.append(found)
-            else:
-                problems.append(found)
+    found = [read_run(folder) for folder in real.values()]
+    runs = [run for run in found if isinstance(run, Run)]
+    problems = [problem for problem in found if isinstance(problem, Problem)]
     return runs, problems
 
 
