@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qat_ste.identity import CheckpointMismatch, differences
+from qat_ste.identity import CheckpointMismatch, differences, one_line
 
 log = logging.getLogger(__name__)
 
@@ -96,18 +96,38 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                with zipfile.ZipFile(path) as file:
-                    if file.testzip() is not None:  # torch itself does not look at checksums
-                        raise ValueError("its checksum is wrong")
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                state = _read(path)
                 saved = json.loads(state["config"])
             except Exception as error:  # whatever a damaged file leads to
-                log.warning("%s cannot be read (%s): looking for an older one", path, str(error).splitlines()[0])
+                reason = one_line((str(error) or type(error).__name__).splitlines()[0])[:200]
+                log.warning("%s cannot be read (%s): looking for an older one", path, reason)
                 continue
             if found := differences(saved, self.config):
                 raise CheckpointMismatch(path, found)
             return state
         return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What is in the file, without executing any of it.
+
+    Raises:
+        Exception: of whatever kind; it is no whole checkpoint.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with zipfile.ZipFile(path) as file:
+        names, sizes = file.namelist(), [info.file_size for info in file.infolist()]
+        stored = all(info.compress_type == zipfile.ZIP_STORED for info in file.infolist())
+        if not stored or len({*names}) < len(names) or sum(sizes) > path.stat().st_size:
+            raise ValueError("its parts are not as torch writes them")
+        if file.testzip() is not None:  # torch itself does not look at checksums
+            raise ValueError("its checksum is wrong")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    step, rows = state["step"], json.loads(state["record"])["rows"]
+    if type(step) is not int or not all(type(row["step"]) is int and 0 < row["step"] <= step for row in rows):
+        raise ValueError("it does not say after which step it was made")
+    return state
 
 
 def _hash(config: Mapping[str, Any]) -> str:

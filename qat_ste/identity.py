@@ -21,13 +21,19 @@ FREE_TO_CHANGE = (
 )
 
 
+MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
+
+
+MOST_BYTES = 16 << 20  # of a JSON file
+
+
 class CheckpointMismatch(ValueError):
     """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
 
     def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
         lines = [
             f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
-            for key, saved, now in differences
+            for key, saved, now in ((*map(_short, difference),) for difference in differences[:MOST_DIFFERENCES])
         ]
         super().__init__("\n".join(lines))
 
@@ -59,10 +65,38 @@ def finished(folder: Path, config: Mapping[str, Any]) -> bool:
         CheckpointMismatch: it holds a finished run of another configuration.
     """
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError):
+        if read_json(folder / "status.json")["status"] != "done":
+            return False
+        found = differences(identity(read_json(folder / "results.json")["config"]), identity(config))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # whatever may be in files of these names
         return False
-    if status == "done" and (found := differences(identity(results["config"]), identity(config))):
+    if found:
         raise CheckpointMismatch(folder / "results.json", found)
-    return bool(status == "done")
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """What is in the file.
+
+    Raises:
+        OSError: there is none, or it is too large.
+        ValueError: it is no JSON.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is no file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise OSError(f"{path.name} has {size:,} bytes where {MOST_BYTES:,} are the most")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and what else would steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _short(value: Any) -> str:
+    text = one_line(str(value))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -39,8 +39,10 @@ def main() -> None:
         print(f"qat-report: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except OSError as error:
+        from qat_ste.identity import one_line
+
         where = f"{error.filename}: " if error.filename else ""
-        print(f"qat-report: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        print(f"qat-report: {one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
@@ -63,11 +65,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(folders: Sequence[Path], output: Path | None, summary: Path | None) -> None:
+    from qat_ste.identity import one_line
     from qat_ste.report.findings import find
-    from qat_ste.report.folders import find_runs, one_line
+    from qat_ste.report.folders import find_runs
 
     only = folders[0] if len(folders) == 1 and output is None else None
-    single = only is not None and list(find_runs(only)) == [only]
+    single = only is not None and next(find_runs(only), None) == only
     if only is not None and single:
         from qat_ste.report.page import write_report
 
@@ -95,8 +98,8 @@ def _show_claims(findings: Findings) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from qat_ste.identity import one_line
     from qat_ste.report.claims import FAILS, HOLDS, counted
-    from qat_ste.report.folders import one_line
     from qat_ste.report.writers import shown_interval, shown_ratio
 
     def line(claim: Claim) -> list[Text]:

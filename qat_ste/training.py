@@ -23,6 +23,7 @@ from qat_ste.evaluation import Evaluation, evaluate
 from qat_ste.finiteness import FinitenessCheck, check_row
 from qat_ste.member import Loss
 from qat_ste.monitor import DivergenceMonitor
+from qat_ste.restoring import unfit
 from qat_ste.schedules import Schedule
 
 Batches = Iterable[Batch] | TrainingBatches
@@ -240,14 +241,28 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
         raise ValueError("the ranks do not see the same checkpoint: the run folder must be one that they share")
     if state is None:
         return 0
-    if state["names"] != cohort.names or len(state["ranks"]) != ranks.size:
-        raise ValueError("the checkpoint is of a run with other counterparts or another number of ranks")
-    cohort.mode = state["mode"]
-    cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
-    for number, member in cohort.local.items():
-        member.load_state_dict(state["members"][number])
-    cohort.update_slices()
-    own = state["ranks"][ranks.rank]
-    monitor.load_state_dict(own["divergence"])
-    record.restore(state["record"], own["losses"])
+
+    def look() -> str | None:
+        return unfit(state, cohort, monitor, record.losses, record.initial)
+
+    def go_on() -> None:
+        cohort.mode = state["mode"]
+        cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
+        for number, member in cohort.local.items():
+            member.load_state_dict(state["members"][number])
+        cohort.update_slices()
+        own = state["ranks"][ranks.rank]
+        monitor.load_state_dict(own["divergence"])
+        record.restore(state["record"], own["losses"])
+
+    for do in (look, go_on):
+        try:
+            problem = do()
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # where torch looks closer
+            problem = " ".join(str(error).split())[:200]
+        if any(ranks.any([problem is not None])):
+            raise ValueError(
+                f"{checkpoints.paths[0]} (or the one before) does not fit this run: "
+                f"{problem or 'so another rank finds'}; delete it, or choose another folder"
+            )
     return step

@@ -35,6 +35,7 @@ from campaign.inputs import INPUTS
 from campaign.long_files import LONG_FILES
 from campaign.numbers import NUMBERS
 from campaign.processes import PROCESSES
+from campaign.readers import READERS
 from campaign.storage import STORAGE
 from campaign.surroundings import SURROUNDINGS
 
@@ -44,6 +45,7 @@ FAULTS: tuple[Fault, ...] = (
     *CONCURRENCY,
     *SURROUNDINGS,
     *INPUTS,
+    *READERS,
     *NUMBERS,
     *ENDURANCE,
     *LONG_FILES,

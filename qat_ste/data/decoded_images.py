@@ -48,10 +48,14 @@ class DecodedImages:
 
     def __init__(self, folder: Path, files: ImageFiles) -> None:
         self.folder, self.files, self.labels = folder, files, files.labels
-        self._index = np.fromfile(folder / "index", RECORD)
-        starts, ends = _extents(self._index)
-        size = (folder / "pixels").stat().st_size
-        if len(self._index) != len(files) or (self._index["offset"] != starts).any() or size != ends[-1]:
+        try:
+            self._index = np.fromfile(folder / "index", RECORD)
+            size = (folder / "pixels").stat().st_size
+        except OSError as error:
+            if folder.exists():
+                raise self._damaged(error.strerror or str(error)) from None
+            raise
+        if len(self._index) != len(files) or not _fits(self._index, size):
             raise self._damaged("its files do not fit together")
         for index in range(0, len(files), -(-len(files) // 1000)):  # a stat for each of a million files takes minutes
             if Path(files.path(index)).stat().st_size != self._index["encoded_bytes"][index]:
@@ -155,6 +159,15 @@ def _cut_to_whole_records(part: Path) -> tuple[int, int]:
     os.truncate(part / "pixels", offset)
     os.truncate(part / "index", done * RECORD.itemsize)
     return done, offset
+
+
+def _fits(index: np.ndarray, size: int) -> bool:
+    """Whether these images are side by side in a file of pixels of this size, none of them with one side alone."""
+    height, width = index["height"].astype(np.uint64), index["width"].astype(np.uint64)
+    if (height * width > size // 3).any() or ((height == 0) != (width == 0)).any():  # which sums could hide
+        return False
+    starts, ends = _extents(index)
+    return bool((index["offset"] == starts).all() and size == ends[-1])
 
 
 def _extents(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -65,8 +65,17 @@ class ChangeSequences:
         return {field.name: torch.from_numpy(getattr(sequences, field.name)) for field in fields(sequences)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from saved sequences of the same weights."""
-        self._sequences = Sequences(**{name: values.numpy() for name, values in state.items()})
+        """Goes on from saved sequences of the same weights.
+
+        Raises:
+            ValueError: they do not fit together, or are not of as many weights.
+        """
+        saved = Sequences(**{name: values.numpy() for name, values in state.items()})
+        sizes = {len(saved.level), len(saved.time), len(saved.oscillations)}
+        whole = len(saved.offset) == len(self.kept) + 1 and saved.offset[0] == 0 and sizes == {saved.offset[-1]}
+        if not whole or (saved.length < 1).any():
+            raise ValueError("change-point sequences do not fit together")
+        self._sequences = saved
         self._events, self._held = [], 0
 
     def compressed(self) -> Sequences:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qat_ste.report.files import read_text
+from qat_ste.identity import read_json
+from qat_ste.report.files import no_link
 from qat_ste.report.seeds import Summary, summarize
 
 SCHEMA = 1
@@ -112,7 +112,7 @@ def read_atlas(path: Path) -> Atlas:
     Raises:
         OSError, ValueError, KeyError: it cannot be read, or is not qat-atlas's.
     """
-    content = json.loads(read_text(path))
+    content = read_json(no_link(path))
     if content["schema"] != SCHEMA:
         raise ValueError(f"{path}: schema {content['schema']} where {SCHEMA} is known")
     by_pair: dict[tuple[str, str], list[list[Any]]] = {}

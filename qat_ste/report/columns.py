@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qat_ste.report.files import no_link
+from qat_ste.report.files import regular
 
 CHUNKS = 200  # stretches of a long run, of which each keeps its extremes
 ROWS_AT_ONCE = 20_000
-LONGEST_LINE = 1 << 20  # bytes
+LONGEST_LINE, MOST_BYTES = 1 << 20, 4 << 30  # of the file
 
 
 class Columns:
@@ -34,7 +34,7 @@ class Columns:
         self.broken_lines = 0
         self._table = np.empty((0, 1 + len(self.keys)))
         try:
-            with no_link(path).open("rb") as file:
+            with regular(path, MOST_BYTES).open("rb") as file:
                 for rows in self._batches(file):
                     self._table = _thinned(np.concatenate([self._table, rows]))
         except FileNotFoundError:
@@ -80,7 +80,8 @@ def _thinned(table: np.ndarray) -> np.ndarray:
     """At most ``CHUNKS`` stretches of equally many steps; of each its first row and the extremes of each column."""
     if len(table) <= CHUNKS * table.shape[1] * 2:
         return table
-    chunk = (table[:, 0] / (table[:, 0].max() + 1) * CHUNKS).astype(int)
+    steps = np.maximum.accumulate(table[:, 0]).clip(0)  # as they should be
+    chunk = (steps / (steps[-1] + 1) * CHUNKS).astype(int)
     kept = {len(table) - 1}
     for start, stop in zip(*_bounds(chunk), strict=True):
         kept.add(int(start))

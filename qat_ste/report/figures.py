@@ -17,7 +17,7 @@ from PIL import Image
 
 from qat_ste.report.files import no_link, write
 from qat_ste.report.run_files import AGREEMENT, RunFiles
-from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line
+from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line, plain
 
 
 def draw_all(run: RunFiles, folder: Path) -> dict[str, str]:
@@ -57,11 +57,11 @@ def curves(run: RunFiles) -> Figure:
             raise ValueError(f"metrics.jsonl has no row with reference/{key}")
         main = run.series(f"{run.main_counterpart}/{key}")
         left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.6, alpha=0.4)
-        left.plot(*main.T, label=run.main_counterpart, **line(run.main_counterpart, 0))
+        left.plot(*main.T, label=plain(run.main_counterpart), **line(run.main_counterpart, 0))
         settled = len(reference) // 10  # the first tenth would flatten the rest
         differences = {name: run.series(f"{name}/{key}")[:, 1] - reference[:, 1] for name in run.counterparts}
         for number, (name, difference) in enumerate(differences.items()):
-            right.plot(reference[:, 0], difference, label=name, **line(name, number), alpha=0.9)
+            right.plot(reference[:, 0], difference, label=plain(name), **line(name, number), alpha=0.9)
         limit = 1.2 * max(float(np.abs(difference[settled:]).max()) for difference in differences.values()) or 1e-3
         right.set_ylim(-limit, limit)
         right.axhline(0, color="#888888", lw=0.8)
@@ -70,7 +70,7 @@ def curves(run: RunFiles) -> Figure:
     axes[0, 0].set_yscale("log")
     if len(panels) > 1:
         axes[1, 0].set_ylim(max(0.0, float(np.quantile(reference[:, 1], 0.05)) - 0.05), 1.0)
-    axes[0, 0].set_title(f"reference and {run.main_counterpart}")
+    axes[0, 0].set_title(f"reference and {plain(run.main_counterpart)}")
     axes[0, 1].set_title("counterpart minus reference")
     for axis in axes[-1]:
         axis.set_xlabel("step")
@@ -86,15 +86,17 @@ def alignment_error(run: RunFiles) -> Figure:
     for number, name in enumerate(run.counterparts):
         series = run.series(f"{name}/weight_alignment_error")
         if not len(series) or not (series[:, 1] > 0).any():
-            axis.plot([], [], label=f"{name} (exactly 0)", **line(name, number))
+            axis.plot([], [], label=f"{plain(name)} (exactly 0)", **line(name, number))
             continue
-        axis.plot(*series.T, label=name, **line(name, number))
+        axis.plot(*series.T, label=plain(name), **line(name, number))
         unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
         if not np.array_equal(unmapped, series):
-            axis.plot(*unmapped.T, label=f"{name}, weights not re-mapped", color=line(name, number)["color"], ls=":")
+            axis.plot(
+                *unmapped.T, label=f"{plain(name)}, weights not re-mapped", color=line(name, number)["color"], ls=":"
+            )
         bound = run.series(f"{name}/weight_alignment_error_bound")
         if len(bound):
-            axis.plot(*bound.T, label=f"{name}, the paper's bound", color="#888888", lw=0.8)
+            axis.plot(*bound.T, label=f"{plain(name)}, the paper's bound", color="#888888", lw=0.8)
             agreed = (run.series(f"{name}/{AGREEMENT}")[-len(bound) :, 1] == 1).cumprod().astype(bool)
             if agreed.any():
                 axis.plot(*bound[agreed].T, label="… while all levels agree", color="#888888", lw=3, alpha=0.5)
@@ -107,7 +109,7 @@ def alignment_error(run: RunFiles) -> Figure:
 def alignment_scatter(run: RunFiles) -> Figure:
     """Final weights of the reference, raw and re-mapped, against those of the STE counterpart."""
     name = run.main_counterpart
-    own, raw, mapped = (run.weights[key] for key in (f"{name}/final", "reference/final", f"{name}/mapped_reference"))
+    own, raw, mapped = (run.weights(key) for key in (f"{name}/final", "reference/final", f"{name}/mapped_reference"))
     panels = [("reference, raw", raw)]
     if not np.array_equal(raw, mapped):
         panels.append(("reference, re-mapped by M", mapped))
@@ -115,7 +117,7 @@ def alignment_scatter(run: RunFiles) -> Figure:
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, reference) in zip(axes, panels, strict=True):
         image = _density(axis, own, reference)
-        axis.set(title=title, xlabel=f"{name} weight / max")
+        axis.set(title=title, xlabel=f"{plain(name)} weight / max")
     axes[0].set_ylabel("reference weight / max")
     figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
     return figure
@@ -127,8 +129,8 @@ def movement_scatter(run: RunFiles) -> Figure:
     figure = Figure(figsize=(7.2, 3.1))
     axes = figure.subplots(1, 2, sharey=True)
     for axis, member in zip(axes, ("reference", name), strict=True):
-        image = _density(axis, run.weights[f"{member}/initial"], run.weights[f"{member}/final"])
-        axis.set(title=member, xlabel="initial weight / max")
+        image = _density(axis, run.weights(f"{member}/initial"), run.weights(f"{member}/final"))
+        axis.set(title=plain(member), xlabel="initial weight / max")
     axes[0].set_ylabel("final weight / max")
     figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
     return figure

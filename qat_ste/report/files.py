@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -21,15 +22,23 @@ def no_link(path: Path) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
-    """Raises OSError or UnicodeDecodeError."""
-    return no_link(path).read_text(encoding="utf-8")
+def regular(path: Path, most_bytes: int) -> Path:
+    """The path itself.
+
+    Raises:
+        OSError: there is no such file, it is a link or something else, or larger than that.
+    """
+    if not stat.S_ISREG((found := no_link(path).lstat()).st_mode):
+        raise OSError(f"{path.name} is no file")
+    if found.st_size > most_bytes:
+        raise OSError(f"{path.name} has {found.st_size:,} bytes where {most_bytes:,} are the most")
+    return path
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a new file beside the old one, then puts it in its place; a link there is replaced, not followed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="replace") if isinstance(content, str) else content  # JSON may hold half characters
     try:
         with temporary.open("xb") as file:
             file.write(data)

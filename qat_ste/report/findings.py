@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qat_ste.report.claims import Claim, all_claims
-from qat_ste.report.folders import Problem, read_runs
+from qat_ste.report.folders import Problem, TooManyError, read_runs
 from qat_ste.report.groups import Group, group_runs
 from qat_ste.report.paper_table import Measured, measure
 
@@ -34,12 +34,16 @@ def find(folders: Sequence[Path]) -> Findings:
     """Reads and tests the runs at or below the folders.
 
     Raises:
-        NoRunsError: a folder does not exist or holds no run, or no run in them is finished.
+        NoRunsError: a folder does not exist or holds no run, no run in them is finished,
+            or they hold too many.
     """
     for folder in folders:
         if not folder.is_dir():
             raise NoRunsError(f"{folder}: no such folder; give the folder of a run, or one with runs below it")
-    runs, problems = read_runs(folders)
+    try:
+        runs, problems = read_runs(folders)
+    except TooManyError as error:
+        raise NoRunsError(str(error)) from None
     if not runs and not problems:
         where = ", ".join(str(folder) for folder in folders)
         raise NoRunsError(f"{where}: no run folder there or below; qat-run makes one, with results.json in it")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qat_ste.identity import one_line
 from qat_ste.report.folders import Problem, Run
 from qat_ste.report.labels import comparable, labels
 from qat_ste.report.seeds import Summary, summarize
@@ -71,7 +72,9 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Problem]]:
         key = json.dumps([run.choices.get("experiment"), _row(run), comparable(run.config)], sort_keys=True)
         alike = by_configuration[key]
         if run.seed in alike:
-            reason = f"seed {run.seed} of the same configuration is in {run.folder} too; that one is counted"
+            reason = (
+                f"seed {run.seed} of the same configuration is in {one_line(str(run.folder))} too; that one is counted"
+            )
             repeated.append(Problem(alike[run.seed].folder, "repeated", reason))
         alike[run.seed] = run
     groups = [

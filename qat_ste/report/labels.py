@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qat_ste.identity import identity
+from qat_ste.identity import identity, one_line
 
 LONGEST = 80  # characters of a label that names every key in which configurations differ
 # Keys that runs of earlier versions lack, with the value that changes nothing.
@@ -75,8 +76,15 @@ def _parts(configs: Sequence[Flat]) -> list[dict[str, str]]:
             if len(values[kind]) > 1:
                 value = written(config.get(key))
                 shown = value.rpartition(".")[2] if key == target else value
-                part[key] = f"{key.removesuffix('._target_')}={shown}"
+                part[key] = f"{key.removesuffix('._target_')}={_brief(shown)}"
     return parts
+
+
+def _brief(value: str) -> str:
+    """Long ones by their beginning and a checksum: they still tell runs apart."""
+    if len(value) <= LONGEST and value.isprintable():
+        return value
+    return f"{one_line(value[:LONGEST])}… ({zlib.crc32(value.encode(errors='replace')):08x})"
 
 
 def _enough(parts: Sequence[Mapping[str, str]]) -> set[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
 from qat_ste.report.figures import draw_all
-from qat_ste.report.files import write
+from qat_ste.report.files import no_link, regular, write
 from qat_ste.report.run_files import RunFiles
 from qat_ste.report.style import DOTS_PER_INCH
 from qat_ste.report.tables import TABLE_ROWS, shown
@@ -23,6 +24,7 @@ CAPTIONS = {  # in the page's order
     "curves": "Loss and accuracy of the reference and its main counterpart, and the difference of every counterpart "
     "from the reference.",
 }
+MOST_BYTES = 20 << 20  # of a figure
 CSS_PIXELS_PER_INCH = 115  # a fifth larger than print, as the page's text is
 
 
@@ -39,12 +41,11 @@ def render(run: RunFiles) -> str:
     results = run.results
     members = {"reference": results["reference"], **results["counterparts"]}
     table = [(title, [shown(numbers.get(key)) for numbers in members.values()]) for key, title in TABLE_ROWS]
-    layers = results["counterparts"][run.main_counterpart].get("layers", {})
+    layers = results["counterparts"][run.main_counterpart]["layers"]
     figures = []
     for name, caption in CAPTIONS.items():
-        path = run.folder / "figures" / f"{name}.png"
-        if path.is_file() and not path.is_symlink():
-            image = path.read_bytes()
+        with suppress(OSError):  # a figure that could not be drawn, or a file that is none of ours
+            image = regular(no_link(run.folder / "figures") / f"{name}.png", MOST_BYTES).read_bytes()
             figures.append((name, caption, css_width(image), base64.b64encode(image).decode()))
     environment = Environment(loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True)
     return environment.get_template("page.html").render(
@@ -55,8 +56,14 @@ def render(run: RunFiles) -> str:
         main=run.main_counterpart,
         figures=figures,
         shown=shown,
+        whole=whole,
         config=json.dumps(results["config"], indent=1),
     )
+
+
+def whole(number: float | None) -> str:
+    """Without decimal places; "–" where there is none."""
+    return "–" if number is None else f"{number:,.0f}"
 
 
 def css_width(image: bytes) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_magic
 
 from qat_ste.report.columns import Columns
-from qat_ste.report.files import no_link, read_text
+from qat_ste.report.files import regular
+from qat_ste.report.results import read_results
 
+MOST_BYTES, MOST_WEIGHTS_BYTES = 64 << 20, 4 << 20  # of weights.npz, and of an array in it
 AGREEMENT = "quantized_weight_agreement"
 _ERROR = "weight_alignment_error"
 DRAWN = ("train_loss", "validation_accuracy", _ERROR, f"{_ERROR}_unmapped", f"{_ERROR}_bound", AGREEMENT)
@@ -25,18 +29,30 @@ class RunFiles:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        return json.loads(read_text(self.folder / "results.json"))
+        """As ``read_results`` gives them, with what that raises."""
+        return read_results(self.folder)
 
     @cached_property
     def _columns(self) -> Columns:
         members = ("reference", *self.counterparts)
         return Columns(self.folder / "metrics.jsonl", [f"{member}/{key}" for member in members for key in DRAWN])
 
-    @cached_property
-    def weights(self) -> dict[str, np.ndarray]:
-        """Latent weights over max: ``<member>/initial``, ``/final`` and ``/mapped_reference`` of those drawn."""
-        with np.load(no_link(self.folder / "weights.npz"), allow_pickle=False) as arrays:
-            return dict(arrays)
+    def weights(self, key: str) -> np.ndarray:
+        """Latent weights over max, of those drawn; keys are ``<member>/initial``, ``/final``, ``/mapped_reference``.
+
+        Raises:
+            OSError, ValueError, KeyError: there are none, or they are no such array.
+        """
+        with zipfile.ZipFile(regular(self.folder / "weights.npz", MOST_BYTES)) as file:
+            if (size := file.getinfo(f"{key}.npy").file_size) > MOST_WEIGHTS_BYTES:  # unpacked; no more is read
+                raise ValueError(f"{key} has {size:,} bytes where {MOST_WEIGHTS_BYTES:,} are the most")
+            content = BytesIO(file.read(f"{key}.npy"))
+        if read_magic(content) != (1, 0):
+            raise ValueError(f"{key} is of a later version")
+        shape, _, dtype = read_array_header_1_0(content)
+        if len(shape) != 1 or dtype.kind != "f":
+            raise ValueError(f"{key} is of shape {shape} and {dtype}")
+        return np.frombuffer(content.read(), dtype)
 
     @property
     def counterparts(self) -> list[str]:

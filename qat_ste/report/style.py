@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from qat_ste.identity import one_line
+
 COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
 MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")
 DASHES = {"reference": "-", "ste": "-", "naive": "--", "jitter": "-.", "replica": ":"}
@@ -30,3 +32,9 @@ def line(name: str, number: int) -> dict[str, Any]:
     if name in COLORS:
         return {"color": COLORS[name], "ls": DASHES[name]}
     return {"color": MORE_COLORS[number % len(MORE_COLORS)], "ls": DASHES.get(kind, "-")}
+
+
+def plain(name: str, width: int = 40) -> str:
+    """A name as text of one line, in which matplotlib finds no mathematics and nothing to leave out of a legend."""
+    text = one_line(name).lstrip("_") or "?"
+    return (text if len(text) <= width else f"{text[: width - 1]}…").replace("$", r"\$")

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullFormatter
 from qat_ste.report.bands import SHARES, Band, bands
 from qat_ste.report.claims import ERROR, NEGLIGIBLE, column_title
 from qat_ste.report.groups import SCALEDOWN, Group
-from qat_ste.report.style import COLORS, line
+from qat_ste.report.style import COLORS, line, plain
 
 UNMAPPED = f"{ERROR}_unmapped"
 MARKERS = {"ste": "o", "jitter": "D", "naive": "^"}
@@ -70,7 +70,7 @@ def _with_controls(title: str, group: Group) -> Panel:
     names = {"ste": "STE", "naive": "no-warp"}
     panel = Panel(column_title(title, "ste") if title == group.row else title)
     for number, name in enumerate(group.counterparts):
-        panel.curves.append(Curve(group, name, names.get(name, name), line(name, number)))
+        panel.curves.append(Curve(group, name, names.get(name) or plain(name), line(name, number)))
     if group.remapped and "ste" in group.counterparts:
         look = {"color": COLORS["ste"], "ls": ":"}
         panel.curves.append(Curve(group, "ste", "STE, compared without M", look, UNMAPPED))
@@ -187,7 +187,7 @@ def _dots_of_row(axis: Axes, height: int, group: Group, left: float, legend: dic
             axis.plot([mean, mean], [lane - 0.13, lane + 0.13], color=color, lw=1.6, solid_capstyle="butt", zorder=4)
         if 0 in errors:
             axis.text(left * 1.08, lane, "exactly 0", color=color, fontsize=7, va="center")
-        legend.setdefault({"ste": "STE", "naive": "no-warp"}.get(name, name), dots)
+        legend.setdefault({"ste": "STE", "naive": "no-warp"}.get(name) or plain(name), dots)
 
 
 def _geometric_mean(group: Group, name: str) -> float | None:
@@ -202,7 +202,7 @@ def _lowest(groups: Sequence[Group]) -> float:
 
 def _wrapped(text: str, width: int = 52) -> str:
     """Nothing in a name is mathematics to matplotlib; no longer than two lines."""
-    text = text.replace("$", r"\$")
+    text = plain(text, 2 * width)
     if len(text) <= width:
         return text
     cut = text.rfind(" ", 0, width) if " " in text[:width] else width

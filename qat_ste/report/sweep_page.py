@@ -13,10 +13,11 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
+from qat_ste.identity import one_line
 from qat_ste.report.claims import ERROR, TEST, counted, orders
 from qat_ste.report.files import write
 from qat_ste.report.findings import Findings, find
-from qat_ste.report.folders import Run, one_line
+from qat_ste.report.folders import Run
 from qat_ste.report.gallery import Picture, draw_gallery
 from qat_ste.report.groups import Group
 from qat_ste.report.page import css_width

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 
+from qat_ste.identity import one_line
 from qat_ste.report.claims import Claim
-from qat_ste.report.folders import one_line
 from qat_ste.report.paper_table import PAPER_ROWS, Column, PaperTable, blocks
 
 MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is none
@@ -147,8 +147,9 @@ def _latex_char(char: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """The text, with an apostrophe before it where a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """One line, with an apostrophe before it where a spreadsheet would take it for a formula."""
+    line = one_line(text)
+    return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else line
 
 
 def _deviation(value: float | None) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qat_ste.data.decoded_images import RECORD
 from qat_ste.data.imagenet import imagenet
 
+from ..conftest import ROOT
 from .images import CPU, same, training
 
 
@@ -81,6 +85,41 @@ def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
         (folder / name).unlink()
         (folder / name).write_bytes({"pixels": pixels, "index": index}[name])
     training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
+
+
+@pytest.mark.parametrize("name", ["pixels", "index"])
+def test_a_cache_without_one_of_its_files_is_refused_by_name(tiny, tmp_path, name):
+    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
+    folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
+    (folder / name).unlink()
+    with pytest.raises(
+        ValueError, match=rf"^{folder}/pixels is damaged \(No such file or directory\): delete {folder}$"
+    ):
+        training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
+
+
+def test_sizes_of_which_only_the_sum_is_right_are_refused(tiny, tmp_path):
+    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
+    folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
+    good = np.fromfile(folder / "index", RECORD)
+    for height, width in ((0, 5), (2**31, 2**32 - 1)):
+        index = good.copy()
+        index[1] = (index[1]["offset"], height, width, 0, index[1]["encoded_bytes"])
+        ends = np.cumsum(3 * index["height"].astype(np.uint64) * index["width"])
+        index["offset"][1:] = ends[:-1]
+        index.tofile(folder / "index")
+        (folder / "pixels").open("ab").truncate(min(int(ends[-1]), 2**30))
+        with pytest.raises(ValueError, match="its files do not fit together"):
+            training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
+
+
+@pytest.mark.slow
+def test_fuzz(monkeypatch, tmp_path, real):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    from campaign.caches import CachedImages
+
+    outcome = CachedImages(inputs=400).happen(tmp_path, random.Random(0))
+    assert outcome.broken == []
 
 
 def test_a_cache_of_other_images_of_the_same_names_is_refused(tiny, tmp_path):

@@ -1,0 +1,165 @@
+"""States that load and do not fit a run, and files that are no checkpoints of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from qat_ste import Checkpoints
+from qat_ste.training import Stopped
+
+from ..conftest import ROOT
+from .tiny import ADAM, run
+
+TINY = {"steps": 4, "log_every": 1, "optimizer": ADAM, "counterparts": ["ste"]}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints after steps 2 and 1, and the rows of the run undisturbed."""
+    folder, seen = tmp_path_factory.mktemp("saved"), []
+    with pytest.raises(Stopped):
+        run(
+            **TINY,
+            checkpoints=Checkpoints(folder, {}, every_steps=1),
+            stop=lambda: bool(seen.append(1)) or len(seen) == 2,
+        )
+    newest, older = ((folder / name).read_bytes() for name in ("checkpoint.pt", "checkpoint.1.pt"))
+    return newest, older, run(**TINY).rows
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(saved[0])
+    return tmp_path
+
+
+def go_on(folder):
+    return run(**TINY, checkpoints=Checkpoints(folder, {}))
+
+
+def alter(folder, change):
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, folder / "checkpoint.pt")
+
+
+def nested(state, *keys):
+    for key in keys:
+        state = state[key]
+    return state
+
+
+def test_the_state_itself_fits(folder, saved):
+    assert go_on(folder).rows == saved[2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "value", "told"),
+    [
+        (("members",), 1, None, "members.1 has other keys"),
+        (("members",), 0, {"model": {}}, "members.0 has other keys"),
+        (("members", 1, "model"), "0.bias", torch.zeros(()), "members.1.model.0.bias is no tensor of shape (8,)"),
+        (("members", 1, "model"), "0.bias", torch.zeros(8).double(), "members.1.model.0.bias is no tensor of"),
+        (("members", 1, "model"), "0.bias", torch.zeros(8, device="meta"), "members.1.model.0.bias is no tensor of"),
+        (("members", 0, "optimizer"), "param_groups", [], "members.0.optimizer has other groups"),
+        (("members", 0, "optimizer", "state"), 0, {}, "members.0.optimizer has other parameters"),
+        (("members", 1, "optimizer", "state"), 99, {}, "members.1.optimizer has other parameters"),
+        (("members", 0, "optimizer", "param_groups", 0), "betas", "ab", "members.0.optimizer.betas is no list of 2"),
+        (("ranks", 0), "losses", torch.zeros(()), "ranks.losses is no tensor of shape (2, 4)"),
+        (("ranks", 0, "divergence", "trajectories", 0), "count", torch.ones(1), "ranks.divergence.trajectories.0.count"),
+        (("ranks", 0, "divergence", "trajectories", 0, "sequences"), "offset", torch.zeros(3).long(), "do not fit together"),
+        ((), "ranks", [], "other counterparts or another number of ranks"),
+        ((), "names", {"reference": 0}, "other counterparts or another number of ranks"),
+        ((), "mode", {}, "mode {} where"),
+        ((), "step", 99, "it was made after step 99 of 4"),
+        ((), "record", json.dumps({"rows": []}), "record has other keys"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_in_one_line(folder, keys, key, value, told):
+    alter(folder, lambda state: nested(state, *keys).__setitem__(key, value))
+    with pytest.raises(ValueError, match="does not fit this run") as caught:
+        go_on(folder)
+    assert told in str(caught.value)
+    assert str(caught.value).startswith(f"{folder / 'checkpoint.pt'} (or the one before)")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("step", "2"), ("step", True), ("step", 0.5), ("record", "[]"), ("record", '{"rows": [{"step": "x"}]}'),
+                       ("config", 3)]
+)  # fmt: skip
+def test_what_the_command_asks_first_makes_a_checkpoint_unreadable(folder, saved, key, value, caplog):
+    (folder / "checkpoint.1.pt").write_bytes(saved[1])
+    alter(folder, lambda state: state.__setitem__("config", "{}"))
+    alter(folder, lambda state: state.__setitem__(key, value))
+    assert Checkpoints(folder, {}).step == 1
+    assert "checkpoint.pt cannot be read (" in caplog.text
+
+
+def test_hyperparameters_of_a_later_torch_are_those_of_now(folder, saved):
+    alter(folder, lambda state: [state["members"][n]["optimizer"]["param_groups"][0].pop("maximize") for n in (0, 1)])
+    assert go_on(folder).rows == saved[2]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("trick", ["twice", "packed", "overlapping", "fifo", "folder"])
+def test_tricks_with_the_file_leave_the_one_before(folder, saved, trick):
+    path = folder / "checkpoint.pt"
+    (folder / "checkpoint.1.pt").write_bytes(saved[1])
+    with zipfile.ZipFile(path) as old:
+        parts = [(info.filename, old.read(info)) for info in old.infolist()]
+    path.unlink()
+    if trick == "fifo":
+        os.mkfifo(path)
+    elif trick == "folder":
+        path.mkdir()
+    elif trick == "overlapping":
+        name = parts[0][0].encode()
+        path.write_bytes(
+            saved[0].replace(
+                b"PK\x05\x06", saved[0][saved[0].index(b"PK\x01\x02") :][: 46 + len(name)] + b"PK\x05\x06", 1
+            )
+        )
+    else:
+        kind = zipfile.ZIP_DEFLATED if trick == "packed" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, "w", kind) as new:
+            for name, content in parts * (2 if trick == "twice" else 1):
+                new.writestr(name, content)
+    assert Checkpoints(folder, {}).step == 1
+
+
+def test_a_foreign_configuration_is_told_in_few_printable_lines(tmp_path):
+    torch.save({"step": 1, "record": '{"rows": []}', "config": json.dumps({f"k{n}\x1b[31m": "v\n" * 999 for n in range(99)})},
+               tmp_path / "checkpoint.pt")  # fmt: skip
+    with pytest.raises(ValueError, match="was made with") as caught:
+        Checkpoints(tmp_path, {})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 20
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
+@pytest.mark.parametrize(("fault", "inputs"), [("CheckpointFiles", 60), ("StrangeStates", 40)])
+def test_fuzz(monkeypatch, tmp_path, fault, inputs):
+    fuzz(monkeypatch, tmp_path, fault, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["CheckpointFiles", "StrangeStates"])
+def test_fuzz_longer(monkeypatch, tmp_path, fault):
+    fuzz(monkeypatch, tmp_path, fault, 1000)
+
+
+def fuzz(monkeypatch, tmp_path, fault, inputs):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    from campaign import checkpoints
+
+    outcome = getattr(checkpoints, fault)(inputs=inputs).happen(tmp_path, random.Random(0))
+    assert outcome.broken == []
+    assert sum(outcome.counts.values()) == inputs
