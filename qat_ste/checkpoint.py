@@ -9,6 +9,7 @@ import os
 import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Checkpoints:
         self.config = json.loads(json.dumps(config))
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self._saved_at = time.monotonic()
+        self._failed = False
         self._state = self._load()
 
     def take(self) -> dict[str, Any] | None:
@@ -66,7 +68,7 @@ class Checkpoints:
         return by_steps or (self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds)
 
     def save(self, state: dict[str, Any] | None) -> None:
-        """Writes a checkpoint beside the last, then takes its place. What fails costs a warning, not the run.
+        """Writes a checkpoint beside the last, then takes its place. What fails costs one warning, not the run.
 
         None where another rank writes it.
         """
@@ -86,10 +88,15 @@ class Checkpoints:
                     os.link(younger, older.with_suffix(".tmp"))
                     older.with_suffix(".tmp").replace(older)
             temporary.replace(newest)
+            self._failed = False
         except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own on top of the system's
-            reason = str(error.__context__ or error).splitlines()[0]
-            log.warning("no checkpoint at step %s: %s; the one before stays", state["step"], reason)
-            temporary.unlink(missing_ok=True)
+            fault = error.__context__ or error
+            reason = fault.strerror if isinstance(fault, OSError) else "torch could not write it"
+            level = logging.INFO if self._failed else logging.WARNING  # of a full disk each one fails
+            log.log(level, "no checkpoint at step %s: %s; the one before stays", state["step"], reason)
+            self._failed = True
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _load(self) -> dict[str, Any] | None:
         for path in self.paths:
