@@ -182,7 +182,7 @@ def _reason(error: Exception, choices: Collection[str], override: str, default: 
         return f"must be {told or _kind(usual)}; for example {key}={shown(usual)}"
     if "Could not override" in text:
         nearest = get_close_matches(key, list(_keys(OmegaConf.to_container(default))), n=1)
-        hint = f"did you mean {nearest[0]}={value}?" if nearest else "--help shows all"
+        hint = f"did you mean {nearest[0]}={shown(value)}?" if nearest else "--help shows all"
         return f"there is no such key; {hint}"
     return _one_line(error)
 

@@ -116,20 +116,27 @@ def inputs(group: str, chosen: tuple[str, ...]) -> tuple[Input, ...]:
 
 @cache
 def needs(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """What else has to be said with an option: what its refusal proposes, MNIST's images, folders of images."""
-    more: tuple[str, ...] = ()
+    """What else has to be said with an option: images that fit, where they lie, or what its refusal proposes.
+
+    Raises:
+        LookupError: the option cannot be had here.
+    """
     shared = Path(os.environ.get("QAT_STE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
-    while chosen and (done := command(*chosen, *more, "logger=none", "dry_run=true")).code:
+    images = iter(("mnist", "imagenet"))
+    more: list[str] = []
+    for _ in range(6):
+        done = command(*chosen, *more, "logger=none", "dry_run=true") if chosen else Done(0, "", "", 0)
+        if not done.code:
+            return tuple(more)
         example = done.err.splitlines()[0].rpartition("; for example ")[2].strip("'")
         if "images of" in done.err:
-            more = ("dataset=mnist",)
+            more = [f"dataset={next(images)}"]
         elif example.startswith("paths.data="):
-            more = (*more, f"paths.data={shared / ('imagenet-sample' if 'dataset=imagenet' in chosen else 'mnist')}")
+            with_images = "imagenet" if "dataset=imagenet" in (*chosen, *more) else "mnist"
+            more.append(f"paths.data={shared / {'imagenet': 'imagenet-sample', 'mnist': 'mnist'}[with_images]}")
         else:
-            more = (*more, example)
-        if len(more) > 3:
-            raise LookupError(f"{' '.join(chosen)} cannot be had here: {done.err}")
-    return more
+            more.append(example)
+    raise LookupError(f"{' '.join(chosen)} cannot be had here: {done.err}")
 
 
 class Hung(BaseException):
@@ -268,7 +275,7 @@ class WrongValues:
     trained: int = 5
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        outcome, counts = Outcome(), Counter[str]()
+        outcome, counts = Outcome(), Counter(refused=0, accepted=0, tracebacks=0, hangs=0, trained=0)
         with chdir(workplace):
             command("dry_run=true", "logger=none")  # what is imported is there
             for number, given in enumerate(drawn(draw, self.count)):

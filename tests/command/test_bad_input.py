@@ -34,6 +34,28 @@ CASES = [
     ("model=keras_cnn", "model: cannot be built for images of 1x8x8: "),
     ("optimizer.momentum=-1", "optimizer.momentum=-1: Invalid momentum value: -1; for example optimizer.momentum=0.9"),
     ("estimator._target_=qat_ste.nothing.Here", "estimator._target_=qat_ste.nothing.Here: "),
+    ("train.steps=1000000000000", "train.steps=1000000000000: must be a whole number from 1 to 100000000; for example"),
+    ("train.epochs=10000000", "train.epochs=10000000: comes to 220000000 steps; the number of steps must be a whole number from 1"),
+    ("train.length_scale=1e308", "train.length_scale=1e+308: must be a positive number of at most 10000; for example"),
+    ("train.steps='???'", "train.steps=???: must be given; for example train.steps=1500"),
+    ("optimizer.momentum='???'", "optimizer.momentum=???: must be given; for example optimizer.momentum=0.9"),
+    ("train.steps=${nowhere}", "train.steps=${nowhere}: must lead to a key that is there (Interpolation key 'nowhere' not found); for"),
+    ("paths.data=${nowhere}", "paths.data=${nowhere}: must lead to a key that is there"),
+    ("paths.output=''", "paths.output=: must be a path, no part of it longer than 255 bytes; for example paths.output=outputs"),
+    (f"paths.output={'x' * 300}", "paths.output=xxx"),
+    ("train.shuffle=[1]", "train.shuffle=[1]: must be true or false; for example train.shuffle=true"),
+    ("optimizer.nesterov=abc", "optimizer.nesterov=abc: must be true or false; for example optimizer.nesterov=false"),
+    ("optimizer.momentum=nan", "optimizer.momentum=nan: must be finite; for example optimizer.momentum=0.9"),
+    ("optimizer._partial_=false", "optimizer._partial_=false: SGD.__init__() missing 1"),
+    ("estimator.k=[1]", "estimator.k=[1]: must be a number; for example estimator.k=5.5"),
+    ("quantizer.levels=5", "quantizer.levels=5: must be one of ternary, fp4_e2m1, nf4, apot, or a list of numbers; for example"),
+    ("quantizer.include=[[],{}]", "quantizer.include=[[],{}]: must be a list of text; for example"),
+    ("quantizer.exclude=[Conv9d]", "quantizer.exclude=[Conv9d]: no module of the model matches 'Conv9d'; for example quantizer.exclude=[]"),
+    ("counterparts=[[],{}]", "counterparts=[[],{}]: [], {} is no counterpart"),
+    ("counterparts=[jitter_1e308]", "counterparts=[jitter_1e308]: jitter_1e308 is no counterpart"),
+    ("checkpoint.keep=1000000000", "checkpoint.keep=1000000000: must be a whole number from 1 to 100; for example checkpoint.keep=2"),
+    ("runtime.threads=1000000", "runtime.threads=1000000: must be null or a whole number from 1 to 1024; for example"),
+    ("logger._target_=nowhere.Here", "logger._target_=nowhere.Here: Error lo"),
     ("train.steps", "Error parsing override 'train.steps' missing EQUAL"),
 ]  # fmt: skip
 
@@ -77,6 +99,12 @@ def test_one_bit_on_a_grid_is_told_by_its_levels(qat_run):
     (line,) = lines(qat_run("estimator=xnor", "quantizer=ternary"))
     assert line.startswith("quantizer.levels=ternary: Xnor(n=576.0, c=0.5) is made for the two levels -max and max")
     assert line.endswith("; for example quantizer.levels=[-1,1]")
+
+
+@pytest.mark.parametrize("key", ["train.steps", "estimator.k", "paths.data", "train.nothing"])
+def test_a_long_value_does_not_flood_the_terminal(qat_run, key):
+    (line,) = lines(qat_run(f"{key}={'x' * 10_000}"))
+    assert len(line) < 1000
 
 
 def test_several_faults_are_told_together(qat_run):
