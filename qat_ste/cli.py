@@ -16,9 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from qat_ste.composition import composition_problems, config_dir, packaged_default
+from qat_ste.composition import COMPOSE_ERRORS, composition_problems, config_dir, packaged_default
 from qat_ste.job import Job, one_line, outer_rank, quoted, tell, tell_fault
 from qat_ste.process import run_program
 from qat_ste.sweep import Sweep, folder_name, sweep_name
@@ -108,7 +107,7 @@ def main() -> None:
     exit_code = 0
     try:
         _job()
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSE_ERRORS as error:
         tell(composition_problems(config_dir(), sys.argv[1:], error))
         raise SystemExit(2) from None
     except SystemExit as stopped:

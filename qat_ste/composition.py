@@ -24,7 +24,7 @@ ConfigStore.instance().store(name="schema", node=RunConfig)
 # Hydra copies it, with all that it holds, for each group it lists and each job it composes, yet never changes a copy.
 ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last of what is no option of a group
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _KINDS = {bool: KINDS["Boolean"], int: KINDS["Integer"], float: KINDS["Float"], dict: "keys and values"}
 
@@ -171,7 +171,7 @@ def compose_file(
 def _reason(error: Exception, choices: Collection[str], override: str, default: DictConfig) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     text = f"{error} {error.__cause__ or ''}"
-    if choices and not key.startswith("hydra/") and "Could not find" in text:
+    if choices and not key.startswith("hydra/") and ("Could not find" in text or isinstance(error, ValueError)):
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
     example = OmegaConf.select(default, key, throw_on_resolution_failure=False)

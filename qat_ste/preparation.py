@@ -6,7 +6,6 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.optim import Optimizer
 
 from qat_ste.bounds import STEPS
 from qat_ste.clipping import Clipping
-from qat_ste.config import ConfigError, Problem, length, section_problems, shown
+from qat_ste.config import ConfigError, length
 from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.estimators import Estimator, Ste
@@ -30,9 +28,7 @@ from qat_ste.member import Update
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
-from qat_ste.values import OPEN, mend, of_another_kind, unusable
-
-UNLOCATED = ("Error locating", "Error loading", "Expected a callable", "Empty path")  # what Hydra says of a _target_
+from qat_ste.targets import Targets, make_estimator, make_logger, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -66,29 +62,6 @@ def update_of(cfg: DictConfig) -> Update:
     )
 
 
-def _make_estimator(node: DictConfig) -> Estimator:
-    estimator = instantiate(node)
-    if not isinstance(estimator, Estimator):
-        raise TypeError("_target_ must make an Estimator")
-    return estimator
-
-
-def _make_optimizer(node: DictConfig) -> MakeOptimizer:
-    arguments: Any = OmegaConf.to_container(node, resolve=True)
-    lr = arguments.pop("lr", None)
-    make: MakeOptimizer = instantiate(arguments, _convert_="all")
-    if not isinstance(make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr), Optimizer):
-        raise TypeError("_target_ must make a torch.optim.Optimizer")
-    return make
-
-
-def _make_logger(node: DictConfig) -> Callable[..., Any] | None:
-    make = instantiate(node) if node.get("_target_") else None
-    if make is not None and not callable(make):
-        raise TypeError("_target_ must make a function of folder, name and config")
-    return make
-
-
 class Preparation:
     """Builds the parts and collects what is wrong with them.
 
@@ -97,14 +70,8 @@ class Preparation:
     """
 
     def __init__(self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None) -> None:
-        self.cfg, self._default, self.problems = cfg.copy(), default, list[Any]()
-        OmegaConf.set_struct(self.cfg, False)
-        for find in (unusable, lambda cfg, _: section_problems(cfg), of_another_kind):
-            found = find(self.cfg, default)
-            self.problems += found
-            if not all(isinstance(self.cfg._get_node(group), DictConfig) and self.cfg[group] for group in OPEN):
-                raise ConfigError(self.problems)
-            mend(self.cfg, found, default)
+        self.found = Targets(cfg, default)
+        self.cfg, self.problems = self.found.cfg, self.found.problems
 
     def parts(self) -> Parts:
         """Everything, checked.
@@ -116,13 +83,13 @@ class Preparation:
         unknown = unknown_counterparts(cfg.counterparts)
         if unknown or not cfg.counterparts:
             allowed = f"allowed are {', '.join(COUNTERPARTS)} and jitter_<percent>, at least one"
-            self._add(
+            self.found.add(
                 "counterparts", f"{', '.join(unknown) or 'nothing'} is no counterpart, {allowed}", "[ste,naive,jitter]"
             )
         estimator = self._estimator()
         optimizer = self._optimizer()
         device = self._device()
-        dataset = self._build("dataset")
+        dataset = self.found.build("dataset")
         build_model = steps_per_epoch = steps = None
         if dataset is not None:
             build_model = self._model_builder(dataset)
@@ -134,8 +101,8 @@ class Preparation:
                 steps = length(cfg.train, steps_per_epoch)
                 if steps not in STEPS:
                     key = "train.steps" if cfg.train.epochs is None else "train.epochs"
-                    self._add(key, f"comes to {steps} steps; the number of steps must be {STEPS}", "10")
-        self._build("logger", _make_logger)
+                    self.found.add(key, f"comes to {steps} steps; the number of steps must be {STEPS}", "10")
+        self.found.build("logger", make_logger)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
@@ -161,61 +128,12 @@ class Preparation:
             raise ConfigError(self.problems)
         return estimator, quantizer, optimizer
 
-    def _add(self, key: str, allowed: str, example: Any = None) -> None:
-        """A problem with a key; its example is the packaged default unless given."""
-        if not any(getattr(problem, "key", None) == key for problem in self.problems):
-            example = shown(self._default(key)) if example is None else example
-            value = OmegaConf.select(self.cfg, key)
-            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            self.problems.append(Problem(key, value, allowed, example))
-
-    def _refused(self, group: str, error: Exception, works: Callable[[DictConfig], object], what: str = "") -> None:
-        """What a constructor said: our own start with the argument's name, of which the key is made.
-
-        Args:
-            works: fails with arguments that are not right.
-            what: cannot be done; for where none of the arguments is at fault.
-        """
-        text = " ".join(str(error.__cause__ or error).split()).partition(", set env var")[0]
-        argument = "_target_" if text.startswith(UNLOCATED) else text.split(" ")[0]
-        if argument in self.cfg[group]:
-            self._add(f"{group}.{argument}", text.removeprefix(argument).split(", got ")[0].strip())
-        elif culprit := self._culprit(group, error.__cause__ or error, works):
-            self._add(f"{group}.{culprit}", f"{what}{text}")
-        elif group == "dataset" and "root" in self.cfg.dataset:
-            own = OmegaConf.to_container(self.cfg.dataset, resolve=False)["root"] != "${paths.data}"  # type: ignore[call-overload, index]
-            self._add("dataset.root" if own else "paths.data", text, "DIR_WITH_THE_FILES")
-        else:
-            self.problems.append(shown(f"{group}: {what}{text}", 500))
-
-    def _culprit(self, group: str, error: BaseException, works: Callable[[DictConfig], object]) -> str | None:
-        """The argument that is at fault: with its packaged value there is no error, which may not be of the disk."""
-        node: Any = OmegaConf.to_container(self.cfg[group], resolve=False)
-        packaged = self._default(f"{group}._target_") is not None
-        for name in sorted(node, key="_target_".__eq__) if packaged and not isinstance(error, OSError) else ():
-            usual = self._default(f"{group}.{name}")
-            if usual == node[name]:
-                continue
-            trial = self.cfg[group].copy()
-            trial[name] = usual
-            with suppress(Exception):
-                works(trial)
-                return str(name)
-        return None
-
-    def _build(self, group: str, made: Callable[[DictConfig], Any] = instantiate) -> Any:
-        try:
-            return made(self.cfg[group])
-        except Exception as error:  # a foreign target may raise anything
-            self._refused(group, error, made)
-            return None
-
     def _optimizer(self) -> MakeOptimizer | None:
-        found: MakeOptimizer | None = self._build("optimizer", _make_optimizer)
+        found: MakeOptimizer | None = self.found.build("optimizer", make_optimizer)
         return found
 
     def _estimator(self) -> Estimator | None:
-        found: Estimator | None = self._build("estimator", _make_estimator)
+        found: Estimator | None = self.found.build("estimator", make_estimator)
         return found
 
     def _device(self) -> torch.device | None:
@@ -225,7 +143,9 @@ class Preparation:
             name = "cuda" if found else "cpu"
         if runtime.devices > max(found, 1) and (runtime.device == "auto" or name == "cuda"):
             there = f"there are {found} GPUs here" if found else "there is no GPU here"
-            self._add("runtime.devices", f"{there}; processes on the CPU need runtime.device=cpu", str(max(found, 1)))
+            self.found.add(
+                "runtime.devices", f"{there}; processes on the CPU need runtime.device=cpu", str(max(found, 1))
+            )
             return None
         try:
             device = torch.device(name)
@@ -233,10 +153,10 @@ class Preparation:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
-            self._add("runtime.device", f"cannot be used ({str(error).splitlines()[0]})", "cpu")
+            self.found.add("runtime.device", f"cannot be used ({str(error).splitlines()[0]})", "cpu")
             return None
         if runtime.execution == "graph" and (device.type != "cuda" or runtime.devices > 1):
-            self._add("runtime.execution", "CUDA graphs need one GPU", "eager")
+            self.found.add("runtime.execution", "CUDA graphs need one GPU", "eager")
         return device
 
     def _steps_per_epoch(self, dataset: Dataset) -> int | None:
@@ -245,7 +165,7 @@ class Preparation:
             batches = dataset.train_batches(train.batch_size, train.shuffle, train.seed, torch.device("cpu"), shard)
             return batches.steps_per_epoch
         except ValueError as error:
-            self._add("train.batch_size", str(error).removeprefix("batch_size ").split(", got ")[0])
+            self.found.add("train.batch_size", str(error).removeprefix("batch_size ").split(", got ")[0])
             return None
 
     def _model_builder(self, dataset: Dataset) -> Callable[[], nn.Module] | None:
@@ -260,7 +180,7 @@ class Preparation:
             wanted = inspect.signature(make).parameters
             return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 
-        build: Callable[[], nn.Module] | None = self._build("model", made)
+        build: Callable[[], nn.Module] | None = self.found.build("model", made)
         if build is None:
             return None
         images = torch.zeros(2, *dataset.image_shape)
@@ -273,7 +193,7 @@ class Preparation:
             tried(self.cfg.model)
         except Exception as error:  # whatever a model says to images that do not fit
             size = "x".join(map(str, dataset.image_shape))
-            self._refused("model", error, tried, f"cannot be built for images of {size}: ")
+            self.found.refused("model", error, tried, f"cannot be built for images of {size}: ")
             return None
         return build
 
@@ -292,7 +212,7 @@ class Preparation:
         except ValueError as error:
             argument, _, text = str(error).partition(": ")
             key, example = ("exclude", "[]") if argument == "exclude" else ("include", "[Conv2d]")
-            self._add(f"quantizer.{key}", text or argument, example)
+            self.found.add(f"quantizer.{key}", text or argument, example)
             return
         self._check_room(model)
         if optimizer is not None:
@@ -307,13 +227,13 @@ class Preparation:
         try:
             quantizer = make_quantizer(1.0, settings.saturation, bits=settings.bits, levels=levels_of(self.cfg))
         except ValueError as error:
-            self._add("quantizer.levels", str(error).removeprefix("levels ").split(", got ")[0], "[-1,0,1]")
+            self.found.add("quantizer.levels", str(error).removeprefix("levels ").split(", got ")[0], "[-1,0,1]")
             return None
         try:
             estimator.check(quantizer)
         except ValueError as error:  # of ours, those for one bit
             key, example = ("bits", "1") if settings.levels is None else ("levels", "[-1,1]")
-            self._add(f"quantizer.{key}", str(error), example)
+            self.found.add(f"quantizer.{key}", str(error), example)
         return quantizer
 
     def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
@@ -332,9 +252,9 @@ class Preparation:
         except Exception as error:  # a foreign optimizer may raise anything
 
             def works(node: DictConfig) -> None:
-                tried(_make_optimizer(node), node.lr)
+                tried(make_optimizer(node), node.lr)
 
-            self._refused("optimizer", error, works, "cannot train this network: ")
+            self.found.refused("optimizer", error, works, "cannot train this network: ")
 
     def _check_room(self, model: nn.Module) -> None:
         """Whether one checkpoint fits on the disk; of an estimate, since optimizers differ in what they keep."""
@@ -345,4 +265,4 @@ class Preparation:
         free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
         if needed > free:
             told = f"has {free / 1e9:.2g} GB free, and a checkpoint takes about {needed / 1e9:.2g} GB"
-            self._add("paths.output", told, "FOLDER_WITH_MORE_ROOM")
+            self.found.add("paths.output", told, "FOLDER_WITH_MORE_ROOM")
