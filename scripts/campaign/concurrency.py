@@ -28,7 +28,7 @@ class SameFolder:
 
     name: str = "one run folder, two commands"
     group: str = "two at once"
-    rounds: int = 8
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder = undisturbed(*RUN), workplace / "run"
@@ -50,7 +50,7 @@ class AtTheSameMoment:
 
     name: str = "two commands started together"
     group: str = "two at once"
-    rounds: int = 8
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder = undisturbed(*RUN), workplace / "run"
@@ -70,7 +70,7 @@ class SameSweep:
 
     name: str = "one sweep, two commands"
     group: str = "two at once"
-    rounds: int = 4
+    rounds: int = 3
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         sweep = workplace / "sweep"

@@ -269,7 +269,7 @@ class WrongValues:
 
     name: str = "a wrong value for any key, looked at"
     group: str = "inputs"
-    rounds: int = 12
+    rounds: int = 4
     count: int = 120
     trained: int = 5
 
@@ -301,7 +301,7 @@ class WrongCommands:
 
     name: str = "a wrong value for any key, given to the installed command"
     group: str = "inputs"
-    rounds: int = 10
+    rounds: int = 5
     count: int = 10
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:

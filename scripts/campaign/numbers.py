@@ -77,7 +77,7 @@ class Spoiled:
     log_every: int = 1
     last: bool = False
     group: str = "numbers"
-    rounds: int = 10
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         step = STEPS if self.last else draw.randrange(1, STEPS)

@@ -94,7 +94,7 @@ class Told:
     name: str
     number: int
     group: str = "processes"
-    rounds: int = 20
+    rounds: int = 8
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder, outcome = undisturbed(*RUN), workplace / "run", Outcome()
@@ -124,7 +124,7 @@ class CtrlC:
 
     name: str = "Ctrl-C, once or twice"
     group: str = "processes"
-    rounds: int = 20
+    rounds: int = 12
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder, outcome = undisturbed(*RUN), workplace / "run", Outcome()
@@ -222,7 +222,7 @@ class RankKilled:
     name: str
     victim: str  # rank 0, rank 1, the launching process
     group: str = "processes"
-    rounds: int = 6
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder, outcome = undisturbed(*TWO_RANKS), workplace / "run", Outcome()

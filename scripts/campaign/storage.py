@@ -35,7 +35,7 @@ class SmallDisk:
 
     name: str = "disk full"
     group: str = "storage"
-    rounds: int = 16
+    rounds: int = 8
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference = undisturbed(*RUN)
@@ -53,7 +53,7 @@ class FileLimit:
 
     name: str = "files limited in size"
     group: str = "storage"
-    rounds: int = 16
+    rounds: int = 8
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder = undisturbed(*RUN), workplace / "run"
@@ -72,7 +72,7 @@ class ReadOnly:
     name: str
     from_the_beginning: bool
     group: str = "storage"
-    rounds: int = 6
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference = undisturbed(*RUN)
@@ -103,7 +103,7 @@ class Gone:
     name: str
     renamed: bool
     group: str = "storage"
-    rounds: int = 8
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder, aside = undisturbed(*RUN), workplace / "run", workplace / "aside"
@@ -135,7 +135,7 @@ class FailsOnce:
     call: str
     most: int  # calls in a run
     group: str = "storage"
-    rounds: int = 6
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder = undisturbed(*RUN), workplace / "run"
@@ -157,7 +157,7 @@ class Damaged:
     file: str
     done: bool
     group: str = "storage"
-    rounds: int = 8
+    rounds: int = 4
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder = undisturbed(*RUN), workplace / "run"

@@ -33,7 +33,7 @@ class Surrounding:
     folder: str = "run"
     streams: str = ""  # which are closed or lead nowhere
     group: str = "surroundings"
-    rounds: int = 2
+    rounds: int = 1
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference = undisturbed(*RUN)
@@ -95,7 +95,7 @@ class WorkingFolder:
 
     name: str = "working folder with an odd name"
     group: str = "surroundings"
-    rounds: int = 2
+    rounds: int = 1
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         here = workplace / ODD
