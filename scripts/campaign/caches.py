@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign.fault import Fault, Outcome
-from campaign.strangers import damaged
-from campaign.watching import each
+from .fault import Fault, Outcome
+from .strangers import damaged
+from .watching import each
 
 SHARED = Path(os.environ.get("QAT_STE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 

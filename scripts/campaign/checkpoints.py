@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from campaign.fault import Fault, Outcome
-from campaign.strangers import VALUES, damaged
-from campaign.watching import NEVER, each
+from .fault import Fault, Outcome
+from .strangers import VALUES, damaged
+from .watching import NEVER, each
 
 STEPS = 6
 

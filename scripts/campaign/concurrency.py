@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign import command
-from campaign.command import RUN, Ended, differing, end, phases, start, undisturbed, unreadable
-from campaign.fault import Fault, Outcome
-from campaign.processes import survived
+from . import command
+from .command import RUN, Ended, differing, end, phases, start, undisturbed, unreadable
+from .fault import Fault, Outcome
+from .processes import survived
 
 SWEEP = ("-m", *RUN, "train.seed=1,2")
 

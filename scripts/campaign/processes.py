@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign import command
-from campaign.command import RUN, Ended, differing, end, left_behind, lost_rows, phases, start, undisturbed, unreadable
-from campaign.fault import Fault, Outcome
+from . import command
+from .command import RUN, Ended, differing, end, left_behind, lost_rows, phases, start, undisturbed, unreadable
+from .fault import Fault, Outcome
 
 EARLY = ("start", "data", "W&B's start", "training", "checkpoint", "evaluation")
 LATE = ("results", "figures", "page")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaign.caches import CACHES
-from campaign.checkpoints import STORED
-from campaign.fault import Fault, Outcome
-from campaign.strangers import altered, damaged, formula
-from campaign.watching import CODE, DRAWN, NEVER, each
+from .caches import CACHES
+from .checkpoints import STORED
+from .fault import Fault, Outcome
+from .strangers import altered, damaged, formula
+from .watching import CODE, DRAWN, NEVER, each
 
 RUN = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8", "logger=none")
 PAGES = 100  # of so many accepted folders one is drawn as a whole

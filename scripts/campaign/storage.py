@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from campaign import command
-from campaign.command import RUN, differing, end, phases, remount, small_disk, start, undisturbed, unreadable
-from campaign.fault import Fault, Outcome
-from campaign.processes import continued, look, survived
+from . import command
+from .command import RUN, differing, end, phases, remount, small_disk, start, undisturbed, unreadable
+from .fault import Fault, Outcome
+from .processes import continued, look, survived
 
 LEAST, MOST = 50, 9_000  # kB; a whole run takes 8,000
 

@@ -10,11 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from campaign import command
-from campaign.command import RUN, undisturbed
-from campaign.fault import Fault, Outcome
-from campaign.processes import survived
 from qat_ste.job import quoted
+
+from . import command
+from .command import RUN, undisturbed
+from .fault import Fault, Outcome
+from .processes import survived
 
 NOWHERE = "/proc/nowhere"  # where not even root can make a folder
 ODD = "a b'c\"d=e<f>,ü→[g]{h}$i\\j"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from campaign.fault import Outcome
+from .fault import Outcome
 
 NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
          "shutil.rmtree", "webbrowser.open")  # fmt: skip
