@@ -36,11 +36,13 @@ from campaign.long_files import LONG_FILES
 from campaign.numbers import NUMBERS
 from campaign.processes import PROCESSES
 from campaign.readers import READERS
+from campaign.several_processes import SEVERAL
 from campaign.storage import STORAGE
 from campaign.surroundings import SURROUNDINGS
 
 FAULTS: tuple[Fault, ...] = (
     *PROCESSES,
+    *SEVERAL,
     *STORAGE,
     *CONCURRENCY,
     *SURROUNDINGS,
