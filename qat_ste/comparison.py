@@ -136,7 +136,8 @@ def compare(
         shard = cohort.layout.shard
         own = called("batches", batches, shard) if callable(batches) else batches
         own_validation = called("validation", validation, shard) if callable(validation) else validation
-        source = from_step(checkpoints.step if checkpoints else 0, own)
+        done = min(checkpoints.step, steps) if checkpoints else 0  # one that claims more is refused later
+        source = from_step(done, own)
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
