@@ -151,9 +151,9 @@ def test_fuzz(monkeypatch, tmp_path, fault, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["CheckpointFiles", "StrangeStates"])
-def test_fuzz_longer(monkeypatch, tmp_path, fault):
-    fuzz(monkeypatch, tmp_path, fault, 1000)
+@pytest.mark.parametrize(("fault", "inputs"), [("CheckpointFiles", 1000), ("StrangeStates", 200)])
+def test_fuzz_longer(monkeypatch, tmp_path, fault, inputs):
+    fuzz(monkeypatch, tmp_path, fault, inputs)
 
 
 def fuzz(monkeypatch, tmp_path, fault, inputs):
