@@ -66,7 +66,7 @@ def _value(node: ast.expr, names: Mapping[str, Value], text: str, depth: int) ->
         case ast.Name(name) if name in names:
             return names[name]
         case ast.Name(name):
-            raise fault(f"no such name, 'estimator.parameters={{{name}: 0.5}}' would give it a value")
+            raise fault(f"no such name, 'estimator.parameters={{{_short(name)}: 0.5}}' would give it a value")
         case ast.Call(ast.Name(name)) if name not in FUNCTIONS and name != "where":
             raise fault("no such function")
     operation, operands = _operation(node)
@@ -102,10 +102,13 @@ def _operation(node: ast.expr) -> tuple[Callable[..., Any] | None, list[ast.expr
 
 
 def _fault(text: str, start: int, end: int | None, what: str) -> ValueError:
-    part = text[start:end]
-    part = part if len(part) <= 20 else f"{part[:19]}…"
+    part = _short(text[start:end])
     where = f"character {start + 1}, {part!r}" if part else "its end"
     return ValueError(f"expression fails at {where}: {what}; allowed are {ALLOWED}")
+
+
+def _short(part: str) -> str:
+    return part if len(part) <= 20 else f"{part[:19]}…"
 
 
 def _elementwise(name: str, x: Value) -> Value:

@@ -99,10 +99,10 @@ def judged(samples: Sequence[Sample], rows_a_step: float) -> Outcome:
     if len(threads) > 1:
         outcome.broken.append(f"{min(threads)} to {max(threads)} threads")
     outcome.figures |= {
-        "MiB, settled": first.memory / 2**20,
-        "MiB, most": max(sample.memory for sample in settled) / 2**20,
-        "bytes a step": float(slope),
-        "handles": float(max(handles)),
+        "memory after 1,000 steps (MiB)": first.memory / 2**20,
+        "highest memory (MiB)": max(sample.memory for sample in settled) / 2**20,
+        "growth (bytes a step)": float(slope),
+        "open files": float(max(handles)),
         "threads": float(max(threads)),
     }
     for sample in samples[:: max(1, len(samples) // SAMPLES)]:

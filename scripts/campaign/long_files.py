@@ -42,13 +42,13 @@ class LongFile:
         )  # fmt: skip
         planted = sorted(draw.sample(range(1, self.rows), 2))
         outcome.broken += [made.err] if made.code else []
-        outcome.figures["metrics.jsonl, MiB"] = _lengthen(folder, self.rows, planted) / 2**20
+        outcome.figures["size of metrics.jsonl (MiB)"] = _lengthen(folder, self.rows, planted) / 2**20
         began = time.monotonic()
         process = start(str(folder), program="qat-report", cwd=workplace, stderr=subprocess.STDOUT)
         peak = _peak(process.pid, lambda: process.poll() is None)
         told = process.communicate()[0].strip()
         outcome.delay = seconds = time.monotonic() - began
-        outcome.figures |= {"qat-report, MiB": peak / 2**20, "qat-report, s": seconds}
+        outcome.figures |= {"highest memory (MiB)": peak / 2**20, "time (s)": seconds}
         if process.returncode or told != str((folder / "report.html").resolve()):
             outcome.broken.append(f"exit code {process.returncode}: {told[-300:]}")
         if peak > MOST_BYTES:

@@ -59,7 +59,7 @@ class Kill:
 
     name: str = "kill -9 in each phase"
     group: str = "processes"
-    rounds: int = 22
+    rounds: int = 24
 
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         reference, folder, outcome = undisturbed(*RUN), workplace / "run", Outcome()

@@ -101,4 +101,4 @@ def test_extremes_of_a_long_file_are_kept(tmp_path):
 def test_a_long_run_holds_no_more_than_a_short_one(tmp_path, every):
     outcome = LongRun("long", steps=10_000, every=every).happen(tmp_path, random.Random(0))
     assert not outcome.broken
-    assert outcome.figures["MiB, most"] >= outcome.figures["MiB, settled"] > 100
+    assert outcome.figures["highest memory (MiB)"] >= outcome.figures["memory after 1,000 steps (MiB)"] > 100

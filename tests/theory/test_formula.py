@@ -225,6 +225,13 @@ def test_where_w_occurs_it_is_in_units_of_the_range():
         SteEquivalent(formula, UniformQuantizer(2, 0.144))
 
 
+def test_a_long_name_does_not_flood_the_message():
+    with pytest.raises(
+        ValueError, match=r"'uuuuuuuuuuuuuuuuuuu…': no such name, 'estimator.parameters=\{u{19}…: 0.5\}'"
+    ):
+        Formula("u" * 900)
+
+
 def test_a_cyclical_formula_of_w_is_one_of_u():
     pair = SteEquivalent(Formula("1 + 0.5*cos(2*pi*w*3/2)"), QUANTIZER)
     assert pair.lr_factor == pytest.approx(SteEquivalent(Cosine(0.5), QUANTIZER).lr_factor, rel=1e-10)
