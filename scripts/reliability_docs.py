@@ -44,8 +44,8 @@ did when continued; the others *ended with* the line given and are none the wors
 **did not hold**.
 """
 GROUPS = {  # in the page's order; what the record has beside them follows
-    "processes": "Processes are killed, stopped and told to end at random moments, so drawn that each phase is hit. A kill "
-    "counts for the phase that it really fell in; *between* is outside of those named.",
+    "processes": "Processes are killed, stopped and told to end at random moments, so drawn that each phase is hit. "
+    "A kill counts for the phase that it really fell in; *between* is outside of those named.",
     "storage": "Disks that are full or cannot be written, files that are gone, cut off or altered.",
     "two at once": "The same folder, twice at a time.",
     "numbers": "Numbers that are none and tensors that are odd, through `compare` on the digits and through the "
