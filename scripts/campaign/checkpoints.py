@@ -11,6 +11,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,18 @@ from .strangers import VALUES, damaged
 from .watching import NEVER, each
 
 STEPS = 6
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """A thousand damaged checkpoints are warned of a thousand times."""
+    log = logging.getLogger("qat_ste")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class Gadget:
@@ -149,10 +162,10 @@ class CheckpointFiles:
     rounds: int = 10
     inputs: int = 1000
 
+    @without_warnings()
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         from qat_ste import Checkpoints
 
-        logging.getLogger("qat_ste").setLevel(logging.ERROR)
         undisturbed = train(workplace, stop_after=3)
         good, hit = (workplace / "checkpoint.pt").read_bytes(), workplace / "hit"
         pickles = gadgets(hit)
@@ -208,10 +221,10 @@ class StrangeStates:
     rounds: int = 10
     inputs: int = 1000
 
+    @without_warnings()
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         import torch
 
-        logging.getLogger("qat_ste").setLevel(logging.ERROR)
         train(workplace, stop_after=3)
         path = workplace / "checkpoint.pt"
         good = path.read_bytes()
