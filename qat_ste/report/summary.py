@@ -69,12 +69,12 @@ def read_summary(path: Path) -> tuple[dict[str, Any], Measured, list[Claim]]:
 
 def _about(group: Group) -> dict[str, Any]:
     trains = [run.config.get("train") for run in group.runs]
-    shares = _several(train.get("share") for train in trains if isinstance(train, dict))
+    shares = [train.get("share") for train in trains if isinstance(train, dict)]
     return {
         "seeds": [run.seed for run in group.runs],
         "steps": _several(run.steps for run in group.runs),
         "reproduce": _several(run.choices.get("reproduce") for run in group.runs),
-        "fraction_of_epochs": shares,
+        "fraction_of_epochs": _several(share for share in shares if isinstance(share, int | float)),
         "equivalence": _several(run.equivalence for run in group.runs),
         "wall_seconds": _rounded(math.fsum(run.wall_seconds or 0 for run in group.runs)),
         "devices": _several(run.machine["device"] for run in group.runs),

@@ -47,8 +47,9 @@ class RankKilled:
         os.kill(victim, signal.SIGKILL)
         done = end(main, began)
         outcome.broken += left_behind(workplace, 30.0)
-        outcome.delay, outcome.ended = time.monotonic() - at, done.line
+        outcome.delay = time.monotonic() - at
         if victim != main.pid:
+            outcome.ended = done.line
             outcome.broken += done.faults()
             status = json.loads((folder / "status.json").read_text())
             expected = f"{self.victim} was killed by SIGKILL"

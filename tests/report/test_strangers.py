@@ -23,6 +23,7 @@ from qat_ste.report.page import render
 from qat_ste.report.paper_table import paper_tables
 from qat_ste.report.run_files import RunFiles
 from qat_ste.report.style import plain
+from qat_ste.report.summary import summary
 from qat_ste.report.sweep_page import render as render_sweep
 from qat_ste.report.writers import csv_text
 
@@ -42,6 +43,13 @@ def change(run, *keys, **values):
         inner = inner[key]
     inner |= values
     (run / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize("share", [{}, [1], "x", None])
+def test_a_share_that_is_no_number_is_left_out(one, share):
+    change(one, "config", "train", share=share)
+    written = json.dumps(summary(find([one])))
+    assert '"fraction_of_epochs": []' in written
 
 
 def deep(levels):
