@@ -14,8 +14,8 @@ from .fault import Outcome
 NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
          "shutil.rmtree", "webbrowser.open")  # fmt: skip
 CODE = ("exec", "open", "import")  # of a reader that needs none of these
-SLOW, DRAWING, HANG = 1.0, 20.0, 120  # seconds: of processor time, since others may be at work; of a clock
-DRAWN = "drawn as a whole"
+SLOW, LONG, HANG = 1.0, 20.0, 120  # seconds: of processor time, since others may be at work; of a clock
+DRAWN, TRAINED = "drawn as a whole", "trained on"  # what takes longer than to read it
 
 _heard: list[str] | None = None
 _listening: list[tuple[str, ...]] = []
@@ -78,9 +78,9 @@ def each(
                     broken = f"{type(error).__name__}: {error}"
         signal.alarm(0)
         outcome.counts[name] = outcome.counts.get(name, 0) + 1
-        if name != DRAWN:
+        if name not in (DRAWN, TRAINED):
             outcome.delay = max(outcome.delay, time.perf_counter() - began)
-        if (took := time.process_time() - before) > (DRAWING if name == DRAWN else SLOW):
+        if (took := time.process_time() - before) > (LONG if name in (DRAWN, TRAINED) else SLOW):
             broken = broken or f"it takes {took:.1f} s"
         if heard:
             broken = f"executed: {heard[0]}"
