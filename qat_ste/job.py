@@ -82,7 +82,7 @@ class Job:
             parts = Preparation(self.cfg, self.default).parts()
         overrides = [o for o in shlex.split(self.origin["command"]) if not o.startswith("dry_run=")]
         if self.cfg.logger.get("group"):
-            overrides.append(quoted("logger.group", self.cfg.logger.group))
+            overrides.append(quoted("logger.group", str(self.cfg.logger.group)))
         command = shlex.join([*overrides, quoted("hydra.run.dir", str(self.folder))])
         return f"{command}  # {parts.members} members x {parts.steps} steps of {self.cfg.train.batch_size}"
 

@@ -92,6 +92,11 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(capsys):
     assert run.err.startswith("qat-run: /proc/nowhere") and run.err.count("\n") == 1
 
 
+def test_a_group_that_is_a_number_is_told_as_it_stands():
+    run = command(*SHORT, "logger.group=7", "dry_run=true")
+    assert (run.code, 'logger.group="7"' in run.out) == (0, True), run.err
+
+
 def test_a_job_that_cannot_be_noted_is_run_all_the_same(tmp_path, caplog):
     sweep_job._note(tmp_path / "absent", "running")
     assert caplog.messages == [f"{tmp_path / 'absent' / 'job.json'}: No such file or directory"]
