@@ -8,15 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.folder_lock import FolderInUse
+from qat_ste.folder_lock import FolderInUse, locked
 from qat_ste.identity import finished
 from qat_ste.loggers.files import write_json
 from qat_ste.process import without_garbage_collection
@@ -103,6 +103,17 @@ def tell(problems: list[str], program: str = "qat-run") -> None:
     """A line each on standard error."""
     for problem in problems:
         print(f"{program}: {problem}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def locked_or_leave(folder: Path, key: str) -> Iterator[None]:
+    """``locked``, for Hydra's callbacks, of whose exceptions it makes warnings: all but SystemExit."""
+    try:
+        with locked(folder, key):
+            yield
+    except FolderInUse as error:
+        tell([str(error)])
+        raise SystemExit(2) from None
 
 
 def tell_fault(error: Exception, folder: Path | None) -> int:

@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.composition import config_dir, packaged_default, value_problems
 from qat_ste.config import problems_in
-from qat_ste.folder_lock import FolderInUse, locked
-from qat_ste.job import outer_rank, tell
+from qat_ste.job import locked_or_leave, outer_rank, tell
 from qat_ste.values import unusable
 
 
@@ -28,9 +27,5 @@ class RunStart(Callback):
             raise SystemExit(2)
         folder = Path(config.hydra.run.dir)
         if folder.is_dir() and not outer_rank():
-            try:
-                with locked(folder, "hydra.run.dir"):
-                    pass
-            except FolderInUse as error:
-                tell([str(error)])
-                raise SystemExit(2) from None
+            with locked_or_leave(folder, "hydra.run.dir"):
+                pass

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qat_ste.folder_lock import FolderInUse, locked
-from qat_ste.job import tell
+from qat_ste.job import locked_or_leave
 from qat_ste.sweep_job import FILE
 from qat_ste.sweep_loader import SweepLoader
 
@@ -72,11 +71,7 @@ class Sweep(Callback):
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         if not config.dry_run:
-            try:
-                self._lock.enter_context(locked(self.folder, "hydra.sweep.dir"))
-            except FolderInUse as error:
-                tell([str(error)])
-                raise SystemExit(2) from None
+            self._lock.enter_context(locked_or_leave(self.folder, "hydra.sweep.dir"))
         mark = self.folder / "multirun.yaml"  # which the sweeper is about to write
         mark.touch()
         self.since = mark.stat().st_mtime_ns
