@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qat_ste.bounds import BITS, COUNT, POSITIVE, SEED, STEPS, Bounds
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.clipping import Clipping
+from qat_ste.data.dataset import Shard
 from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.estimators import Estimator
 from qat_ste.execution import Execution
@@ -31,6 +32,10 @@ class _Asked:
 
     def or_none(self) -> _Asked:
         return _Asked(f"None or {self.allowed}", lambda value: value is None or self.test(value), self.error)
+
+    def or_made(self) -> _Asked:
+        allowed = f"{self.allowed}, or a function of a Shard that makes one"
+        return _Asked(allowed, lambda value: callable(value) or self.test(value), self.error)
 
 
 def _within(bounds: Bounds) -> _Asked:
@@ -56,9 +61,10 @@ def _usable(device: Any) -> bool:
 
 
 _FUNCTION = _Asked("a function", callable, TypeError)
-_BATCHES = _Asked(
-    "an iterable of batches, TrainingBatches, or a function of a Shard that makes one",
-    lambda value: callable(value) or isinstance(value, Iterable) or hasattr(value, "starting_at"),
+_ITERABLE = _Asked("an iterable of batches", lambda value: isinstance(value, Iterable), TypeError)
+_TRAINING = _Asked(
+    "an iterable of batches or TrainingBatches",
+    lambda value: isinstance(value, Iterable) or hasattr(value, "starting_at"),
     TypeError,
 )
 _NAMES = _Asked(
@@ -72,14 +78,14 @@ _PATTERNS = _Asked(
 )
 ASKED: Mapping[str, _Asked] = {
     "build_model": _FUNCTION,
-    "batches": _BATCHES,
+    "batches": _TRAINING.or_made(),
     "loss": _FUNCTION,
     "bits": _within(BITS),
     "estimator": _a(Estimator),
     "optimizer": _FUNCTION,
     "lr": _within(POSITIVE),
     "steps": _within(STEPS),
-    "validation": _BATCHES.or_none(),
+    "validation": _ITERABLE.or_made().or_none(),
     "steps_per_epoch": _within(COUNT).or_none(),
     "schedule": _FUNCTION.or_none(),
     "counterparts": _NAMES,
@@ -138,6 +144,20 @@ def called(argument: str, function: Callable[..., Any], *values: object) -> Any:
         raise TypeError(f"{argument} cannot be called with {_short(values)}: {_told(error)}") from error
 
 
+def of_shard(argument: str, batches: Any, shard: Shard) -> Any:
+    """The batches given as this argument, or what the function given there makes of ``shard``.
+
+    Raises:
+        TypeError: the function takes no shard, or makes no batches of it.
+    """
+    if not callable(batches):
+        return batches
+    made, asked = called(argument, batches, shard), _TRAINING if argument == "batches" else _ITERABLE
+    if not asked.test(made):
+        raise asked.error(f"{argument} must return {asked.allowed}, got {_short(made)}")
+    return made
+
+
 def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a batch of this argument."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(values, Tensor) for values in batch):
@@ -146,15 +166,15 @@ def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def check_batch(batch: object, model: nn.Module, loss: Loss, parts: int) -> None:
-    """Whether the model takes the first of as many parts of this batch, and the loss its outputs; tried on a copy.
+def check_batch(argument: str, batch: object, model: nn.Module, loss: Loss, parts: int = 1) -> None:
+    """Whether the model takes the first of as many parts of an argument's batch, and the loss its outputs; on a copy.
 
     Raises:
         TypeError: the batch is no pair of tensors.
         ValueError: it does not fit the model, or there is no loss.
     """
     device = next(model.parameters()).device
-    inputs, targets = (values.chunk(parts)[0].to(device) for values in pair("batches", batch))
+    inputs, targets = (values.chunk(parts)[0].to(device) for values in pair(argument, batch))
     model = copy.deepcopy(model)
     shapes = f"inputs {tuple(inputs.shape)} {inputs.dtype} and targets {tuple(targets.shape)} {targets.dtype}"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -163,11 +183,11 @@ def check_batch(batch: object, model: nn.Module, loss: Loss, parts: int) -> None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model says to what does not fit
-            raise ValueError(f"batches must fit the model, which does not take {shapes}: {_told(error)}") from error
+            raise ValueError(f"{argument} must fit the model, which does not take {shapes}: {_told(error)}") from error
         try:
             value = loss(outputs, targets)
         except Exception as error:
-            raise ValueError(f"loss cannot be had of batches with {shapes}: {_told(error)}") from error
+            raise ValueError(f"loss cannot be had of {argument} with {shapes}: {_told(error)}") from error
     if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
         raise ValueError(f"loss must give a tensor with one number, got {_short(value)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat_ste.arguments import called, check_arguments, check_batch, check_model, check_optimizer, pair
+from qat_ste.arguments import check_arguments, check_batch, check_model, check_optimizer, of_shard, pair
 from qat_ste.checkpoint import Checkpoints
 from qat_ste.clipping import Clipping
 from qat_ste.cohort import Cohort
@@ -134,8 +134,8 @@ def compare(
         cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
         # Processes that read ahead start here, before there are members whose memory would be shared with them.
         shard = cohort.layout.shard
-        own = called("batches", batches, shard) if callable(batches) else batches
-        own_validation = called("validation", validation, shard) if callable(validation) else validation
+        own = of_shard("batches", batches, shard)
+        own_validation = None if validation is None else of_shard("validation", validation, shard)
         done = min(checkpoints.step, steps) if checkpoints else 0  # one that claims more is refused later
         source = from_step(done, own)
         drawn = DrawnWeights(cohort)
@@ -158,7 +158,9 @@ def compare(
         except (ArithmeticError, Stopped):
             raise
         except Exception:  # what a model or a loss says to what does not fit is told by the argument, if that is why
-            check_batch(first, model, loss, execution.accumulate)
+            check_batch("batches", first, model, loss, execution.accumulate)
+            for batch in islice(() if own_validation is None else own_validation, 1):
+                check_batch("validation", batch, model, loss)
             raise
     return _summarize(cohort, monitor, record, drawn, steps)
 

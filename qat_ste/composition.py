@@ -109,7 +109,7 @@ def composition_problems(
                 chosen.append(override)
     problems = [f"{shown(override)}: {reasons[override]}" for override in overrides if override in reasons]
     if primary == "config" and not sweeping:  # of a sweep the values do not belong together
-        problems += _problems_of(config_dir, [*search_path(user), *composing])
+        problems = _problems_of(config_dir, [*search_path(user), *composing], problems)
     return problems or [_one_line(error)]
 
 
@@ -132,16 +132,16 @@ def _singles(override: str) -> list[str]:
     return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
-def _problems_of(config_dir: str, overrides: list[str]) -> list[str]:
-    """What is wrong with the values of overrides that compose."""
+def _problems_of(config_dir: str, overrides: list[str], known: list[str]) -> list[str]:
+    """What is known to be wrong, then what is with the values of overrides that compose."""
     try:
-        return value_problems(config_dir, compose_file(config_dir, overrides, return_hydra_config=True))
+        return value_problems(config_dir, compose_file(config_dir, overrides, return_hydra_config=True), known)
     except COMPOSE_ERRORS:  # together they fail for a reason of which each is free
-        return []
+        return known
 
 
-def value_problems(config_dir: str, cfg: DictConfig) -> list[str]:
-    """What is wrong with the values of a configuration that has Hydra's own part too."""
+def value_problems(config_dir: str, cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
+    """What is known to be wrong, then what is with the values of a configuration that has Hydra's own part too."""
     from qat_ste.preparation import Preparation
 
     choices, cfg = dict(cfg.hydra.runtime.choices), cfg.copy()
@@ -149,10 +149,10 @@ def value_problems(config_dir: str, cfg: DictConfig) -> list[str]:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     try:
-        Preparation(cfg, packaged_default(config_dir, choices)).parts()
+        Preparation(cfg, packaged_default(config_dir, choices), known).parts()
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
-    return []
+    return list(known)
 
 
 def compose_file(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from qat_ste.member import Update
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizer import Quantizer
 from qat_ste.recipes import COUNTERPARTS, Recipe, adjust, unknown_counterparts
-from qat_ste.targets import Targets, make_estimator, make_logger, make_optimizer
+from qat_ste.targets import Targets, make_estimator, make_logger, make_optimizer, without_compiler
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,13 @@ class Preparation:
 
     Args:
         default: the packaged value of a key ("estimator.k"), for the example in a message.
+        known: problems to be told with those found.
     """
 
-    def __init__(self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None) -> None:
-        self.found = Targets(cfg, default)
+    def __init__(
+        self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None, known: Sequence[Any] = ()
+    ) -> None:
+        self.found = Targets(cfg, default, known)
         self.cfg, self.problems = self.found.cfg, self.found.problems
 
     def parts(self) -> Parts:
@@ -241,10 +244,13 @@ class Preparation:
         tensors = list(model.parameters())
 
         def tried(make: MakeOptimizer, lr: float) -> None:
+            with without_compiler():
+                make([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
+            if self.problems:  # a step imports the compiler: with what else is wrong to be told, it can wait
+                return
             small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
             for tensor in small:
                 tensor.grad = torch.ones_like(tensor)
-            make([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
             make([{"params": small, "lr": lr}], lr=lr).step()
 
         try:

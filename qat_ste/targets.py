@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -32,9 +33,22 @@ def make_optimizer(node: DictConfig) -> MakeOptimizer:
     arguments: Any = OmegaConf.to_container(node, resolve=True)
     lr = arguments.pop("lr", None)
     make: MakeOptimizer = instantiate(arguments, _convert_="all")
-    if not isinstance(make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr), Optimizer):
+    with without_compiler():
+        made = make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
+    if not isinstance(made, Optimizer):
         raise TypeError("_target_ must make a torch.optim.Optimizer")
     return make
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """What makes an optimizer here does not import torch's compiler, which takes longer than all that is looked at."""
+    wrapped = Optimizer.add_param_group
+    Optimizer.add_param_group = inspect.unwrap(wrapped)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = wrapped  # type: ignore[method-assign]
 
 
 def make_logger(node: DictConfig) -> Callable[..., Any] | None:
@@ -50,13 +64,16 @@ class Targets:
 
     Args:
         default: the packaged value of a key ("estimator.k"), for the example in a message.
+        known: problems to be told with those found.
 
     Raises:
         ConfigError: a group is none.
     """
 
-    def __init__(self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None) -> None:
-        self.cfg, self._default, self.problems = cfg.copy(), default, list[Any]()
+    def __init__(
+        self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None, known: Sequence[Any] = ()
+    ) -> None:
+        self.cfg, self._default, self.problems = cfg.copy(), default, list(known)
         OmegaConf.set_struct(self.cfg, False)
         for find in (unusable, lambda cfg, _: section_problems(cfg), of_another_kind):
             found = find(self.cfg, default)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from pathlib import Path
+from subprocess import run
 
 import pytest
 
@@ -117,6 +119,17 @@ def test_several_faults_are_told_together(qat_run):
     found = lines(qat_run("estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"))
     assert [line.split(":")[0] for line in found] == [
         "estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [["optimizer.lr=-1"], ["optimizer.l=0.1", "estimator=tanh"], ["dataset=nope"]])
+def test_it_is_told_before_torch_imports_its_compiler(tmp_path, overrides):
+    code = (
+        "import sys; from qat_ste import cli\n"
+        "try: cli.main()\n"
+        "finally: print(sorted({'torch', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    done = run([sys.executable, "-c", code, *overrides], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "['torch']\n"), done.stderr
 
 
 def test_cuda_graphs_need_a_gpu(qat_run):
