@@ -56,7 +56,7 @@ def _job(cfg: DictConfig) -> None:
         if exit_code:
             raise SystemExit(exit_code)
     else:
-        run_of_sweep(job, in_launching_process=_launching_process == os.getpid())
+        run_of_sweep(job, hydra_config.launcher, in_launching_process=_launching_process == os.getpid())
 
 
 def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: str | None) -> None:

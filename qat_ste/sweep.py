@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -21,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qat_ste.job import locked_or_leave
-from qat_ste.sweep_job import FILE
+from qat_ste.sweep_job import FILE, STOP, shares_terminal
 from qat_ste.sweep_loader import SweepLoader
 
 MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
@@ -60,7 +62,7 @@ class Sweep(Callback):
     _lock = ExitStack()  # of the class: Hydra sends instances to the processes of jobs
 
     def __init__(self) -> None:
-        self.folder, self.since, self.faults = Path(), 0, 0
+        self.folder, self.since, self.faults, self.stopped = Path(), 0, 0, False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Notes where and when, by the clock of the disk that the jobs write to.
@@ -72,6 +74,7 @@ class Sweep(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         if not config.dry_run:
             self._lock.enter_context(locked_or_leave(self.folder, "hydra.sweep.dir"))
+            (self.folder / STOP).unlink(missing_ok=True)
         mark = self.folder / "multirun.yaml"  # which the sweeper is about to write
         mark.touch()
         self.since = mark.stat().st_mtime_ns
@@ -79,6 +82,8 @@ class Sweep(Callback):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
+        if shares_terminal(config.hydra.launcher) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._stop)
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -90,13 +95,16 @@ class Sweep(Callback):
     def end(self, dry_run: bool) -> int:
         """Tells what came of it; returns the exit code."""
         Sweep.current = None
+        if signal.getsignal(signal.SIGINT) == self._stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._lock.close()
         if dry_run:
             if [path.name for path in self.folder.iterdir()] == ["multirun.yaml"]:
                 (self.folder / "multirun.yaml").unlink()
                 self.folder.rmdir()
             return 2 if self.faults else 0
-        return 1 if self.tell() else 0
+        left = self.tell()
+        return 128 + signal.SIGINT if self.stopped else 1 if left else 0
 
     def tell(self) -> int:
         """Prints the table; returns how many jobs are not done."""
@@ -131,6 +139,14 @@ class Sweep(Callback):
             steps = ", ".join(str(job.step) for job in outcomes if job.outcome == "running")
             text = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
             print(f"{text} (at step {steps})" if steps else text, flush=True)  # noqa: T201
+
+    def _stop(self, *_: Any) -> None:
+        """Of Ctrl-C: the first has the runs end with a checkpoint, the second leaves them to it."""
+        if self.stopped:
+            os._exit(128 + signal.SIGINT)
+        self.stopped = True
+        (self.folder / STOP).touch()
+        print("stopping: each run leaves a checkpoint", flush=True)  # noqa: T201
 
 
 def _outcome(path: Path) -> Outcome:

@@ -11,14 +11,17 @@ from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from qat_ste.job import Job, one_line, tell_fault
 from qat_ste.loggers.files import write_json
 
 log = logging.getLogger(__name__)
 FILE = "job.json"
+STOP = ".stop"  # in the sweep's folder: no further job is to begin, and those that run are to end with a checkpoint
 
 
-def run_of_sweep(job: Job, in_launching_process: bool) -> None:
+def run_of_sweep(job: Job, launcher: DictConfig, in_launching_process: bool) -> None:
     """Runs the job and notes what came of it: running, done, skipped, failed or preempted.
 
     Raises:
@@ -27,7 +30,9 @@ def run_of_sweep(job: Job, in_launching_process: bool) -> None:
     if in_launching_process:
         exit_code = _run(job)
     else:
-        _end_with_parent()
+        if shares_terminal(launcher):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is for the launching process to heed
+        _heed(job.folder.parent / STOP, os.getppid())
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # run.log has it all
             exit_code = _run(job)
     if exit_code > 128 and in_launching_process:
@@ -36,7 +41,16 @@ def run_of_sweep(job: Job, in_launching_process: bool) -> None:
         signal.raise_signal(exit_code - 128)  # its handler may want to queue the job again
 
 
+def shares_terminal(launcher: DictConfig) -> bool:
+    """Whether a Ctrl-C reaches the processes of jobs too, joblib's."""
+    return "joblib" in launcher._target_
+
+
 def _run(job: Job) -> int:
+    stop = job.folder.parent / STOP
+    if stop.exists():
+        _note(job.folder, "preempted", "Ctrl-C before it began")
+        return 128 + signal.SIGTERM
     _note(job.folder, "running")
     try:
         skipped = job.finished()
@@ -45,8 +59,10 @@ def _run(job: Job) -> int:
         exit_code = tell_fault(error, job.folder)
         _note(job.folder, "failed", str(error) if exit_code == 2 else one_line(error))
     else:
-        outcome = "skipped" if skipped else "done" if not exit_code else "preempted" if exit_code > 128 else "failed"
-        _note(job.folder, outcome, signal.Signals(exit_code - 128).name if exit_code > 128 else None)
+        if exit_code > 128:
+            _note(job.folder, "preempted", "Ctrl-C" if stop.exists() else signal.Signals(exit_code - 128).name)
+        else:
+            _note(job.folder, "skipped" if skipped else "failed" if exit_code else "done")
     return exit_code
 
 
@@ -59,14 +75,16 @@ def _note(folder: Path, outcome: str, reason: str | None = None) -> None:
 
 
 @cache
-def _end_with_parent() -> None:
-    """From now on stops this process as a signal would, with a checkpoint, when the one that started it is gone."""
+def _heed(stop: Path, parent: int) -> None:
+    """From now on stops what runs here, as a signal would, when there is a file ``stop`` or no parent any more."""
 
-    def watch(parent: int) -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+            if stop.exists() and callable(signal.getsignal(signal.SIGTERM)):  # else there is no run to end
+                os.kill(os.getpid(), signal.SIGTERM)
         while True:  # a job may have been waiting for its turn
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
-    threading.Thread(target=watch, args=[os.getppid()], daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

@@ -201,19 +201,22 @@ def assert_same(output: Path, other: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "laptop"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_cut_off_and_started_again(undisturbed, tmp_path, launcher, number):
-    """The numbers of the undisturbed sweep; of several jobs at a time none goes on without the launching process."""
+    """The numbers of the undisturbed sweep; of several jobs at a time none goes on without the launching process.
+
+    All are told by Ctrl-C, and end with a checkpoint of where they are.
+    """
     if launcher == "laptop" and find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("needs hydra-joblib-launcher: pip install 'qat-ste[joblib]'")
     output = tmp_path / "out"
     output.mkdir()
     arguments = ("-m", *LONG, f"hydra/launcher={launcher}")
-    process = start(output, *arguments)
+    process = start(output, *arguments, start_new_session=True)
     jobs = 2 if launcher == "laptop" else 1
     until(lambda: len(list(output.glob("sweeps/*/*/checkpoint.pt"))) == jobs, process)
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=60)
     files = [path for path in output.glob("sweeps/*/*/job.json") if path.is_file()]
     pids = [json.loads(path.read_text())["pid"] for path in files]
     deadline = time.monotonic() + 30
@@ -222,7 +225,10 @@ def test_cut_off_and_started_again(undisturbed, tmp_path, launcher, number):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     steps = [json.loads((path.parent / "status.json").read_text())["step"] for path in files]
     assert max(steps) < 400, "was done before the signal came"
-    if number == signal.SIGTERM or launcher == "laptop":
+    if number == signal.SIGINT:
+        assert (process.returncode, "Traceback" in err) == (130, False), err
+        assert table(out)[files[0].parent.name][0] == "preempted"
+    if number != signal.SIGKILL or launcher == "laptop":
         assert {json.loads(path.read_text())["outcome"] for path in files} == {"preempted"}
     code, out, err = sweep_by_itself(output, *arguments[1:])
     assert code == 0, err
