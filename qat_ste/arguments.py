@@ -17,7 +17,8 @@ from qat_ste.data.dataset import Shard
 from qat_ste.decay import L2Penalty, WeightDecay
 from qat_ste.estimators import Estimator
 from qat_ste.execution import Execution
-from qat_ste.member import Loss
+from qat_ste.member import Loss, checked_loss
+from qat_ste.messages import of_error, of_value
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.quantizer import SATURATIONS
 from qat_ste.ranks import PLACEMENTS
@@ -112,13 +113,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Raises ValueError or TypeError for the first of ``compare``'s arguments that is not what is asked for."""
     for name, asked in ASKED.items():
         if not asked.test(arguments[name]):
-            raise asked.error(f"{name} must be {asked.allowed}, got {_short(arguments[name])}")
+            raise asked.error(f"{name} must be {asked.allowed}, got {of_value(arguments[name])}")
 
 
 def check_model(model: object) -> nn.Module:
     """What ``build_model`` returned."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"build_model must return a torch.nn.Module, got {_short(model)}")
+        raise TypeError(f"build_model must return a torch.nn.Module, got {of_value(model)}")
     return model
 
 
@@ -127,9 +128,9 @@ def check_optimizer(make: MakeOptimizer, lr: float) -> None:
     try:
         made = make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
     except Exception as error:  # a foreign optimizer may raise anything
-        raise TypeError(f"optimizer must take parameter groups and lr=: {_told(error)}") from error
+        raise TypeError(f"optimizer must take parameter groups and lr=: {of_error(error)}") from error
     if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {_short(made)}")
+        raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {of_value(made)}")
 
 
 def called(argument: str, function: Callable[..., Any], *values: object) -> Any:
@@ -141,7 +142,7 @@ def called(argument: str, function: Callable[..., Any], *values: object) -> Any:
     try:
         return function(*values)
     except TypeError as error:
-        raise TypeError(f"{argument} cannot be called with {_short(values)}: {_told(error)}") from error
+        raise TypeError(f"{argument} cannot be called with {of_value(values)}: {of_error(error)}") from error
 
 
 def of_shard(argument: str, batches: Any, shard: Shard) -> Any:
@@ -154,7 +155,7 @@ def of_shard(argument: str, batches: Any, shard: Shard) -> Any:
         return batches
     made, asked = called(argument, batches, shard), _TRAINING if argument == "batches" else _ITERABLE
     if not asked.test(made):
-        raise asked.error(f"{argument} must return {asked.allowed}, got {_short(made)}")
+        raise asked.error(f"{argument} must return {asked.allowed}, got {of_value(made)}")
     return made
 
 
@@ -162,7 +163,7 @@ def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a batch of this argument."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(values, Tensor) for values in batch):
         return batch[0], batch[1]
-    raise TypeError(f"{argument} must give pairs of tensors (inputs, targets), got {_short(batch)}")
+    raise TypeError(f"{argument} must give pairs of tensors (inputs, targets), got {of_value(batch)}")
 
 
 @torch.no_grad()
@@ -170,31 +171,22 @@ def check_batch(argument: str, batch: object, model: nn.Module, loss: Loss, part
     """Whether the model takes the first of as many parts of an argument's batch, and the loss its outputs; on a copy.
 
     Raises:
-        TypeError: the batch is no pair of tensors.
-        ValueError: it does not fit the model, or there is no loss.
+        TypeError: the batch is no pair of tensors, or the loss is no number.
+        ValueError: it does not fit the model, or the loss.
     """
     device = next(model.parameters()).device
     inputs, targets = (values.chunk(parts)[0].to(device) for values in pair(argument, batch))
     model = copy.deepcopy(model)
-    shapes = f"inputs {tuple(inputs.shape)} {inputs.dtype} and targets {tuple(targets.shape)} {targets.dtype}"
+    shape = f"{tuple(inputs.shape)} {inputs.dtype}"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             outputs = model(inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model says to what does not fit
-            raise ValueError(f"{argument} must fit the model, which does not take {shapes}: {_told(error)}") from error
+            told = f"{argument} must fit the model, which does not take inputs {shape}: {of_error(error)}"
+            raise ValueError(told) from error
         try:
-            value = loss(outputs, targets)
-        except Exception as error:
-            raise ValueError(f"loss cannot be had of {argument} with {shapes}: {_told(error)}") from error
-    if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
-        raise ValueError(f"loss must give a tensor with one number, got {_short(value)}")
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _short(value: object) -> str:
-    return " ".join(repr(value).split())[:200]
+            checked_loss(loss, outputs, targets)
+        except ValueError as error:
+            raise ValueError(f"{argument} and loss do not fit: {error}") from error

@@ -17,6 +17,7 @@ from qat_ste.divergence.alignment import WeightAlignmentError
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quantize import WEIGHTED, Pattern, quantize_weights
 from qat_ste.member import Loss, Update
+from qat_ste.messages import of_error
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.recipes import Recipe
 from qat_ste.schedules import Schedule, by_name
@@ -92,7 +93,7 @@ def train_cells(
                 )
                 cells[name] = _Estimator(model, estimator, optimizer, lr, runs, Update(l2=l2))
             except Exception as error:  # a foreign estimator may raise anything
-                cells[name] = Cell(fault=_told(error))
+                cells[name] = Cell(fault=of_error(error))
         schedule = schedule or by_name("cosine", steps, 0.02)
         for step, (inputs, targets) in zip(range(steps), from_step(0, batches), strict=False):
             for run in runs.values():
@@ -121,7 +122,7 @@ class _Run:
             if not (math.isfinite(value) and self.trajectory.path.isfinite().all()):
                 self.fault = f"the loss is {value} at step {step + 1}; a smaller learning rate may help"
         except Exception as error:
-            self.fault = f"{_told(error)}, at step {step + 1}"
+            self.fault = f"{of_error(error)}, at step {step + 1}"
 
 
 class _Estimator:
@@ -185,10 +186,6 @@ class _Estimator:
         )
         distance, way = WeightAlignmentError(pair).sums().sum(0).tolist()
         return distance / way if way else None
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from qat_ste.identity import CheckpointMismatch, differences, one_line
+from qat_ste.identity import CheckpointMismatch, differences
+from qat_ste.messages import one_line
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Checkpoints:
                 state = _read(path)
                 saved = json.loads(state["config"])
             except Exception as error:  # whatever a damaged file leads to
-                reason = one_line((str(error) or type(error).__name__).splitlines()[0])[:200]
+                reason = one_line((str(error) or type(error).__name__).splitlines()[0], 200)
                 log.warning("%s cannot be read (%s): looking for an older one", path, reason)
                 continue
             if found := differences(saved, self.config):

@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.composition import COMPOSE_ERRORS, composition_problems, config_dir, packaged_default
-from qat_ste.job import Job, one_line, outer_rank, quoted, tell, tell_fault
+from qat_ste.job import Job, outer_rank, quoted, tell, tell_fault
+from qat_ste.messages import of_error
 from qat_ste.process import run_program
 from qat_ste.sweep import Sweep, folder_name, sweep_name
 from qat_ste.sweep_job import run_of_sweep
@@ -115,7 +116,7 @@ def main() -> None:
             raise
         exit_code = int(stopped.code or 0)
     except OSError as error:  # of Hydra's own files: a run's are its own affair
-        tell([one_line(error)])
+        tell([of_error(error)])
         exit_code = 1
         if Sweep.current is None:
             raise SystemExit(exit_code) from None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat_ste.messages import of_value
 from qat_ste.quantizer import Quantizer, UniformQuantizer, check_latent
 
 _E2M1 = (0.5, 1, 1.5, 2, 3, 4, 6)
@@ -165,17 +166,13 @@ def _checked(levels: str | Sequence[float]) -> tuple[float, ...]:
     """The levels in units of the largest."""
     if isinstance(levels, str):
         if levels not in GRIDS:
-            raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {_short(levels)}")
+            raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {of_value(levels)}")
         levels = GRIDS[levels]
     if isinstance(levels, Mapping | Set) or not isinstance(levels, Iterable):
-        raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {_short(levels)}")
+        raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {of_value(levels)}")
     levels = list(levels)
     numbers = [isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in levels]
     if not (2 <= len(levels) <= MOST_LEVELS and all(numbers) and all(low < high for low, high in pairwise(levels))):
-        raise ValueError(f"levels must be at least two finite numbers in ascending order, got {_short(levels)}")
+        raise ValueError(f"levels must be at least two finite numbers in ascending order, got {of_value(levels)}")
     end = max(abs(levels[0]), abs(levels[-1]))
     return tuple(float(x) / end for x in levels)
-
-
-def _short(value: object) -> str:
-    return " ".join(repr(value).split())[:200]

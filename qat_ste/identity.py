@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qat_ste.messages import one_line
+
 # What may be different when a run is continued: where things lie, what is told, and how fast it goes.
 FREE_TO_CHANGE = (
     "dry_run",
@@ -92,11 +94,5 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks and what else would steer a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def _short(value: Any) -> str:
-    text = one_line(str(value))
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return one_line(str(value), LONGEST)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from qat_ste.folder_lock import FolderInUse, locked
 from qat_ste.identity import finished
 from qat_ste.loggers.files import write_json
+from qat_ste.messages import of_error
 from qat_ste.process import without_garbage_collection
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def tell_fault(error: Exception, folder: Path | None) -> int:
     from qat_ste.launch import TOLD_IN_ONE_LINE
 
     bad_input = isinstance(error, TOLD_IN_ONE_LINE)
-    lines = str(error).splitlines() if bad_input else [f"the run failed: {one_line(error)}"]
+    lines = str(error).splitlines() if bad_input else [f"the run failed: {of_error(error)}"]
     if outer_rank() and bad_input:  # rank 0 tells it
         return 2
     with suppress(OSError):
@@ -134,13 +135,6 @@ def tell_fault(error: Exception, folder: Path | None) -> int:
     log.info("; ".join(lines), exc_info=None if bad_input else error)
     tell(lines)
     return 2 if bad_input else 1
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says; of those of the operating system without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def outer_rank() -> int | None:

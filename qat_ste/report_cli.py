@@ -39,7 +39,7 @@ def main() -> None:
         print(f"qat-report: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except OSError as error:
-        from qat_ste.identity import one_line
+        from qat_ste.messages import one_line
 
         where = f"{error.filename}: " if error.filename else ""
         print(f"qat-report: {one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)  # noqa: T201
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(folders: Sequence[Path], output: Path | None, summary: Path | None) -> None:
-    from qat_ste.identity import one_line
+    from qat_ste.messages import one_line
     from qat_ste.report.findings import find
     from qat_ste.report.folders import find_runs
 
@@ -98,7 +98,7 @@ def _show_claims(findings: Findings) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from qat_ste.identity import one_line
+    from qat_ste.messages import one_line
     from qat_ste.report.claims import FAILS, HOLDS, counted
     from qat_ste.report.writers import shown_interval, shown_ratio
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from qat_ste.cohort import Cohort
 from qat_ste.execution import MODES
 from qat_ste.member import Member
+from qat_ste.messages import of_value
 from qat_ste.monitor import DivergenceMonitor
 
 ANY_NUMBERS: dict[str, float] = {}  # in an example: numbers or None, whatever they are called
@@ -28,11 +29,11 @@ def unfit(
     """
     members, ranks = len(cohort.recipes), cohort.layout.ranks
     if not 1 <= state["step"] <= losses.shape[1]:
-        return f"it was made after step {_short(state['step'])} of {losses.shape[1]}"
+        return f"it was made after step {of_value(state['step'])} of {losses.shape[1]}"
     if state.get("names") != cohort.names or not _is_list(state.get("ranks"), ranks.size):
         return "it is of a run with other counterparts or another number of ranks"
     if state.get("mode") not in (MODES if cohort.mode == "auto" else (cohort.mode,)):
-        return f"mode {_short(state.get('mode'))} where {cohort.mode} is wanted"
+        return f"mode {of_value(state.get('mode'))} where {cohort.mode} is wanted"
     divergence = monitor.state_dict()
     for trajectory in divergence["trajectories"]:
         trajectory["sequences"] = {name: values.dtype for name, values in trajectory["sequences"].items()}
@@ -146,7 +147,3 @@ def _is_list(saved: Any, length: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _short(value: Any) -> str:
-    return f"{value!r:.40}"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from qat_ste.job import Job, one_line, tell_fault
+from qat_ste.job import Job, tell_fault
 from qat_ste.loggers.files import write_json
+from qat_ste.messages import of_error
 
 log = logging.getLogger(__name__)
 FILE = "job.json"
@@ -57,7 +58,7 @@ def _run(job: Job) -> int:
         exit_code = 0 if skipped else job.run()
     except Exception as error:
         exit_code = tell_fault(error, job.folder)
-        _note(job.folder, "failed", str(error) if exit_code == 2 else one_line(error))
+        _note(job.folder, "failed", str(error) if exit_code == 2 else of_error(error))
     else:
         if exit_code > 128:
             _note(job.folder, "preempted", "Ctrl-C" if stop.exists() else signal.Signals(exit_code - 128).name)

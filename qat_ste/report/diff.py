@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qat_ste.identity import one_line
+from qat_ste.messages import one_line
 from qat_ste.report.findings import Findings
 from qat_ste.report.groups import Group
 from qat_ste.report.labels import comparable, written

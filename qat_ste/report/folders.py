@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qat_ste.identity import one_line, read_json
+from qat_ste.identity import read_json
+from qat_ste.messages import one_line
 from qat_ste.report.files import no_link
 from qat_ste.report.results import METRICS, ForeignError, read_results
 
@@ -95,7 +96,7 @@ def read_run(folder: Path) -> Run | Problem:
     state = status.get("status") if isinstance(status, dict) else None
     if state in UNFINISHED:
         reason = f"at step {status.get('step')}" + (f": {status['error']}" if status.get("error") else "")
-        return Problem(folder, state, one_line(reason)[:300])
+        return Problem(folder, state, one_line(reason, 300))
     try:
         return _run(folder)
     except FileNotFoundError:
@@ -112,7 +113,7 @@ def read_run(folder: Path) -> Run | Problem:
         reason = f"results.json is not qat-run's: {error}"
     except ValueError as error:  # nested too deeply, or a number of thousands of digits
         reason = f"results.json is {error}"
-    return Problem(folder, "broken", one_line(reason)[:300])
+    return Problem(folder, "broken", one_line(reason, 300))
 
 
 def _decoding(error: json.JSONDecodeError) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qat_ste.identity import one_line
+from qat_ste.messages import one_line
 from qat_ste.report.folders import Problem, Run
 from qat_ste.report.labels import comparable, labels
 from qat_ste.report.seeds import Summary, summarize

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qat_ste.identity import identity, one_line
+from qat_ste.identity import identity
+from qat_ste.messages import one_line
 
 LONGEST = 80  # characters of a label that names every key in which configurations differ
 # Keys that runs of earlier versions lack, with the value that changes nothing.

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
-from qat_ste.identity import one_line
+from qat_ste.messages import one_line
 from qat_ste.report.claims import ERROR, TEST, counted, orders
 from qat_ste.report.files import write
 from qat_ste.report.findings import Findings, find

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 
-from qat_ste.identity import one_line
+from qat_ste.messages import one_line
 from qat_ste.report.claims import Claim
 from qat_ste.report.paper_table import PAPER_ROWS, Column, PaperTable, blocks
 

@@ -68,7 +68,7 @@ def test_wrong_arguments(name):
         ({"batches": lambda shard: None}, "batches must return an iterable of batches or TrainingBatches, got None"),
         ({"validation": lambda shard: 3}, "validation must return an iterable of batches, got 3"),
         ({"validation": [(torch.zeros(2, 3, 6, 6), torch.zeros(2).long())]}, "validation must fit the model, which does not take"),
-        ({"loss": lambda outputs, targets: outputs}, "loss must give a tensor with one number, got tensor("),
+        ({"loss": lambda outputs, targets: outputs}, "loss must return a scalar tensor of floating point, got float32 of shape (16, 4)"),
         ({"schedule": lambda step: math.nan}, "schedule must give finite numbers, got nan at step 0"),
         ({"levels": 5}, "levels must be one of ternary, fp4_e2m1, nf4, apot, or a list of numbers, got 5"),
         ({"exclude": ["Conv9d"]}, "exclude: no module of the model matches 'Conv9d'"),
