@@ -24,8 +24,6 @@ FREE_TO_CHANGE = (
 
 
 MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
-
-
 MOST_BYTES = 16 << 20  # of a JSON file
 
 
@@ -35,7 +33,7 @@ class CheckpointMismatch(ValueError):
     def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
         lines = [
             f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
-            for key, saved, now in ((*map(_short, difference),) for difference in differences[:MOST_DIFFERENCES])
+            for key, saved, now in (_short(difference) for difference in differences[:MOST_DIFFERENCES])
         ]
         super().__init__("\n".join(lines))
 
@@ -94,5 +92,5 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _short(value: Any) -> str:
-    return one_line(str(value), LONGEST)
+def _short(values: tuple[Any, ...]) -> list[str]:
+    return [one_line(str(value), LONGEST) for value in values]
