@@ -189,4 +189,4 @@ def check_batch(argument: str, batch: object, model: nn.Module, loss: Loss, part
         try:
             checked_loss(loss, outputs, targets)
         except ValueError as error:
-            raise ValueError(f"{argument} and loss do not fit: {error}") from error
+            raise ValueError(f"loss does not fit {argument}: {error}") from error
