@@ -46,14 +46,7 @@ def main() -> None:
         for job in grid.jobs:
             print(f"{job.optimizer}  lr={job.lr:g}  seed={job.seed}  {job.steps} steps")  # noqa: T201
         return
-    with _signals_raise():
-        try:
-            exit_code = _run(grid)
-        except _Stopped as stopped:
-            name = signal.Signals(stopped.number).name
-            print(f"{name}: stopped; the same command goes on from there: {_command()}", file=sys.stderr)  # noqa: T201
-            exit_code = 128 + stopped.number
-    raise SystemExit(exit_code)
+    raise SystemExit(_run(grid))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,9 +85,34 @@ def _grid(overrides: list[str]) -> Grid:
 
 
 def _run(grid: Grid) -> int:
-    """Trains what is missing, writes numbers and page; returns the exit code."""
+    """All of the grid, in a folder that no other process works in; tells what was in the way of it.
+
+    Returns:
+        The exit code.
+    """
     from concurrent.futures.process import BrokenProcessPool
 
+    from qat_ste.folder_lock import FolderInUse, locked
+    from qat_ste.messages import of_error
+
+    try:
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        with _signals_raise(), locked(grid.folder, "atlas.output"):
+            return _train_and_write(grid)
+    except FolderInUse as error:
+        _refuse([str(error)])
+    except _Stopped as stopped:
+        exit_code, reason = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
+    except BrokenProcessPool:
+        exit_code, reason = 1, "a worker was killed"
+    except OSError as error:
+        exit_code, reason = 1, of_error(error)
+    print(f"qat-atlas: {reason}; the same command goes on from there: {_command()}", file=sys.stderr)  # noqa: T201
+    return exit_code
+
+
+def _train_and_write(grid: Grid) -> int:
+    """Trains what is missing, writes numbers and page; returns the exit code."""
     from qat_ste.atlas_jobs import collect, train_jobs
     from qat_ste.loggers.files import write_json
     from qat_ste.loggers.jobs import JobsProgress
@@ -104,14 +122,10 @@ def _run(grid: Grid) -> int:
     folder = grid.folder / "cells"
     left = sum(job.missing(folder).work for job in grid.jobs)
     total = sum(job.work for job in grid.jobs)
-    try:
-        trained = closing(train_jobs(grid.jobs, grid.training, folder, grid.workers))
-        with JobsProgress(total, total - left) as progress, trained as jobs:
-            for job, seconds in jobs:
-                progress.advance(job.work, f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}: {seconds:.0f} s")
-    except BrokenProcessPool:
-        print(f"qat-atlas: a worker was killed; the same command goes on from there: {_command()}", file=sys.stderr)  # noqa: T201
-        return 1
+    trained = closing(train_jobs(grid.jobs, grid.training, folder, grid.workers))
+    with JobsProgress(total, total - left) as progress, trained as jobs:
+        for job, seconds in jobs:
+            progress.advance(job.work, f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}: {seconds:.0f} s")
     cells = collect(grid.jobs, folder)
     write_json(
         grid.folder / "atlas.json",

@@ -34,6 +34,7 @@ from campaign.fault import Fault, Line, Outcome
 from campaign.inputs import INPUTS
 from campaign.long_files import LONG_FILES
 from campaign.numbers import NUMBERS
+from campaign.other_commands import OTHER_COMMANDS
 from campaign.processes import PROCESSES
 from campaign.readers import READERS
 from campaign.several_processes import SEVERAL
@@ -45,6 +46,7 @@ FAULTS: tuple[Fault, ...] = (
     *SEVERAL,
     *STORAGE,
     *CONCURRENCY,
+    *OTHER_COMMANDS,
     *SURROUNDINGS,
     *INPUTS,
     *READERS,

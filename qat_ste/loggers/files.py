@@ -112,12 +112,16 @@ def write_json(path: Path, content: dict[str, Any], durable: bool = False) -> No
 
 def _write(path: Path, text: str, durable: bool) -> None:
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none, and the temporary name helps nobody
+        raise
 
 
 def _line(row: Row) -> str:

@@ -43,5 +43,8 @@ def write(path: Path, content: str | bytes) -> None:
         with temporary.open("xb") as file:
             file.write(data)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none, and the temporary name helps nobody
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -56,7 +56,7 @@ def test_grid_is_written_and_what_is_there_is_not_trained_again(qat_atlas):
     }
     assert {cell["ste"] for cell in found["cells"] if cell["optimizer"] == "signsgd" and not cell["refused"]} == {0}
     assert {path.name for path in Path("outputs/atlas").iterdir()} == {
-        "cells", "atlas.json", "atlas.html", "atlas.csv", "atlas.md", "atlas.png", "atlas_errors.png"}  # fmt: skip
+        ".lock", "cells", "atlas.json", "atlas.html", "atlas.csv", "atlas.md", "atlas.png", "atlas_errors.png"}  # fmt: skip
 
     files = sorted(Path("outputs/atlas/cells").iterdir())
     files[3].write_text(files[3].read_text()[:100])  # cut off
@@ -160,6 +160,33 @@ def until_cells(folder: Path, process: subprocess.Popen) -> list[Path]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
+
+
+def test_what_cannot_be_written_is_told_in_a_line(qat_atlas):
+    page = Path("outputs/atlas/atlas.html")
+    page.mkdir(parents=True)
+    run = qat_atlas(*SMALL, "atlas.estimators=[tanh]", "atlas.optimizers=[sgd]")
+    (line,) = run.err.splitlines()
+    assert run.code == 1
+    assert line.startswith(f"qat-atlas: {page}: Is a directory; the same command goes on from there: qat-atlas ")
+    page.rmdir()
+    assert qat_atlas(*SMALL, "atlas.estimators=[tanh]", "atlas.optimizers=[sgd]").code == 0
+
+
+def test_a_folder_is_one_process_s_at_a_time(qat_atlas):
+    code = "import sys; from pathlib import Path; from qat_ste.folder_lock import locked\n"
+    code += "with locked(Path(sys.argv[1]), 'atlas.output'): print('locked', flush=True); sys.stdin.read()"
+    folder = Path("outputs/atlas")
+    folder.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "locked\n"
+    run = qat_atlas(*SMALL, "atlas.estimators=[tanh]", "atlas.optimizers=[sgd]")
+    assert (run.code, list(folder.iterdir())) == (2, [folder / ".lock"])
+    assert f"in use by process {holder.pid} on {os.uname().nodename}" in run.err
+    holder.communicate("")
+    assert holder.returncode == 0
 
 
 LONG = ("atlas.steps=60", "atlas.smaller=5", "atlas.seeds=[1,2]", "atlas.workers=2", *GRID)
