@@ -26,6 +26,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from campaign.command import NotHere
 from campaign.concurrency import CONCURRENCY
@@ -100,7 +101,7 @@ def table(lines: Sequence[Line]) -> Table:
         met += [", ".join(f"{name} {value:.4g}" for name, value in line.figures.items() if " at " not in name)]
         style = "bold red" if line.broken else ""
         cells = (line.name, line.rounds, line.survived, line.lost_rows, line.differing, f"{line.delay:.1f} s")
-        shown.add_row(*map(str, cells), "; ".join(filter(None, [*met, *line.broken])), style=style)
+        shown.add_row(*map(str, cells), Text("; ".join(filter(None, [*met, *line.broken]))), style=style)
     return shown
 
 
