@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from qat_ste.atlas import Cell
 from qat_ste.identity import differences
 from qat_ste.loggers.files import write_json
+from qat_ste.process import when_parent_ends
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,9 @@ def _begin(train: Train, folder: Path) -> None:
     """In a worker, before its first job."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the launching process decides
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os._exit(1))
     torch.set_num_threads(1)
     _shared[:] = train, folder
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _work(job: Job) -> float:

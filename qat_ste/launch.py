@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from qat_ste.folder_lock import FolderInUse
 from qat_ste.identity import CheckpointMismatch
 from qat_ste.loggers.files import write_json
 from qat_ste.preparation import Preparation
+from qat_ste.process import when_parent_ends
 from qat_ste.ranks import Ranks
 from qat_ste.runner import StopRequest, run
 
@@ -102,6 +104,7 @@ def _rank(
     told: Any,
 ) -> None:
     os.setsid()  # a Ctrl-C reaches the launching process alone, which passes it on
+    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))  # torch sends SIGINT, which may be ignored
     os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(rank), str(size)
     if rank == 0:
         logging.config.dictConfig(job_logging)

@@ -6,9 +6,11 @@ import atexit
 import ctypes
 import gc
 import io
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -43,6 +45,23 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         for parameter in (trim_threshold, mmap_threshold):
             library.mallopt(parameter, gigabyte)
+
+
+def when_parent_ends(act: Callable[[], object]) -> None:
+    """Calls ``act``, in a thread, when the process that started this one through ``multiprocessing`` is gone.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise ValueError("this process was not started through multiprocessing")
+
+    def watch() -> None:
+        parent.join()
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_program(main: Callable[[], None]) -> None:

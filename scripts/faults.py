@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -118,6 +119,7 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{fault.group}: {fault.name} ({fault.rounds} rounds)" for fault in chosen))
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores: commands would, too
     lines = []
     for line in campaign(chosen, arguments.rounds, arguments.seed, arguments.jobs):
         lines.append(line)

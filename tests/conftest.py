@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from qat_ste import cli
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
 SHARED = Path(os.environ.get("QAT_STE_SHARED", ROOT.parent / "shared"))
+
+
+# A shell's background ignores Ctrl-C, and so would the commands that tests start and tell to end by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

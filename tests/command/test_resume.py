@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -206,10 +207,11 @@ def undisturbed_on_two(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["a rank", "the launching process"])
+@pytest.mark.parametrize("victim", ["a rank", "the launching process", "the launching process, at once"])
 def test_two_ranks_disturbed_and_continued(undisturbed_on_two, tmp_path, victim):
     folder = tmp_path / "run"
-    process = start(folder, *TWO_RANKS)
+    # As in a shell's background, where the signal that torch sends to ranks without a parent is ignored.
+    process = start(folder, *TWO_RANKS, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -219,6 +221,14 @@ def test_two_ranks_disturbed_and_continued(undisturbed_on_two, tmp_path, victim)
         _, err = process.communicate(timeout=100)
         assert (process.returncode, err.strip()) == (1, "the run failed: rank 1 was killed by SIGKILL")
         assert json.loads((folder / "status.json").read_text())["status"] == "failed"
+    elif victim == "the launching process, at once":
+        process.kill()
+        process.communicate(timeout=30)  # the ranks have the other ends of the pipes
+        deadline = time.monotonic() + 20
+        while left := [rank for rank in ranks if Path(f"/proc/{rank}").exists()]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+        assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
     else:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=100)
