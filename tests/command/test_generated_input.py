@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from scripts.campaign import inputs
-from scripts.campaign.inputs import Done, Input, WrongValues, description_faults, training_faults
+from scripts.campaign import wrong_values
+from scripts.campaign.calls import Done
+from scripts.campaign.inputs import WrongValues, description_faults, training_faults
+from scripts.campaign.wrong_values import Input
 
 GIVEN = Input((), "train.steps", "-1")
 
@@ -21,7 +23,9 @@ def test_a_sample_of_wrong_values(tmp_path):
 
 
 def test_values_are_made_from_every_key():
-    made = [given for group in inputs.groups() for given in inputs.inputs(group, inputs.choices(group)[0])]
+    made = [
+        given for group in wrong_values.groups() for given in wrong_values.inputs(group, wrong_values.choices(group)[0])
+    ]
     keys = {given.key for given in made}
     assert {
         "train.steps",
