@@ -97,6 +97,7 @@ class Sweep(Callback):
         Sweep.current = None
         if signal.getsignal(signal.SIGINT) == self._stop:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            (self.folder / STOP).unlink(missing_ok=True)
         self._lock.close()
         if dry_run:
             if [path.name for path in self.folder.iterdir()] == ["multirun.yaml"]:
