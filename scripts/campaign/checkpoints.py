@@ -226,6 +226,7 @@ class StrangeStates:
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         import torch
 
+        torch.set_num_threads(1)  # threads that wait for each other take processor time, of which there is a bound
         train(workplace, stop_after=3)
         path = workplace / "checkpoint.pt"
         good = path.read_bytes()
