@@ -25,15 +25,19 @@ STEPS = 6
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """A thousand damaged checkpoints are warned of a thousand times."""
+def thousands() -> Iterator[None]:
+    """No warning of each damaged file; one thread: several wait for each other in processor time, which is bounded."""
+    import torch
+
     log = logging.getLogger("qat_ste")
-    before = log.level
+    level, threads = log.level, torch.get_num_threads()
     log.setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        log.setLevel(before)
+        log.setLevel(level)
+        torch.set_num_threads(threads)
 
 
 class Gadget:
@@ -162,7 +166,7 @@ class CheckpointFiles:
     rounds: int = 10
     inputs: int = 1000
 
-    @without_warnings()
+    @thousands()
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         from qat_ste import Checkpoints
 
@@ -222,11 +226,10 @@ class StrangeStates:
     rounds: int = 10
     inputs: int = 1000
 
-    @without_warnings()
+    @thousands()
     def happen(self, workplace: Path, draw: random.Random) -> Outcome:
         import torch
 
-        torch.set_num_threads(1)  # threads that wait for each other take processor time, of which there is a bound
         train(workplace, stop_after=3)
         path = workplace / "checkpoint.pt"
         good = path.read_bytes()
