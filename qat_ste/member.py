@@ -142,7 +142,7 @@ class Member:
             self.optimizer.step()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, ArithmeticError) as error:
             raise ValueError(f"optimizer cannot take a step with lr={self.lrs[0] * lr_factor:g}: {error}") from error
         return cast(Tensor, value)
 

@@ -146,4 +146,6 @@ def _is_list(saved: Any, length: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 63  # one of thousands of digits is no float either
+    return value is None or isinstance(value, float)

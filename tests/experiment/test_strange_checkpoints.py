@@ -103,6 +103,23 @@ def test_what_the_command_asks_first_makes_a_checkpoint_unreadable(folder, saved
     assert "checkpoint.pt cannot be read (" in caplog.text
 
 
+def test_a_number_too_large_for_a_float_is_none(folder):
+    def change(state):
+        record = json.loads(state["record"])
+        record["initial"][1] = dict.fromkeys(record["initial"][1], 10**400)
+        state["record"] = json.dumps(record)
+
+    alter(folder, change)
+    with pytest.raises(ValueError, match=r"does not fit this run: record\.initial\.1\.\w+ is no number"):
+        go_on(folder)
+
+
+def test_hyperparameters_with_which_there_is_no_step(folder):
+    alter(folder, lambda state: state["members"][1]["optimizer"]["param_groups"][0].update(betas=[1.0, 0.95]))
+    with pytest.raises(ValueError, match="^optimizer cannot take a step with lr=.*division by zero"):
+        go_on(folder)
+
+
 def test_hyperparameters_of_a_later_torch_are_those_of_now(folder, saved):
     alter(folder, lambda state: [state["members"][n]["optimizer"]["param_groups"][0].pop("maximize") for n in (0, 1)])
     assert go_on(folder).rows == saved[2]
