@@ -30,6 +30,7 @@ from qat_ste.identity import identity
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
+from qat_ste.messages import of_error
 from qat_ste.optimizers import Equivalence
 from qat_ste.preparation import Parts, levels_of, update_of
 from qat_ste.process import keep_freed_memory, without_garbage_collection
@@ -279,4 +280,4 @@ def _report(folder: Path, comparison: Comparison) -> None:
         for figure, reason in write_report(folder).items():
             log.warning("figure %s could not be drawn: %s", figure, reason)
     except Exception as error:  # a full disk or a missing font must not cost a run its numbers
-        log.warning("the report could not be written: %s: %s", type(error).__name__, error)
+        log.warning("the report could not be written: %s", of_error(error))
