@@ -17,5 +17,5 @@ def of_value(value: object) -> str:
 def of_error(error: BaseException) -> str:
     """Kind and text; of an error of the operating system the file and the reason, without its number."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return one_line(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return one_line(" ".join(f"{type(error).__name__}: {error}".split()), 500)
