@@ -7,35 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qat_ste import estimators
-    from qat_ste.checkpoint import Checkpoints
-    from qat_ste.clipping import Clipping
-    from qat_ste.comparison import Comparison, compare
-    from qat_ste.decay import L2Penalty, WeightDecay
-    from qat_ste.equivalence import SteEquivalent
-    from qat_ste.execution import Execution
-    from qat_ste.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
-    from qat_ste.grid import GridQuantizer
-    from qat_ste.inspection import card_of
-    from qat_ste.quantizer import UniformQuantizer
+    from qat_ste.experiment.card_of import card_of
+    from qat_ste.experiment.checkpoint import Checkpoints
+    from qat_ste.experiment.comparison import Comparison, compare
+    from qat_ste.experiment.execution import Execution
+    from qat_ste.experiment.gradient_update import Clipping, L2Penalty, WeightDecay
+    from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
+    from qat_ste.quantizers.grids import GridQuantizer
+    from qat_ste.quantizers.quantizer import UniformQuantizer
+    from qat_ste.theory.equivalence import SteEquivalent
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Checkpoints": "checkpoint",
-    "Clipping": "clipping",
-    "Comparison": "comparison",
-    "Execution": "member",
-    "GridQuantizer": "grid",
-    "L2Penalty": "decay",
-    "SteEquivalent": "equivalence",
-    "UniformQuantizer": "quantizer",
-    "WeightDecay": "decay",
-    "card_of": "inspection",
-    "compare": "comparison",
+    "Checkpoints": "experiment.checkpoint",
+    "Clipping": "experiment.gradient_update",
+    "Comparison": "experiment.comparison",
+    "Execution": "experiment.execution",
+    "GridQuantizer": "quantizers.grids",
+    "L2Penalty": "experiment.gradient_update",
+    "SteEquivalent": "theory.equivalence",
+    "UniformQuantizer": "quantizers.quantizer",
+    "WeightDecay": "experiment.gradient_update",
+    "card_of": "experiment.card_of",
+    "compare": "experiment.comparison",
     "estimators": "estimators",
-    "quantize_weights": "fake_quantize",
-    "quantized_tensors": "fake_quantize",
-    "remove_quantizers": "fake_quantize",
+    "quantize_weights": "fake_quant.fake_quantize",
+    "quantized_tensors": "fake_quant.fake_quantize",
+    "remove_quantizers": "fake_quant.fake_quantize",
 }
 __all__ = [
     "Checkpoints",

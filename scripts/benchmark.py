@@ -27,7 +27,7 @@ from benchmarks.networks import Members, Setting
 from benchmarks.others import other_ways
 from benchmarks.scaling import WIDTHS, over_members, over_weights
 from benchmarks.timing import Figure, Stopwatch
-from qat_ste.process import keep_freed_memory
+from qat_ste.base.process import keep_freed_memory
 
 SMALL, FLAX = Setting("small_cnn", 8, 64, 20, 21), Setting("flax_cnn", 28, 128, 3, 15)
 KERAS = Setting("keras_cnn", 28, 128, 4, 25)

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.memory import held
-from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
-from qat_ste.fake_quantize import quantize_weights
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.lockstep import Lockstep
+from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.models import torchvision_model
-from qat_ste.monitor import DivergenceMonitor
-from qat_ste.schedules import constant
-from qat_ste.training import Lockstep
+from qat_ste.optimizers.schedules import constant
 
 
 def highest_resident_bytes() -> int:

@@ -21,17 +21,17 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste import SteEquivalent
-from qat_ste.card import Card
-from qat_ste.composition import compose_file, config_dir, options
-from qat_ste.config import ConfigError
+from qat_ste.app.compose import compose_file, config_dir, options
+from qat_ste.app.schema import ConfigError
+from qat_ste.app.validate import Preparation
+from qat_ste.base.estimator_card import Card
 from qat_ste.estimators import Estimator
-from qat_ste.grid import make_quantizer
-from qat_ste.inspection import card_of
+from qat_ste.experiment.card_of import card_of
 from qat_ste.optimizers import Equivalence, adjustment_of
-from qat_ste.preparation import Preparation
-from qat_ste.quantizer import Quantizer
-from qat_ste.report.card_figure import card_png
-from qat_ste.report.card_text import HOLDS, card_numbers, significant
+from qat_ste.quantizers.grids import make_quantizer
+from qat_ste.quantizers.quantizer import Quantizer
+from qat_ste.report.card.figure import card_png
+from qat_ste.report.card.text import HOLDS, card_numbers, significant
 from qat_ste.report.writers import markdown_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qat_ste import cli
+from qat_ste.app import run_cli as cli
 
 SETUPS = ("mnist", "mnist_flax", "imagenet")
 ROWS = ("scaledown_matched", "scaledown", "default", "bits_1", "bits_4")  # the longest first: no core waits for it
@@ -57,7 +57,7 @@ def main() -> int:
         return exit_code
     exit_code = _sweep(sweep)
     if exit_code in (0, 1):  # 1: some runs failed, and the page says so
-        from qat_ste.report.sweep_page import write_sweep_report
+        from qat_ste.report.sweep.page import write_sweep_report
 
         write_sweep_report([folder], folder)
         print((folder / "report.html").resolve())

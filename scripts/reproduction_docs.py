@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qat_ste.report.claims import TEST, counted
-from qat_ste.report.paper_table import paper_tables
-from qat_ste.report.summary import read_summary
+from qat_ste.report.sweep.claims import TEST, counted
+from qat_ste.report.sweep.paper_table import paper_tables
+from qat_ste.report.sweep.summary import read_summary
 from qat_ste.report.writers import markdown_claims, markdown_lines, markdown_table, markdown_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

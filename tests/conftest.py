@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
-from qat_ste import cli
+from qat_ste.app import run_cli as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
@@ -48,11 +54,41 @@ def check_run() -> Path:
 def finished_run(tmp_path_factory) -> Path:
     """One short run of the installed command with offline W&B."""
     output = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "qat_ste.cli", *SHORT, "logger=wandb", f"paths.output={output}"]
+    command = [sys.executable, "-m", "qat_ste.app.run_cli", *SHORT, "logger=wandb", f"paths.output={output}"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[2])
     done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     (folder,) = output.glob("*/*")
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
+
+
+def command(*arguments: str) -> SimpleNamespace:
+    """Runs the command in this process, which has torch already; gives exit code and streams."""
+    GlobalHydra.instance().clear()
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["qat-run", *arguments]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+@pytest.fixture
+def qat_run(tmp_path, monkeypatch):
+    """Runs the command in this process; gives exit code, streams, and the run folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def call(*arguments: str, folder: str = "run") -> SimpleNamespace:
+        run = tmp_path / folder
+        done = command(*arguments, f"hydra.run.dir={run}")
+
+        def read(name: str):
+            return json.loads((run / name).read_text())
+
+        return SimpleNamespace(**vars(done), folder=run, read=read)
+
+    return call

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text() if README.exists() else "", re.DOTALL)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from qat_ste.bounds import Bounds
+from qat_ste.base.errors import Bounds
 from qat_ste.data.crops import CentreCrops, Images, RandomCrops, training_keys
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_room, make_cache

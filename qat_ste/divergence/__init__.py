@@ -11,24 +11,19 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric, Pair, WeightMap
-from qat_ste.divergence.pieces import Block, Part, Piece, blocks_of, pieces_of
 from qat_ste.divergence.trajectory import Changes, Trajectories, Trajectory
+from qat_ste.fake_quant.flat_layout import Part
 
 for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Block",
     "Divergence",
     "Metric",
     "Pair",
-    "Part",
-    "Piece",
     "Trajectories",
     "Trajectory",
     "WeightMap",
-    "blocks_of",
-    "pieces_of",
 ]
 
 Values = dict[str, float | None]

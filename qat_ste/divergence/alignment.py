@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
-from qat_ste.divergence.pieces import Block
+from qat_ste.fake_quant.flat_layout import Block
 
 
 class WeightAlignmentError(Metric):

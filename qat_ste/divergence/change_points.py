@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric, Pair
-from qat_ste.divergence.pieces import Block
 from qat_ste.divergence.trajectory import Changes
+from qat_ste.fake_quant.flat_layout import Block
 
 
 def same_sequence(pair: Pair, where: slice) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
-from qat_ste.divergence.pieces import Block
 from qat_ste.divergence.sequences import Sequences
+from qat_ste.fake_quant.flat_layout import Block
 
 
 def match(reference: Sequences, counterpart: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.pieces import Block, Piece
 from qat_ste.divergence.trajectory import Changes, Trajectory
-from qat_ste.quantizer import Quantizer
+from qat_ste.fake_quant.flat_layout import Block, Piece
+from qat_ste.quantizers.quantizer import Quantizer
 
 WeightMap = Callable[[Tensor, Quantizer], Tensor]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.pieces import Block, Piece, blocks_of
 from qat_ste.divergence.sequences import ChangeSequences
+from qat_ste.fake_quant.flat_layout import Block, Piece, blocks_of
 
 # Changes of levels are worked through together, of so many steps or so many of them at most.
 MOST_STEPS, MOST_CHANGES = 64, 1_000_000

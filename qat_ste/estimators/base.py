@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Estimator(ABC):

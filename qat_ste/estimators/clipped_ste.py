@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.estimators.ste import Ste
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class ClippedSte(Ste):

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from qat_ste.estimators.arguments import number
+from qat_ste.base.errors import number
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Cosine(Estimator):

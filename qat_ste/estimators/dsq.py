@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from qat_ste.estimators.arguments import number
+from qat_ste.base.errors import number
 from qat_ste.estimators.tanh import Tanh
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Dsq(Tanh):

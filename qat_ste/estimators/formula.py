@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qat_ste.estimators.base import Estimator
 from qat_ste.estimators.expression import FUNCTIONS, evaluate, names_in
-from qat_ste.quantizer import LATENT_DTYPES, Quantizer
+from qat_ste.quantizers.quantizer import LATENT_DTYPES, Quantizer
 
 
 class Formula(Estimator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat_ste.estimators.arguments import positive
+from qat_ste.base.errors import positive
 from qat_ste.estimators.whole_line import WholeLine
 
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from qat_ste.estimators.arguments import positive
+from qat_ste.base.errors import positive
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Parabola(Estimator):

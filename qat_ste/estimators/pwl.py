@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qat_ste.estimators.ste import Ste
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Pwl(Ste):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from qat_ste.estimators.arguments import positive
+from qat_ste.base.errors import positive
 from qat_ste.estimators.whole_line import SignOnly
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat_ste.estimators.arguments import number, positive
+from qat_ste.base.errors import number, positive
 from qat_ste.estimators.whole_line import SignOnly
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qat_ste.estimators.arguments import positive
+from qat_ste.base.errors import positive
 from qat_ste.estimators.tanh import Tanh
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class StackedSigmoid(Tanh):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Ste(Estimator):

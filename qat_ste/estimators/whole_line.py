@@ -8,7 +8,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from qat_ste.estimators.base import Estimator
-from qat_ste.quantizer import Quantizer
+from qat_ste.quantizers.quantizer import Quantizer
 
 
 class WholeLine(Estimator):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qat_ste.identity import read_json
-from qat_ste.messages import one_line
+from qat_ste.base.run_config import read_json
+from qat_ste.base.text import one_line
 from qat_ste.report.files import no_link
 from qat_ste.report.tables import TABLE_ROWS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qat_ste.messages import one_line
+from qat_ste.base.text import one_line
 
 COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
 MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")

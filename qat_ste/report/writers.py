@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 
-from qat_ste.messages import one_line
-from qat_ste.report.claims import Claim
-from qat_ste.report.paper_table import PAPER_ROWS, Column, PaperTable, blocks
+from qat_ste.base.text import one_line
+from qat_ste.report.sweep.claims import Claim
+from qat_ste.report.sweep.paper_table import PAPER_ROWS, Column, PaperTable, blocks
 
 MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is none
 CSV_HEADER = ("experiment", "row", "counterpart", "metric", "mean", "sd", "n")

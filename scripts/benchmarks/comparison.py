@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qat_ste.data.in_memory import InMemoryBatches, Split
-from qat_ste.evaluation import evaluate
+from qat_ste.experiment.evaluation import evaluate
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.wandb import WandbLogger
 

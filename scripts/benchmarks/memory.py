@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
-from qat_ste.fake_quantize import quantize_weights
-from qat_ste.monitor import DivergenceMonitor
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.fake_quant.fake_quantize import quantize_weights
 
 from .networks import COUNTERPARTS, LR, OPTIMIZER
 from .scaling import one_layer

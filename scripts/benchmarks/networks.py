@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat_ste import models
-from qat_ste.cohort import Cohort
 from qat_ste.estimators import Tanh
-from qat_ste.fake_quantize import quantize_weights
-from qat_ste.monitor import DivergenceMonitor
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.lockstep import Lockstep
+from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.optimizers import KerasSGD
-from qat_ste.schedules import constant
-from qat_ste.training import Lockstep
+from qat_ste.optimizers.schedules import constant
 
 from .timing import Stopwatch
 

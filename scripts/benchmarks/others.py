@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qat_ste.cohort import Cohort
 from qat_ste.estimators import Ste
-from qat_ste.execution import Execution
-from qat_ste.fake_quantize import he_uniform_bound, quantize_weights
-from qat_ste.schedules import constant
-from qat_ste.training import Lockstep
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.execution import Execution
+from qat_ste.experiment.lockstep import Lockstep
+from qat_ste.fake_quant.fake_quantize import he_uniform_bound, quantize_weights
+from qat_ste.optimizers.schedules import constant
 
 from .networks import LR, OPTIMIZER, Setting
 from .timing import Contestant, Figure, Stopwatch, interleaved, ratios

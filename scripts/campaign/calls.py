@@ -61,8 +61,8 @@ def command(*arguments: str) -> Done:
     """``qat-run`` in this process, which has torch already; whatever it raises ends up in ``err`` as a traceback."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from qat_ste import cli
-    from qat_ste.training import Lockstep
+    from qat_ste.app import run_cli as cli
+    from qat_ste.experiment.lockstep import Lockstep
 
     GlobalHydra.instance().clear()
     code, out, err, start = 0, io.StringIO(), io.StringIO(), time.perf_counter()

@@ -280,7 +280,7 @@ def train(workplace: Path, stop_after: int | None) -> list[dict[str, Any]]:
 
     if stop_after is None:
         return run(Checkpoints(workplace, {}))
-    from qat_ste.training import Stopped
+    from qat_ste.experiment.lockstep import Stopped
 
     seen: list[int] = []
     try:

@@ -13,8 +13,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from qat_ste.report.figures import alignment_error
-from qat_ste.report.run_files import RunFiles
+from qat_ste.report.run.figures import alignment_error
+from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.style import STYLE
 
 from .command import run, start

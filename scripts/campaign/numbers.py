@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qat_ste import Comparison
-from qat_ste.checkpoint import Checkpoints
 from qat_ste.estimators import Ste, Tanh
+from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.loggers.files import RunFolder
 
 from .command import run, unreadable

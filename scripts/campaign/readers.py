@@ -66,7 +66,7 @@ class RunFolders:
 
 def good_run(workplace: Path) -> Path:
     """A short run of the command."""
-    command = [sys.executable, "-m", "qat_ste.cli", *RUN, f"hydra.run.dir={workplace / 'run'}"]
+    command = [sys.executable, "-m", "qat_ste.app.run_cli", *RUN, f"hydra.run.dir={workplace / 'run'}"]
     subprocess.run(command, check=True, capture_output=True, cwd=workplace)
     return workplace / "run"
 
@@ -103,14 +103,14 @@ def read_altered(run: Path, file: str, inputs: int, draw: random.Random) -> Outc
 
 
 def _read_results(run: Path, config: dict[str, Any], draw: random.Random) -> str:
-    from qat_ste.identity import CheckpointMismatch, finished
-    from qat_ste.report.findings import Findings, NoRunsError, find
-    from qat_ste.report.page import render, write_report
-    from qat_ste.report.paper_table import paper_tables
-    from qat_ste.report.run_files import RunFiles
-    from qat_ste.report.summary import summary
-    from qat_ste.report.sweep_page import render as render_sweep
-    from qat_ste.report.sweep_page import write_sweep_report
+    from qat_ste.base.run_config import CheckpointMismatch, finished
+    from qat_ste.report.run.page import render, write_report
+    from qat_ste.report.run.run_files import RunFiles
+    from qat_ste.report.sweep.findings import Findings, NoRunsError, find
+    from qat_ste.report.sweep.page import render as render_sweep
+    from qat_ste.report.sweep.page import write_sweep_report
+    from qat_ste.report.sweep.paper_table import paper_tables
+    from qat_ste.report.sweep.summary import summary
     from qat_ste.report.writers import to_csv, to_latex, to_markdown
 
     try:
@@ -136,7 +136,7 @@ def _read_results(run: Path, config: dict[str, Any], draw: random.Random) -> str
 
 
 def _read_metrics(run: Path, config: dict[str, Any], draw: random.Random) -> str:
-    from qat_ste.report.run_files import RunFiles
+    from qat_ste.report.run.run_files import RunFiles
 
     files = RunFiles(run)
     rows = len(files.series("ste/weight_alignment_error"))
@@ -146,7 +146,7 @@ def _read_metrics(run: Path, config: dict[str, Any], draw: random.Random) -> str
 def _read_weights(run: Path, config: dict[str, Any], draw: random.Random) -> str:
     from zipfile import BadZipFile
 
-    from qat_ste.report.run_files import RunFiles
+    from qat_ste.report.run.run_files import RunFiles
 
     try:
         found = [RunFiles(run).weights(f"{member}/final") for member in ("reference", "ste")]

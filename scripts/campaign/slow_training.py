@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from qat_ste import Comparison, compare, quantize_weights
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Estimator, Tanh
-from qat_ste.fake_quantize import quantized_tensors
-from qat_ste.schedules import by_name
+from qat_ste.fake_quant.fake_quantize import quantized_tensors
+from qat_ste.optimizers.schedules import by_name
 
 from .odd_networks import Build, plain
 

@@ -195,7 +195,7 @@ STORAGE: tuple[Fault, ...] = (
     ReadOnly("disk read-only at any moment", from_the_beginning=False),
     Gone("run folder removed", renamed=False),
     Gone("run folder renamed", renamed=True),
-    FailsOnce("a checkpoint cannot be written", "qat_ste.checkpoint:torch.save", 24),
+    FailsOnce("a checkpoint cannot be written", "qat_ste.experiment.checkpoint:torch.save", 24),
     FailsOnce("rows cannot be written", "qat_ste.loggers.files:RunFolder._append", 30),
     FailsOnce("status or results cannot be written", "qat_ste.loggers.files:_write", 3),
     FailsOnce("figures or page cannot be written", "qat_ste.report.files:write", 6),

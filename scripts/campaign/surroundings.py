@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from qat_ste.job import quoted
+from qat_ste.app.job import quoted
 
 from . import command
 from .command import RUN, undisturbed

@@ -64,7 +64,7 @@ def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 @cache
 def groups() -> tuple[str, ...]:
     """Top-level parts of the configuration."""
-    from qat_ste.composition import compose_file, config_dir
+    from qat_ste.app.compose import compose_file, config_dir
 
     return tuple(str(name) for name in compose_file(config_dir(), []) if name != "dry_run")
 
@@ -72,7 +72,7 @@ def groups() -> tuple[str, ...]:
 @cache
 def choices(group: str) -> tuple[tuple[str, ...], ...]:
     """The options of a top-level part; of one that has none, nothing to be said."""
-    from qat_ste.composition import config_dir, options
+    from qat_ste.app.compose import config_dir, options
 
     return tuple((f"{group}={name}",) for name in options(group, config_dir())) or ((),)
 
@@ -80,7 +80,7 @@ def choices(group: str) -> tuple[tuple[str, ...], ...]:
 @cache
 def inputs(group: str, chosen: tuple[str, ...]) -> tuple[Input, ...]:
     """All wrong values for the keys of one top-level part under one of its options."""
-    from qat_ste.composition import compose_file, config_dir
+    from qat_ste.app.compose import compose_file, config_dir
 
     part: Any = OmegaConf.to_container(compose_file(config_dir(), list(chosen)))
     found = leaves(part[group], group)

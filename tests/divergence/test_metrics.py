@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from qat_ste import UniformQuantizer
-from qat_ste.divergence import Divergence, Metric, Pair, Part, Trajectories, pieces, pieces_of, sample_positions
+from qat_ste.divergence import Divergence, Metric, Pair, Trajectories, sample_positions
 from qat_ste.divergence.outputs import correlation, inference_metrics, output_sums
-
-from . import slow
+from qat_ste.fake_quant import flat_layout as pieces
+from qat_ste.fake_quant.flat_layout import Part, pieces_of
+from tests.divergence import slow
 
 WEIGHTS, STEPS = 60, 80
 BOUNDS = {"first": (0, 25), "second": (25, 60)}

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qat_ste.divergence.sequences import ChangeSequences, Sequences, compress
-
-from . import slow
+from tests.divergence import slow
 
 VECTORS = [  # levels, times, and (level, time, oscillation count) after compression: from the paper's definition
     ([0, 1, 0, 1], [0, 3, 5, 8], [(0, 0, 1), (1, 8, 0)]),

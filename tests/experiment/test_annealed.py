@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from qat_ste import Execution, SteEquivalent, quantize_weights
-from qat_ste.checkpoint import Checkpoints
-from qat_ste.cohort import Cohort
 from qat_ste.estimators import Dsq, Tanh
 from qat_ste.estimators.annealed import Annealed
-from qat_ste.monitor import DivergenceMonitor
+from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.lockstep import Stopped
+from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.optimizers import KerasSGD
-from qat_ste.training import Stopped
-
-from .swinging import WEIGHTS, errors
-from .tiny import ADAM, SGD, network, run
+from tests.experiment.swinging import WEIGHTS, errors
+from tests.experiment.tiny import ADAM, SGD, network, run
 
 DSQ = Annealed(Dsq, "alpha", 0.6, 0.05, stages=4)
 

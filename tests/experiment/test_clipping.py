@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from qat_ste import Clipping, Execution, quantize_weights
-from qat_ste.cohort import Cohort
-from qat_ste.divergence import blocks_of, pieces_of
 from qat_ste.estimators import Tanh
-from qat_ste.fake_quantize import quantized_tensors
-from qat_ste.flat_weights import FlatWeights, parts_of
-from qat_ste.member import Update
-
-from .swinging import errors
-from .tiny import ADAM, SGD, batches, network, run
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.member import Update
+from qat_ste.fake_quant.fake_quantize import quantized_tensors
+from qat_ste.fake_quant.flat_layout import blocks_of, pieces_of
+from qat_ste.fake_quant.flat_weights import FlatWeights, parts_of
+from tests.experiment.swinging import errors
+from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
 
 @pytest.mark.parametrize("norm", [1.0, 100.0])

@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from qat_ste import L2Penalty, SteEquivalent
-from qat_ste.cohort import Cohort
 from qat_ste.estimators import Dsq, Pwl, Ste, Tanh
-from qat_ste.fake_quantize import quantize_weights, quantized_tensors
-from qat_ste.grid import GRIDS
-from qat_ste.recipes import jitter_percent, unknown_counterparts
-from qat_ste.training import Stopped
-
-from .tiny import ADAM, SGD, batches, network, run
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.counterparts import jitter_percent, unknown_counterparts
+from qat_ste.experiment.lockstep import Stopped
+from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors
+from qat_ste.quantizers.grids import GRIDS
+from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
 DISTANCES = ("weight_alignment_error", "weight_alignment_error_unmapped", "average_change_point_error",
              "average_compressed_change_point_error", "average_oscillation_error", "logit_mse", "logit_mae")  # fmt: skip

@@ -9,15 +9,14 @@ import torch
 from torch import nn
 
 from qat_ste import L2Penalty, SteEquivalent, UniformQuantizer, WeightDecay, quantize_weights
-from qat_ste.cohort import Cohort
-from qat_ste.divergence import Part
 from qat_ste.estimators import Acos, Gauss, Tanh, Tent
-from qat_ste.member import Update
-from qat_ste.mirror import mirrored
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.gradient_update import mirrored
+from qat_ste.experiment.member import Update
+from qat_ste.fake_quant.flat_layout import Part
 from qat_ste.optimizers import KerasSGD, SignSGD
-
-from .swinging import errors
-from .tiny import ADAM, SGD, batches, network, run
+from tests.experiment.swinging import errors
+from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
 SHORT_ADAM = partial(torch.optim.Adam, betas=(0.9, 0.95), eps=1e-12)
 

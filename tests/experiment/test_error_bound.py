@@ -10,10 +10,9 @@ import torch.nn.functional as F
 
 from qat_ste import Checkpoints, L2Penalty, SteEquivalent
 from qat_ste.estimators import Box, Tanh
-from qat_ste.fake_quantize import quantize_weights, quantized_tensors
-from qat_ste.training import Stopped
-
-from .tiny import ADAM, SGD, batches, network, run
+from qat_ste.experiment.lockstep import Stopped
+from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors
+from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
 BOUND, ERROR, AGREEMENT = (
     f"ste/{key}" for key in ("weight_alignment_error_bound", "weight_alignment_error", "quantized_weight_agreement")

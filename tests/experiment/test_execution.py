@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste.cohort import Cohort
-from qat_ste.execution import Execution, Graphed, fastest
-
-from .tiny import batches, network, run
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.execution import Execution, Graphed, fastest
+from tests.experiment.tiny import batches, network, run
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

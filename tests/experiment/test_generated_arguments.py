@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from qat_ste import compare
-from qat_ste.arguments import ASKED
-
-from .tiny import batches, network, run
+from qat_ste.experiment.checks import ASKED
+from tests.experiment.tiny import batches, network, run
 
 NAMES = tuple(inspect.signature(compare).parameters)
 WRONG = (

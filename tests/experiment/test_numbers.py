@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qat_ste.checkpoint import Checkpoints
-from qat_ste.member import checked_loss
-from qat_ste.training import Record
-
-from .tiny import ADAM, batches, network, run
+from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.lockstep import Record
+from qat_ste.experiment.member import checked_loss
+from tests.experiment.tiny import ADAM, batches, network, run
 
 MEMBERS = 4
 

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from qat_ste import compare
-from qat_ste.checkpoint import Checkpoints
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Tanh
+from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.models import small_cnn
-from qat_ste.ranks import Layout, Ranks
-
-from .tiny import SGD
+from tests.experiment.tiny import SGD
 
 CPU = torch.device("cpu")
 ERRORS = ("weight_alignment_error", "weight_alignment_error_unmapped")

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from qat_ste import UniformQuantizer, estimators
 from qat_ste.estimators import Cosine, Estimator, Ewgs, StableQat, SwishSign, Xnor
+from qat_ste.experiment.counterparts import Recipe, adjust
 from qat_ste.optimizers import Adjustment, Equivalence
-from qat_ste.quantizer import Quantizer
-from qat_ste.recipes import Recipe, adjust
-
-from ..theory import slow_whole_line, test_catalogue
+from qat_ste.quantizers.quantizer import Quantizer
+from tests.theory import slow_whole_line, test_catalogue
 
 WEIGHTS, SWINGS, DISTANCE = 200, 2, 2.0  # the learning rate times the number of steps, in units of max
 CLOSER = 3.0

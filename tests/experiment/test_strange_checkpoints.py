@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from qat_ste import Checkpoints
-from qat_ste.training import Stopped
-
-from ..conftest import ROOT
-from .tiny import ADAM, run
+from qat_ste.experiment.lockstep import Stopped
+from tests.conftest import ROOT
+from tests.experiment.tiny import ADAM, run
 
 TINY = {"steps": 4, "log_every": 1, "optimizer": ADAM, "counterparts": ["ste"]}
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from qat_ste.verdict import decide, equivalent_jitter
+from qat_ste.experiment.verdict import decide, equivalent_jitter
 
 
 def test_ratios_and_equivalent_jitter_from_one_run():

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from qat_ste import report_cli
-from qat_ste.report.findings import find
-from qat_ste.report.sweep_page import write_sweep_report
-
-from .matrix import write_matrix
+from qat_ste.app import report_cli
+from qat_ste.report.sweep.findings import find
+from qat_ste.report.sweep.page import write_sweep_report
+from tests.report.matrix import write_matrix
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qat_ste.report.atlas_cells import DISGUISE, NOT, OPEN, SAME, UNKNOWN, read_atlas
-from qat_ste.report.atlas_page import headline, write_atlas
-
-from .browser import CHROMIUM, run_in_page
+from qat_ste.report.atlas.cells import DISGUISE, NOT, OPEN, SAME, UNKNOWN, read_atlas
+from qat_ste.report.atlas.page import headline, write_atlas
+from tests.report.browser import CHROMIUM, run_in_page
 
 SEEDS, LRS, SMALLER = (1, 2, 3), (0.05, 0.01), 5
 # By optimizer: adjustment, and what each estimator's distance is at the smaller rate and how its error falls.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from .browser import CHROMIUM, run_in_page
+from tests.report.browser import CHROMIUM, run_in_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
 

@@ -12,8 +12,8 @@ from torch import optim
 
 from qat_ste import card_of
 from qat_ste.estimators import Acos, Cosine, FastSigmoid, Power, Pwl, StableQat, Tanh
-from qat_ste.grid import make_quantizer
-from qat_ste.report.card_figure import FAULT, PANELS, card_figure, card_png
+from qat_ste.quantizers.grids import make_quantizer
+from qat_ste.report.card.figure import FAULT, PANELS, card_figure, card_png
 from qat_ste.report.style import STYLE
 
 SGD = partial(optim.SGD, momentum=0.9)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from qat_ste import verdict
-from qat_ste.report import claims
-from qat_ste.report.claims import all_claims, counted, decide, orders, ratio_over_seeds
-from qat_ste.report.folders import Run
-from qat_ste.report.groups import group_runs
+from qat_ste.experiment import verdict
 from qat_ste.report.seeds import Summary, interval_of_mean, summarize
+from qat_ste.report.sweep import claims
+from qat_ste.report.sweep.claims import all_claims, counted, decide, orders, ratio_over_seeds
+from qat_ste.report.sweep.folders import Run
+from qat_ste.report.sweep.groups import group_runs
 
 
 def runs(row: str, errors: dict[str, list[float | None]], equivalence: str = "remap") -> list[Run]:

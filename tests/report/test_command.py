@@ -8,10 +8,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from qat_ste.report.summary import read_summary
+from qat_ste.report.sweep.summary import read_summary
 from scripts.reproduction_docs import DOCS, page
-
-from .matrix import ERRORS, copy_run, write_matrix
+from tests.report.matrix import ERRORS, copy_run, write_matrix
 
 
 def test_broken_folders_are_told_and_the_page_is_still_made(qat_report, finished_run, tmp_path):
@@ -35,7 +34,7 @@ def test_broken_folders_are_told_and_the_page_is_still_made(qat_report, finished
 
 
 def test_claims_on_the_terminal_and_page_on_the_last_line(qat_report, matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_ste.report.gallery._planned", lambda groups: [])
+    monkeypatch.setattr("qat_ste.report.sweep.gallery._planned", lambda groups: [])
     done = qat_report(matrix.folder, matrix.folder / "mnist_sgd,default,42")
     assert (done.code, done.err) == (0, [])
     assert " ".join(done.out[0].split()) == "set-up ratio of errors bound measured 95 % interval seeds claim"
@@ -76,7 +75,7 @@ def test_arguments_that_do_not_go_together(qat_report):
 def test_single_run_gets_its_own_page_again_without_torch(finished_run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("figures", "report.html", "wandb"))
-    code = ("import sys; from qat_ste.report_cli import main; main(); "
+    code = ("import sys; from qat_ste.app.report_cli import main; main(); "
             "print([name for name in ('torch', 'hydra', 'omegaconf', 'scipy.stats') if name in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, copy], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(copy / "report.html"), "[]"]
@@ -136,7 +135,7 @@ def test_diff_of_two_sweeps_by_group(qat_report, matrix, finished_run, tmp_path)
 
 
 def test_summary_is_small_stable_and_reads_back(qat_report, matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_ste.report.gallery._planned", lambda groups: [])
+    monkeypatch.setattr("qat_ste.report.sweep.gallery._planned", lambda groups: [])
     for name in ("one.json", "two.json"):
         assert qat_report(matrix.folder, "--output", "out", "--summary", name).code == 0
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
@@ -154,7 +153,7 @@ def test_summary_is_small_stable_and_reads_back(qat_report, matrix, tmp_path, mo
 
 
 def test_docs_from_a_summary(qat_report, matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_ste.report.gallery._planned", lambda groups: [])
+    monkeypatch.setattr("qat_ste.report.sweep.gallery._planned", lambda groups: [])
     (tmp_path / "results").mkdir()
     qat_report(matrix.folder, "--output", "out", "--summary", "results/mine.json")
     text = page(tmp_path / "results")
@@ -175,7 +174,7 @@ def test_docs_are_what_the_results_give():
 def test_two_hundred_runs_in_20_seconds_and_1_gigabyte(finished_run, tmp_path):
     write_matrix(finished_run, tmp_path / "sweep", seeds=range(25))
     code = (
-        "from pathlib import Path; import resource; from qat_ste.report_cli import main; main(); "
+        "from pathlib import Path; import resource; from qat_ste.app.report_cli import main; main(); "
         "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime); "
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from qat_ste.report.bands import SHARES, bands
-from qat_ste.report.findings import find
-from qat_ste.report.gallery import MOST_PANELS, MOST_RUNS, _planned
 from qat_ste.report.style import STYLE
-from qat_ste.report.sweep_figures import error_over_training, final_errors, panels_of_groups, panels_of_setup
-
-from .matrix import ERRORS, copy_run
+from qat_ste.report.sweep.bands import SHARES, bands
+from qat_ste.report.sweep.figures import error_over_training, final_errors, panels_of_groups, panels_of_setup
+from qat_ste.report.sweep.findings import find
+from qat_ste.report.sweep.gallery import MOST_PANELS, MOST_RUNS, _planned
+from tests.report.matrix import ERRORS, copy_run
 
 
 @pytest.fixture

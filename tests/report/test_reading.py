@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from qat_ste.report.columns import CHUNKS, Columns
-from qat_ste.report.findings import NoRunsError, find
-from qat_ste.report.folders import Problem, Run, find_runs, read_run
-from qat_ste.report.groups import group_runs
-from qat_ste.report.labels import ADDED, labels
-
-from .matrix import ERRORS, copy_run
+from qat_ste.report.sweep.findings import NoRunsError, find
+from qat_ste.report.sweep.folders import Problem, Run, find_runs, read_run
+from qat_ste.report.sweep.groups import group_runs
+from qat_ste.report.sweep.labels import ADDED, labels
+from tests.report.matrix import ERRORS, copy_run
 
 
 @pytest.fixture

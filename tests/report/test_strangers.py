@@ -14,21 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qat_ste.identity import finished
+from qat_ste.base.run_config import finished
 from qat_ste.report.columns import Columns
 from qat_ste.report.files import write
-from qat_ste.report.findings import NoRunsError, find
-from qat_ste.report.folders import Problem, Run, find_runs, read_run
-from qat_ste.report.page import render
-from qat_ste.report.paper_table import paper_tables
-from qat_ste.report.run_files import RunFiles
+from qat_ste.report.run.page import render
+from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.style import plain
-from qat_ste.report.summary import summary
-from qat_ste.report.sweep_page import render as render_sweep
+from qat_ste.report.sweep.findings import NoRunsError, find
+from qat_ste.report.sweep.folders import Problem, Run, find_runs, read_run
+from qat_ste.report.sweep.page import render as render_sweep
+from qat_ste.report.sweep.paper_table import paper_tables
+from qat_ste.report.sweep.summary import summary
 from qat_ste.report.writers import csv_text
-
-from ..conftest import ROOT
-from .matrix import ERRORS, copy_run
+from tests.conftest import ROOT
+from tests.report.matrix import ERRORS, copy_run
 
 
 @pytest.fixture
@@ -184,7 +183,7 @@ def test_steps_to_and_fro_are_thinned_too(tmp_path):
 
 def test_folders_within_folders_deeper_than_python_recurs(monkeypatch, deep_folder):
     assert len(list(find_runs(deep_folder))) == 1
-    monkeypatch.setattr("qat_ste.report.folders.MOST_RUNS", 0)
+    monkeypatch.setattr("qat_ste.report.sweep.folders.MOST_RUNS", 0)
     with pytest.raises(NoRunsError, match="more than 0 run folders; report on some of them at a time"):
         find([deep_folder])
 

@@ -9,9 +9,9 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
-from qat_ste.report.paper_table import PAPER_ROWS, Column, PaperTable, blocks, paper_tables, shown_summary
 from qat_ste.report.seeds import Summary
-from qat_ste.report.sweep_page import render
+from qat_ste.report.sweep.page import render
+from qat_ste.report.sweep.paper_table import PAPER_ROWS, Column, PaperTable, blocks, paper_tables, shown_summary
 from qat_ste.report.writers import CSV_HEADER, csv_text, latex_text, markdown_text, to_csv, to_latex, to_markdown
 
 HOSTILE = [

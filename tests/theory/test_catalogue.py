@@ -25,12 +25,11 @@ from qat_ste.estimators import (
     Tanh,
     Tent,
 )
-from qat_ste.integration import inverse_integral
-
-from ..conftest import ROOT
-from . import slow_catalogue as slow
-from . import slow_whole_line
-from .floats import around
+from qat_ste.theory.numerics import inverse_integral
+from tests.conftest import ROOT
+from tests.floats import around
+from tests.theory import slow_catalogue as slow
+from tests.theory import slow_whole_line
 
 VALUES: dict[str, list[tuple[float, ...]]] = {
     "Scaled": [(0.5,), (1.0,), (3.0,)],

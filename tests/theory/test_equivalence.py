@@ -7,10 +7,9 @@ import torch
 
 from qat_ste import SteEquivalent, UniformQuantizer
 from qat_ste.estimators import Estimator, Pwl, Ste, Tanh
-from qat_ste.integration import inverse_integral
-
-from . import slow
-from .floats import around
+from qat_ste.theory.numerics import inverse_integral
+from tests.floats import around
+from tests.theory import slow
 
 SHARPNESS = {1: 2.0, 2: 5.5, 3: 9.0, 4: 18.0, 8: 250.0}
 RANGES = {"per tensor": 0.144, "per channel": torch.tensor([0.05, 0.144, 0.3, 1.7]).reshape(4, 1)}

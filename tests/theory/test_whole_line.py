@@ -12,9 +12,8 @@ from qat_ste import GridQuantizer, SteEquivalent, UniformQuantizer, estimators
 from qat_ste.estimators import ApproxSign, Ede, Mad, Rbnn, Reste, SwishSign, Xnor
 from qat_ste.estimators.clipped_ste import ClippedSte
 from qat_ste.estimators.whole_line import WholeLine
-
-from . import slow_whole_line as slow
-from .floats import around
+from tests.floats import around
+from tests.theory import slow_whole_line as slow
 
 CASES = [pytest.param(name, values, id=f"{name}-{values}") for name in slow.VALUES for values in slow.VALUES[name]]
 COVERED = [case for case in CASES if case.values[0] != "SwishSign"]

@@ -26,14 +26,14 @@ from types import ModuleType
 from typing import Any
 
 PHASES = {
-    "qat_ste.preparation:Preparation.parts": "data",
+    "qat_ste.app.validate:Preparation.parts": "data",
     "qat_ste.loggers.wandb:WandbLogger.__init__": "W&B's start",
-    "qat_ste.comparison:train": "training",
-    "qat_ste.checkpoint:Checkpoints.save": "checkpoint",
-    "qat_ste.training:evaluate": "evaluation",
+    "qat_ste.experiment.comparison:train": "training",
+    "qat_ste.experiment.checkpoint:Checkpoints.save": "checkpoint",
+    "qat_ste.experiment.lockstep:evaluate": "evaluation",
     "qat_ste.loggers.files:RunFolder.log_results": "results",
-    "qat_ste.report.page:render": "page",
-    "qat_ste.report.page:draw_all": "figures",
+    "qat_ste.report.run.page:render": "page",
+    "qat_ste.report.run.page:draw_all": "figures",
     "qat_ste.loggers.wandb:WandbLogger.close": "W&B's end",
 }
 

@@ -1,0 +1,1 @@
+"""The commands: composition with Hydra, validation, one run, sweeps, the atlas."""

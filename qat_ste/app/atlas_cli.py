@@ -1,0 +1,186 @@
+"""``qat-atlas``: estimators x optimizers, each at two learning rates and several seeds, and a page that tells."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from qat_ste.app.atlas_grid import Grid
+
+TAKEN = ("atlas.", "dataset", "model", "quantizer", "paths.data=", "train.batch_size=", "train.shuffle=",
+         "train.schedule=", "train.warmup=", "train.l2")  # fmt: skip
+EXAMPLES = """\
+An entry of a list is an option of qat-run's groups `estimator` and `optimizer`, with overrides if need be, in quotes:
+  qat-atlas
+  qat-atlas 'atlas.estimators=[tanh,"cosine estimator.a=0.9"]' 'atlas.optimizers=["sgd optimizer.lr=1e-2",lion]'
+  qat-atlas 'atlas.estimators=[mine]' --config-dir my_conf      # my_conf/estimator/mine.yaml names your class
+  qat-atlas 'atlas.seeds=[1]' atlas.steps=100 atlas.output=DIR --dry-run
+Also taken: dataset, model, quantizer and their keys, train.batch_size, .shuffle, .schedule, .warmup, .l2. The same
+command in the same folder goes on where it was cut off; what is trained is not trained again. The default grid is:
+"""
+
+
+def main() -> None:
+    """Entry point. Bad input: one line a problem and exit code 2; a cell without numbers: 1; stopped: 130 or 143."""
+    arguments = _parser().parse_args()
+    overrides = list(arguments.overrides)
+    foreign = [override for override in overrides if not override.lstrip("+").startswith(TAKEN)]
+    if foreign:
+        _refuse([f"{override}: an atlas takes {', '.join(TAKEN)} and no other key" for override in foreign])
+    if arguments.config_dir is not None:
+        if not arguments.config_dir.is_dir():
+            _refuse([f"--config-dir {arguments.config_dir}: is no folder"])
+        from qat_ste.app.compose import search_path
+
+        overrides += search_path(str(arguments.config_dir))
+    grid = _grid(overrides)
+    if arguments.dry_run:
+        for job in grid.jobs:
+            print(f"{job.optimizer}  lr={job.lr:g}  seed={job.seed}  {job.steps} steps")  # noqa: T201
+        return
+    raise SystemExit(_run(grid))
+
+
+def _parser() -> argparse.ArgumentParser:
+    from qat_ste.app.compose import config_dir
+
+    yaml = (Path(config_dir()) / "atlas.yaml").read_text(encoding="utf-8")
+    parser = argparse.ArgumentParser(
+        prog="qat-atlas",
+        description="Trains every estimator and its STE counterpart under every optimizer, and says on one page which "
+        "are the STE in disguise.",
+        epilog=EXAMPLES + yaml[yaml.index("atlas:") :],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration below")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with options of your own")
+    parser.add_argument("--dry-run", action="store_true", help="check it all, list the jobs, train nothing")
+    return parser
+
+
+def _grid(overrides: list[str]) -> Grid:
+    from hydra.core.config_store import ConfigStore
+
+    from qat_ste.app.compose import COMPOSE_ERRORS, compose_file, composition_problems, config_dir
+    from qat_ste.app.schema import AtlasRunConfig, ConfigError
+
+    ConfigStore.instance().store(name="atlas_schema", node=AtlasRunConfig)
+    try:
+        compose_file(config_dir(), overrides, "atlas")  # what fails here needs no torch
+        from qat_ste.app.atlas_grid import grid_of
+
+        return grid_of(overrides)
+    except COMPOSE_ERRORS as error:
+        _refuse(composition_problems(config_dir(), overrides, error, "atlas"))
+    except ConfigError as error:
+        _refuse([str(problem) for problem in error.problems])
+
+
+def _run(grid: Grid) -> int:
+    """All of the grid, in a folder that no other process works in; tells what was in the way of it.
+
+    Returns:
+        The exit code.
+    """
+    from concurrent.futures.process import BrokenProcessPool
+
+    from qat_ste.base.files import FolderInUse, locked
+    from qat_ste.base.text import of_error
+
+    try:
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        with _signals_raise(), locked(grid.folder, "atlas.output"):
+            return _train_and_write(grid)
+    except FolderInUse as error:
+        _refuse([str(error)])
+    except _Stopped as stopped:
+        exit_code, reason = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
+    except BrokenProcessPool:
+        exit_code, reason = 1, "a worker was killed"
+    except OSError as error:
+        exit_code, reason = 1, of_error(error)
+    print(f"qat-atlas: {reason}; the same command goes on from there: {_command()}", file=sys.stderr)  # noqa: T201
+    return exit_code
+
+
+def _train_and_write(grid: Grid) -> int:
+    """Trains what is missing, writes numbers and page; returns the exit code."""
+    from qat_ste.app.atlas_jobs import collect, train_jobs
+    from qat_ste.app.run import versions
+    from qat_ste.loggers.files import write_json
+    from qat_ste.loggers.jobs import JobsProgress
+    from qat_ste.report.atlas.page import write_atlas
+
+    folder = grid.folder / "cells"
+    left = sum(job.missing(folder).work for job in grid.jobs)
+    total = sum(job.work for job in grid.jobs)
+    trained = closing(train_jobs(grid.jobs, grid.training, folder, grid.workers))
+    with JobsProgress(total, total - left) as progress, trained as jobs:
+        for job, seconds in jobs:
+            progress.advance(job.work, f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}: {seconds:.0f} s")
+    cells = collect(grid.jobs, folder)
+    write_json(
+        grid.folder / "atlas.json",
+        {
+            "schema": 1,
+            "command": _command(),
+            "versions": versions(),
+            "settings": grid.settings,
+            "estimators": list(grid.training.estimators),
+            "optimizers": grid.lrs,
+            "seeds": grid.settings["atlas"]["seeds"],
+            "smaller": grid.settings["atlas"]["smaller"],
+            "cells": cells,
+        },
+    )
+    for name, reason in write_atlas(grid.folder).items():
+        print(f"qat-atlas: the figure {name} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
+    faults = [cell for cell in cells if cell["fault"]]
+    for cell in faults:
+        where = f"{cell['estimator']} under {cell['optimizer']}, seed {cell['seed']}, lr {cell['lr']:g}"
+        print(f"qat-atlas: {where}: {cell['fault']}", file=sys.stderr)  # noqa: T201
+    print((grid.folder / "atlas.html").resolve())  # noqa: T201
+    return 1 if faults else 0
+
+
+def _command() -> str:
+    return shlex.join(["qat-atlas", *sys.argv[1:]])
+
+
+class _Stopped(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what is going on at once: all that counts is on the disk."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse(problems: list[str]) -> NoReturn:
+    from qat_ste.app.job import tell
+
+    tell(problems, "qat-atlas")
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""``qat-report``: tables, figures and one page from the files of runs, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qat_ste.report.sweep.claims import Claim
+    from qat_ste.report.sweep.findings import Findings
+    from qat_ste.report.sweep.folders import Problem
+
+MOST_CLAIMS, MOST_PROBLEMS = 40, 20  # lines on a terminal; the page has all
+PIPED_WIDTH = 160
+
+
+def main() -> None:
+    """Entry point. Nothing to report on: one line and exit code 2."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.diff and (arguments.folders or arguments.output or arguments.summary):
+        parser.error("--diff takes its two folders alone")
+    if not arguments.diff and not arguments.folders:
+        parser.error("name a run folder, or a folder with runs below it")
+    from qat_ste.report.sweep.findings import NoRunsError
+
+    try:
+        if arguments.diff:
+            _diff(*arguments.diff)
+        else:
+            _report(arguments.folders, arguments.output, arguments.summary)
+    except NoRunsError as error:
+        _tell(error.problems)
+        print(f"qat-report: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except OSError as error:
+        from qat_ste.base.text import one_line
+
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"qat-report: {one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qat-report",
+        description="Tables, figures and one self-contained page from run folders: means over seeds, and which of the "
+        "paper's claims hold. Unfinished and broken folders are told of and left out.",
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="RUN_OR_SWEEP", help="a run, or a folder of runs")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where page, tables and figures go (default: the folder itself if one is given, else report/)",
+    )
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="also write all numbers as a small JSON file")
+    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="two runs or sweeps side by side")
+    return parser
+
+
+def _report(folders: Sequence[Path], output: Path | None, summary: Path | None) -> None:
+    from qat_ste.base.text import one_line
+    from qat_ste.report.sweep.findings import find
+    from qat_ste.report.sweep.folders import find_runs
+
+    only = folders[0] if len(folders) == 1 and output is None else None
+    single = only is not None and next(find_runs(only), None) == only
+    if only is not None and single:
+        from qat_ste.report.run.page import write_report
+
+        findings = find(folders)
+        failures = write_report(only)
+        page = only / "report.html"
+    else:
+        from qat_ste.report.sweep.page import write_sweep_report
+
+        report = write_sweep_report(folders, output or only or Path("report"))
+        findings, failures, page = report.findings, report.failures, report.page
+    if summary is not None:
+        from qat_ste.report.sweep.summary import write_summary
+
+        write_summary(findings, summary)
+    _tell(findings.problems)
+    for name, reason in failures.items():
+        print(f"qat-report: the figure {name} could not be drawn: {one_line(reason)}", file=sys.stderr)  # noqa: T201
+    if not single:  # whose page has its verdict
+        _show_claims(findings)
+    print(page.resolve())  # noqa: T201
+
+
+def _show_claims(findings: Findings) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from qat_ste.base.text import one_line
+    from qat_ste.report.sweep.claims import FAILS, HOLDS, counted
+    from qat_ste.report.writers import shown_interval, shown_ratio
+
+    def line(claim: Claim) -> list[Text]:
+        style = {HOLDS: "green", FAILS: "bold red"}.get(claim.word, "yellow")
+        cells = [claim.setup, claim.ratio, claim.bound, shown_ratio(claim.value), shown_interval(claim), str(claim.n)]
+        return [*(Text(one_line(cell)) for cell in cells), Text(claim.word, style=style)]
+
+    console = _console()
+    if findings.claims:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("set-up", "ratio of errors", "bound"):
+            table.add_column(title, overflow="fold")
+        for title in ("measured", "95 % interval", "seeds"):
+            table.add_column(title, justify="right")
+        table.add_column("claim")
+        for claim in findings.claims[:MOST_CLAIMS]:
+            table.add_row(*line(claim))
+        console.print(table)
+        if len(findings.claims) > MOST_CLAIMS:
+            console.print(f"… and {len(findings.claims) - MOST_CLAIMS} more on the page")
+    console.print(counted(findings.claims), highlight=False)
+
+
+def _diff(a: Path, b: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from qat_ste.report.sweep.diff import compare_findings
+    from qat_ste.report.sweep.findings import find
+
+    sides = [find([path]) for path in (a, b)]
+    for findings in sides:
+        _tell(findings.problems)
+    found = compare_findings(*sides)
+    console = _console()
+    for difference in found.both:
+        table = Table(title=Text(difference.name, style="bold"), title_justify="left", box=None, pad_edge=False)
+        for title in ("", "A", "B"):
+            table.add_column(title, justify="left" if not title else "right", overflow="fold")
+        for name, in_a, in_b in difference.configuration:
+            table.add_row(Text(name), Text(in_a), Text(in_b))
+        if not difference.configuration:
+            table.add_row(Text("configuration"), Text("the same"), Text("the same"))
+        table.add_section()
+        for name, in_a, in_b in difference.numbers:
+            table.add_row(Text(name), Text(in_a), Text(in_b), style="" if in_a != in_b else "dim")
+        console.print(table)
+        console.print()
+    for side, path, names in (("A", a, found.only_a), ("B", b, found.only_b)):
+        for name in names:
+            console.print(Text(f"only in {side} ({path}): {name}"))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH  # a file has room for every column
+    return console
+
+
+def _tell(problems: Sequence[Problem]) -> None:
+    for problem in problems[:MOST_PROBLEMS]:
+        print(f"qat-report: {problem}", file=sys.stderr)  # noqa: T201
+    if len(problems) > MOST_PROBLEMS:
+        print(f"qat-report: … and {len(problems) - MOST_PROBLEMS} more folders", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

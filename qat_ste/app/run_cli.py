@@ -1,0 +1,133 @@
+"""``qat-run``: composes the configuration with Hydra and calls the runner. Imports torch only to train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from qat_ste.app.compose import COMPOSE_ERRORS, composition_problems, config_dir, packaged_default
+from qat_ste.app.job import Job, outer_rank, quoted, tell, tell_fault
+from qat_ste.app.sweep import Sweep, folder_name, run_of_sweep, sweep_name
+from qat_ste.base.process import run_program
+from qat_ste.base.text import of_error
+
+_launching_process: int | None = None
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+# Cached, as Hydra's own ${now:}: jobs in other processes are given what the launching process found.
+OmegaConf.register_new_resolver("sweep_name", lambda: sweep_name(sys.argv[1:]), replace=True, use_cache=True)
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
+def _job(cfg: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
+    sweeping = hydra_config.mode is RunMode.MULTIRUN
+    choices = {
+        group: choice for group, choice in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
+    }
+    _name_for_logger(cfg.logger, choices, Path(hydra_config.sweep.dir).name if sweeping else None)
+    job_logging: Any = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
+    job = Job(
+        cfg,
+        Path(hydra_config.runtime.output_dir),
+        {"command": shlex.join(["qat-run", *hydra_config.overrides.task]), "choices": choices},
+        packaged_default(config_dir(), choices),
+        job_logging,
+    )
+    if cfg.dry_run:
+        _describe(job)
+    elif not sweeping:
+        try:
+            exit_code = job.run()
+        except Exception as error:
+            exit_code = tell_fault(error, job.folder)
+        if exit_code:
+            raise SystemExit(exit_code)
+    else:
+        run_of_sweep(job, hydra_config.launcher, in_launching_process=_launching_process == os.getpid())
+
+
+def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: str | None) -> None:
+    """Puts what the run is called among others where the logger takes it and nothing was asked for."""
+    tags = [choice for name in ("experiment", "row", "estimator", "optimizer") if (choice := choices.get(name))]
+    for key, value in {"group": group, "job_type": choices.get("row"), "tags": tags}.items():
+        if logger.get(key, "") is None:
+            logger[key] = value
+
+
+def _describe(job: Job) -> None:
+    """Prints the line and leaves no run folder behind; of a sweep the other lines follow."""
+    try:
+        print(job.describe())  # noqa: T201
+    except Exception as error:
+        exit_code = tell_fault(error, None)
+        if Sweep.current is None:
+            raise SystemExit(exit_code) from None
+        Sweep.current.faults += 1
+    finally:
+        with suppress(OSError):  # not empty: a run is there
+            job.folder.rmdir()
+
+
+def _formula_quoted(argument: str) -> str:
+    """A formula that Hydra cannot read as it stands, since to it cos(u) calls a function of its own, in quotes."""
+    key, _, value = argument.partition("=")
+    if key.lstrip("+") == "estimator.expression":
+        try:
+            OverridesParser.create().parse_override(argument)
+        except HydraException:
+            return quoted(key, value)
+    return argument
+
+
+def main() -> None:
+    """All of ``qat-run``. Bad input: one line a problem, exit code 2; a sweep of which not all runs are done: 1."""
+    global _launching_process
+    _launching_process, Sweep.current = os.getpid(), None
+    sys.argv = [_formula_quoted(argument) for argument in sys.argv]
+    logging.raiseExceptions = False  # a full disk under run.log is no reason for a traceback a line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
+    if outer_rank():  # rank 0 keeps the run folder
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+    if "dry_run=true" in sys.argv:
+        sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+        sys.argv += ["hydra/launcher=basic"] if {"-m", "--multirun"} & set(sys.argv) else []
+    exit_code = 0
+    try:
+        _job()
+    except COMPOSE_ERRORS as error:
+        tell(composition_problems(config_dir(), sys.argv[1:], error))
+        raise SystemExit(2) from None
+    except SystemExit as stopped:
+        if Sweep.current is None:
+            raise
+        exit_code = int(stopped.code or 0)
+    except OSError as error:  # of Hydra's own files: a run's are its own affair
+        tell([of_error(error)])
+        exit_code = 1
+        if Sweep.current is None:
+            raise SystemExit(exit_code) from None
+    except Exception as error:
+        if Sweep.current is None:
+            raise
+        tell([f"the launcher failed: {type(error).__name__}: {' '.join(str(error).split())[-500:]}"])
+        exit_code = 1
+    if Sweep.current is not None:
+        own_exit_code = Sweep.current.end(dry_run="dry_run=true" in sys.argv)
+        raise SystemExit(exit_code or own_exit_code)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""What the rest stands on: errors, text, files, run configurations, process set-up. Imports no torch."""

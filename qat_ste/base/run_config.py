@@ -1,0 +1,96 @@
+"""Which configurations make the same run, and whether a folder holds it, done. Imports no torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qat_ste.base.text import one_line
+
+# What may be different when a run is continued: where things lie, what is told, and how fast it goes.
+FREE_TO_CHANGE = (
+    "dry_run",
+    "paths",
+    "logger",
+    "checkpoint",
+    "runtime.line_seconds",
+    "dataset.root",
+    "dataset.cache",
+    "dataset.workers",
+)
+
+
+MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
+MOST_BYTES = 16 << 20  # of a JSON file
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
+
+    def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
+        lines = [
+            f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
+            for key, saved, now in (_short(difference) for difference in differences[:MOST_DIFFERENCES])
+        ]
+        super().__init__("\n".join(lines))
+
+
+def identity(config: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The part of a resolved configuration on which the numbers of a run depend, less the keys in ``leave_out``."""
+    kept = copy.deepcopy(dict(config))
+    for key in FREE_TO_CHANGE + leave_out:
+        section, _, name = key.partition(".")
+        if not name:
+            kept.pop(section, None)
+        elif isinstance(kept.get(section), dict):
+            kept[section].pop(name, None)
+    return kept
+
+
+def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value saved, value now) wherever two nested configurations differ."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        names = [*saved, *(name for name in now if name not in saved)]
+        return [d for name in names for d in differences(saved.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
+    return [] if saved == now else [(key, saved, now)]
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the run of this resolved configuration, done.
+
+    Raises:
+        CheckpointMismatch: it holds a finished run of another configuration.
+    """
+    try:
+        if read_json(folder / "status.json")["status"] != "done":
+            return False
+        found = differences(identity(read_json(folder / "results.json")["config"]), identity(config))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # whatever may be in files of these names
+        return False
+    if found:
+        raise CheckpointMismatch(folder / "results.json", found)
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """What is in the file.
+
+    Raises:
+        OSError: there is none, or it is too large.
+        ValueError: it is no JSON.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is no file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise OSError(f"{path.name} has {size:,} bytes where {MOST_BYTES:,} are the most")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _short(values: tuple[Any, ...]) -> list[str]:
+    return [one_line(str(value), LONGEST) for value in values]

@@ -1,0 +1,151 @@
+"""The card of an estimator: what the theorem makes of it on a grid, under an optimizer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+
+import torch
+from torch import Tensor
+
+from qat_ste.base.estimator_card import Card, Flag
+from qat_ste.estimators import Estimator
+from qat_ste.estimators.whole_line import WholeLine
+from qat_ste.experiment.counterparts import adjust
+from qat_ste.optimizers import Adjustment, Equivalence, MakeOptimizer, adjustment_of
+from qat_ste.quantizers.quantizer import Quantizer
+from qat_ste.theory.equivalence import SteEquivalent
+
+POINTS = 8192  # in all, but at least LEAST in each half interval
+LEAST = 16
+JUMPS = "g jumps: the error of a step shrinks with the learning rate, not with its square"
+
+
+def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer, lr: float) -> Card:
+    """The card of ``estimator``; only the ratios of the quantizer's levels count, not ``max``.
+
+    Args:
+        optimizer: called with parameter groups and ``lr=``, as for ``compare``.
+
+    Raises:
+        ValueError: the estimator is not made for this grid.
+    """
+    quantizer = quantizer.with_max(torch.ones((), dtype=torch.float64))
+    estimator.check(quantizer)
+    adjustment, pair = adjust(adjustment_of(optimizer, lr), estimator, quantizer)
+    refusal = "" if pair else adjustment.reason
+    w = _sample(quantizer)
+    g = estimator.derivative(w, quantizer)
+    alive = quantizer.alive(w) if not isinstance(estimator, WholeLine) else w.abs() < estimator.reach
+    soft = _soft_quantizer(estimator, quantizer, w, g)
+    mapped = pair.weight_map(w) if pair else None
+    inside = ~quantizer.saturated(w)
+    levels = quantizer.levels
+    width = quantizer.interval(w)[2]
+    shift = ((mapped - w).abs() / width)[inside].max().item() if mapped is not None else None
+    shift = 0.0 if shift is not None and shift < 1e-9 else shift
+    definition, about = _documentation(type(estimator))
+    known = pair.assumptions if pair else None
+    arrays = {"levels": levels, "thresholds": quantizer.thresholds, "w": w, "alive": alive, "g": g, "soft": soft}
+    return Card(
+        name=str(estimator),
+        definition=definition,
+        about=about,
+        sources=tuple(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", f"{definition} {about}"))),
+        grid=_grid(quantizer),
+        flags=_flags(estimator, pair, refusal),
+        lower=known.lower if known else g[alive].min().item(),
+        upper=known.upper if known else g[alive].max().item(),
+        lipschitz=known.lipschitz if known else None,
+        mean=_rise(soft, w, levels) / (levels[-1] - levels[0]).item(),
+        lr_factor=pair.lr_factor if pair else None,
+        largest_shift=shift,
+        refusal=refusal,
+        equivalence=str(adjustment.equivalence),
+        ste_run=_ste_run(adjustment, pair, lr, mapped is not None and not torch.allclose(mapped, w)),
+        reason=str(adjustment),
+        mapped=None if mapped is None else mapped.flatten().numpy(),
+        **{name: values.flatten().numpy() for name, values in arrays.items()},
+    )
+
+
+def _sample(quantizer: Quantizer) -> Tensor:
+    """Points of each half interval, a row each, ascending; its ends from inside, since g may jump there."""
+    levels, thresholds = quantizer.levels, quantizer.thresholds
+    beyond = torch.stack([1.5 * levels[0] - 0.5 * levels[1], 1.5 * levels[-1] - 0.5 * levels[-2]])
+    edges = torch.cat([levels, thresholds, beyond]).sort().values
+    share = torch.linspace(1e-12, 1 - 1e-12, max(LEAST, POINTS // len(edges)), dtype=torch.float64)
+    return edges[:-1, None] + share * edges.diff()[:, None]
+
+
+def _soft_quantizer(estimator: Estimator, quantizer: Quantizer, w: Tensor, g: Tensor) -> Tensor:
+    """∫ g dw: by the closed form where there is one, else by the trapezoidal rule."""
+    closed: Tensor | None
+    if isinstance(estimator, WholeLine):
+        closed = estimator.primitive_of(w.clamp(-estimator.reach, estimator.reach))
+    else:
+        offset, _, width = quantizer.interval(w)
+        closed = estimator.primitive(offset, quantizer)
+        closed = None if closed is None else closed * width
+    pieces = closed.diff(dim=1) if closed is not None else (g[:, 1:] + g[:, :-1]) / 2 * w.diff(dim=1)
+    pieces = pieces * ((g[:, 1:] != 0) | (g[:, :-1] != 0))
+    soft = torch.cat([torch.zeros_like(w[:, :1]), pieces.cumsum(1)], 1)
+    soft[1:] += soft[:-1, -1:].cumsum(0)
+    middle = (quantizer.levels[0] + quantizer.levels[-1]) / 2
+    nearest = (w - middle).abs().argmin()
+    return soft - soft.flatten()[nearest] + middle
+
+
+def _rise(soft: Tensor, w: Tensor, levels: Tensor) -> float:
+    inside = soft[(w > levels[0]) & (w < levels[-1])]
+    return (inside[-1] - inside[0]).item()
+
+
+def _documentation(kind: type[Estimator]) -> tuple[str, str]:
+    """First paragraph of the class's docstring, and the others up to its arguments, a line each."""
+    text = re.split(r"^\w+:$", inspect.getdoc(kind) or "", maxsplit=1, flags=re.MULTILINE)[0]
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+    return (paragraphs[0] if paragraphs else "", "\n".join(paragraphs[1:]))
+
+
+def _grid(quantizer: Quantizer) -> str:
+    widths = quantizer.levels.diff()
+    spacing = "equally" if torch.allclose(widths, widths[0].expand_as(widths), rtol=1e-6) else "unequally"
+    spaced = f" {spacing} spaced" if len(widths) > 1 else ""
+    return f"{quantizer.num_levels}{spaced} levels, saturation {quantizer.saturation}"
+
+
+def _flags(estimator: Estimator, pair: SteEquivalent | None, refusal: str) -> tuple[Flag, ...]:
+    """In the order in which ``check_assumptions`` looks: what comes after the first that fails is not known."""
+    if pair is None:
+        failing = re.search(r"is not (positive|bounded|cyclical|even)\b", refusal)
+        names = ["positive", "bounded", "cyclical", "even"]
+        number = names.index(failing[1]) if failing else 0
+        before: list[bool | None] = [True if number > 1 else None] * number
+        found = [*before, False if failing else None, *[None] * (len(names) - number - 1)]
+        flags = [Flag(name, held, refusal if held is False else "") for name, held in zip(names, found, strict=True)]
+        return (*flags[:2], Flag("Lipschitz", None), *flags[2:])
+    known = pair.assumptions
+    smooth = known.lipschitz < math.inf
+    return (
+        Flag("positive", True, f"L₋ = {known.lower:.4g}"),
+        Flag("bounded", True, f"L₊ = {known.upper:.4g}"),
+        Flag("Lipschitz", smooth, f"L' = {known.lipschitz:.4g} a step" if smooth else JUMPS),
+        Flag("cyclical", None, "asked for between two levels alone, and there g = 1 or the grid has one threshold")
+        if isinstance(estimator, WholeLine)
+        else Flag("cyclical", True, "the same in every interval between two levels"),
+        Flag("even", known.even, "M leaves the levels where they are" if known.even else "M moves the levels"),
+    )
+
+
+def _ste_run(adjustment: Adjustment, pair: SteEquivalent | None, lr: float, moves: bool) -> str:
+    if adjustment.equivalence is Equivalence.REMAP and pair is not None:
+        alpha = pair.lr_factor
+        rate = "the same learning rate" if alpha == 1 else f"learning rate {alpha:.4g} x {lr:g} = {alpha * lr:.3g}"
+        return f"the STE at {rate} from {'M(w0)' if moves else 'the same weights'}"
+    if adjustment.equivalence is Equivalence.KEEP:
+        return "the STE, nothing adjusted"
+    if adjustment.equivalence is Equivalence.EXACT:
+        return "the STE, nothing adjusted: the runs are identical"
+    return "no run with the STE that is known"

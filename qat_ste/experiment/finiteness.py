@@ -1,0 +1,95 @@
+"""NaN and infinity stop a run before they are told or saved: with the step, the member and the tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat_ste.experiment.member import Member
+from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.fake_quant.fake_quantize import plain_name
+
+HINT = "A smaller learning rate may help"
+
+
+class FinitenessCheck:
+    """What was finite before the first step, or when a run went on, has to stay so.
+
+    Looks at losses, weights, buffers and states of optimizers; masks of infinities may stay what they are.
+
+    Args:
+        step: number of steps done already.
+    """
+
+    def __init__(self, monitor: DivergenceMonitor, step: int) -> None:
+        self._monitor, self._cohort, self._step = monitor, monitor.cohort, step
+        self._never = {number: set(_not_finite(member)) for number, member in self._cohort.local.items()}
+
+    def check(self, losses: Tensor, step: int) -> None:
+        """After so many steps; ``losses`` of all members (a row each) at all steps, of this rank's part of a batch.
+
+        Raises:
+            FloatingPointError: something is not finite; on all ranks alike.
+        """
+        if step == self._step:
+            return
+        first, self._step = self._step, step
+        recent = self._cohort.layout.over_batch(losses[:, first:step])
+        bad = (~torch.isfinite(recent)).nonzero()
+        if len(bad):
+            number, offset = bad[bad[:, 1].argmin()].tolist()
+            at = first + offset + 1
+            hint = HINT if at > 1 else "No step was made before it: look at the first batch"
+            self._raise(number, f"the loss of {{}} is {recent[number, offset].item()} at step {at}", hint)
+        found = [bool(self._found(number)) for number in range(len(self._cohort.recipes))]
+        found = self._cohort.layout.ranks.any(found)
+        if any(found):
+            number = found.index(True)
+            since = f"after step {step}" if step == first + 1 else f"between steps {first + 1} and {step}"
+            self._raise(number, f"a weight of {{}} or its optimizer's state is no longer finite {since}")
+
+    def _raise(self, number: int, what: str, hint: str = HINT) -> None:
+        name = next(name for name, candidate in self._cohort.names.items() if candidate == number)
+        tensor = next(iter(self._found(number)), "none")
+        raise FloatingPointError(f"{what.format(name)}; first tensor that is not finite by now: {tensor}. {hint}")
+
+    def _found(self, number: int) -> list[str]:
+        member, trajectory = self._cohort.local.get(number), self._monitor.trajectories[number]
+        found = [name for name in _not_finite(member) if name not in self._never[number]] if member else []
+        if not found and not trajectory.path.isfinite().all():  # of weights that are huge, or were for a moment
+            piece = trajectory.pieces[int(trajectory.path.isfinite().int().argmin())]
+            found.append(f"the way of {self._cohort.parts[piece.part].name}")
+        return found
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Raises FloatingPointError for a number that is not finite, which a row of metrics cannot hold."""
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FloatingPointError(f"{key} is {value} at step {row['step']}. {HINT}")
+
+
+def _not_finite(member: Member) -> list[str]:
+    """Names of the tensors that are not."""
+    tensors = {name: values for name, values in _tensors(member) if values.is_floating_point()}
+    # Quicker than to look at each number: of what is not finite no sum is. A GPU is waited for once.
+    total = sum((values.sum() for values in tensors.values()), start=torch.zeros(()))
+    if total.isfinite():
+        return []
+    return [name for name, values in tensors.items() if not values.isfinite().all()]
+
+
+def _tensors(member: Member) -> Iterator[tuple[str, Tensor]]:
+    names = {}
+    for name, parameter in member.model.named_parameters():
+        names[id(parameter)] = plain_name(name)
+        yield plain_name(name), parameter.detach()
+    yield from member.model.named_buffers()
+    for stepped, state in member.optimizer.state.items():
+        for key, values in state.items():
+            if isinstance(values, Tensor):
+                yield f"{key} of {names[id(stepped)]}", values

@@ -1,0 +1,111 @@
+"""What is measured of a cohort while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qat_ste.divergence import Divergence, Pair, Trajectories, Values, sample_positions
+from qat_ste.experiment.cohort import Cohort
+from qat_ste.experiment.error_bound import ErrorBound
+from qat_ste.fake_quant.flat_layout import pieces_of
+
+
+class DivergenceMonitor:
+    """Trajectories of all members and the metrics of each counterpart, over this rank's slice of the weights."""
+
+    def __init__(self, cohort: Cohort, sequence_weights: int, seed: int) -> None:
+        self.cohort = cohort
+        sampled = sample_positions(cohort.parts, sequence_weights, seed)
+        self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
+        if sampled is not None:
+            sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
+        pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
+        self.trajectories = Trajectories(cohort.slices, pieces, sampled)
+        reference = self.trajectories[0]
+        self.divergences = {
+            number: Divergence(
+                Pair(reference, self.trajectories[number], len(cohort.parts), cohort.weight_map(number)),
+                cohort.layout.ranks.sum,
+            )
+            for number in cohort.counterparts.values()
+        }
+        self._bounds = {
+            number: ErrorBound(cohort, number, self.trajectories)
+            for number in self.divergences
+            if ErrorBound.applies(cohort, number)
+        }
+
+    def now(self, number: int) -> Values:
+        """What is followed over time of one counterpart."""
+        self.settle()
+        bound = self._bounds.get(number)
+        return self.divergences[number].now() | ({"weight_alignment_error_bound": bound.now()} if bound else {})
+
+    def observe(self, step: int) -> None:
+        """Takes in the weights after optimizer step ``step`` (1, 2, …)."""
+        cohort = self.cohort
+        for bound in self._bounds.values():
+            bound.observe()
+        self.trajectories.observe(step)
+        if self.trajectories.full:
+            self.settle()
+        if cohort.layout.ranks.size == 1:
+            cohort.quantize(self.trajectories.level)
+
+    def settle(self) -> None:
+        """Brings all metrics up to date with the changes observed."""
+        changes = self.trajectories.settle()
+        for number, divergence in self.divergences.items() if changes else ():
+            divergence.changed(changes[0], changes[number])
+
+    def results(self, number: int) -> tuple[Values, dict[str, Values]]:
+        """Every metric of one counterpart, over all weights and by tensor."""
+        self.settle()
+        return self.divergences[number].results([part.name for part in self.cohort.parts])
+
+    def remapped(self) -> None:
+        """Weights were put elsewhere, each on its level: no step, and no part of their path."""
+        self.trajectories.previous.copy_(self.trajectories.weights)
+
+    def initial(self) -> list[Values]:
+        """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""
+        found: list[Values] = [{} for _ in self.trajectories]
+        for number, divergence in self.divergences.items():
+            sums = self.cohort.layout.ranks.sum(torch.stack([metric.sums().sum(0) for metric in divergence.metrics]))
+            by_name = dict(zip((metric.name for metric in divergence.metrics), sums[:, 0].tolist(), strict=True))
+            found[number] = {
+                "initial_alignment_error": by_name["weight_alignment_error"] / self.cohort.quantized_weights,
+                "initial_quantized_agreement": by_name["quantized_weight_agreement"] / self.cohort.quantized_weights,
+            }
+        return found
+
+    def shares(self) -> list[Values]:
+        """Of each member, the shares of weights that ever moved and of those that lie beyond the range now."""
+        self.settle()
+        counts = torch.zeros(len(self.trajectories), 2, dtype=torch.float64)
+        for trajectory, count in zip(self.trajectories, counts, strict=True):
+            for piece in trajectory.pieces:
+                saturated = piece.quantizer.saturated(trajectory.weights[piece.where])
+                flags = (trajectory.moved(piece.where), saturated)
+                count += torch.tensor([flag.count_nonzero().item() for flag in flags])
+        shares = self.cohort.layout.ranks.sum(counts) / self.cohort.quantized_weights
+        return [{"moved_fraction": moved, "saturated_fraction": saturated} for moved, saturated in shares.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        self.settle()
+        return {
+            "trajectories": [trajectory.state_dict() for trajectory in self.trajectories],
+            "divergences": {number: divergence.state_dict() for number, divergence in self.divergences.items()},
+            "bounds": {number: bound.state_dict() for number, bound in self._bounds.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state; the weights have been restored before."""
+        for trajectory, saved in zip(self.trajectories, state["trajectories"], strict=True):
+            trajectory.load_state_dict(saved)
+        for number, divergence in self.divergences.items():
+            divergence.load_state_dict(state["divergences"][number])
+        for number, bound in self._bounds.items():
+            bound.load_state_dict(state["bounds"][number])

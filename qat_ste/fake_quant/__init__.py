@@ -1,0 +1,1 @@
+"""Quantized weights of any module, and the flat buffers that hold them."""

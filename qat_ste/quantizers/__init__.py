@@ -1,0 +1,1 @@
+"""Grids of levels and the scales that stretch them."""

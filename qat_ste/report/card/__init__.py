@@ -1,0 +1,1 @@
+"""The figure and text of one estimator."""

@@ -1,0 +1,156 @@
+"""The paper's figures from the rows and weights of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from PIL import Image
+
+from qat_ste.report.files import no_link, write
+from qat_ste.report.run.run_files import AGREEMENT, RunFiles
+from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line, plain
+
+
+def draw_all(run: RunFiles, folder: Path) -> dict[str, str]:
+    """Draws every figure into ``folder``; returns what went wrong by figure, for the log."""
+    no_link(folder).mkdir(exist_ok=True)
+    failures = {}
+    for name, draw in FIGURES.items():
+        try:
+            with mpl.rc_context(STYLE):
+                write(folder / f"{name}.png", png(draw(run)))
+        except Exception as error:  # one figure must cost neither the others nor the numbers
+            failures[name] = f"{type(error).__name__}: {error}"
+    return failures
+
+
+def png(figure: Figure, colors: int = 256) -> bytes:
+    """The figure as a PNG file of few colours, a third of the size and less."""
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    content = BytesIO()
+    drawn.quantize(colors, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG")
+    return content.getvalue()
+
+
+def curves(run: RunFiles) -> Figure:
+    """Loss and accuracy of reference and main counterpart, and the difference of every counterpart."""
+    panels = [("train_loss", "training loss")]
+    if len(run.series("reference/validation_accuracy")):
+        panels.append(("validation_accuracy", "test accuracy"))
+    figure = Figure(figsize=(6.8, 2.3 * len(panels)))
+    axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True)
+    for (key, title), (left, right) in zip(panels, axes, strict=True):
+        reference = run.series(f"reference/{key}")
+        if not len(reference):
+            raise ValueError(f"metrics.jsonl has no row with reference/{key}")
+        main = run.series(f"{run.main_counterpart}/{key}")
+        left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.6, alpha=0.4)
+        left.plot(*main.T, label=plain(run.main_counterpart), **line(run.main_counterpart, 0))
+        settled = len(reference) // 10  # the first tenth would flatten the rest
+        differences = {name: run.series(f"{name}/{key}")[:, 1] - reference[:, 1] for name in run.counterparts}
+        for number, (name, difference) in enumerate(differences.items()):
+            right.plot(reference[:, 0], difference, label=plain(name), **line(name, number), alpha=0.9)
+        limit = 1.2 * max(float(np.abs(difference[settled:]).max()) for difference in differences.values()) or 1e-3
+        right.set_ylim(-limit, limit)
+        right.axhline(0, color="#888888", lw=0.8)
+        left.set_ylabel(title)
+        right.set_ylabel("difference")
+    axes[0, 0].set_yscale("log")
+    if len(panels) > 1:
+        axes[1, 0].set_ylim(max(0.0, float(np.quantile(reference[:, 1], 0.05)) - 0.05), 1.0)
+    axes[0, 0].set_title(f"reference and {plain(run.main_counterpart)}")
+    axes[0, 1].set_title("counterpart minus reference")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    axes[0, 0].legend()
+    axes[0, 1].legend(ncols=2)
+    return figure
+
+
+def alignment_error(run: RunFiles) -> Figure:
+    """Weight alignment error over time, all counterparts on one axis."""
+    figure = Figure(figsize=(4.6, 3.1))
+    axis = figure.subplots()
+    for number, name in enumerate(run.counterparts):
+        series = run.series(f"{name}/weight_alignment_error")
+        if not len(series) or not (series[:, 1] > 0).any():
+            axis.plot([], [], label=f"{plain(name)} (exactly 0)", **line(name, number))
+            continue
+        axis.plot(*series.T, label=plain(name), **line(name, number))
+        unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
+        if not np.array_equal(unmapped, series):
+            axis.plot(
+                *unmapped.T, label=f"{plain(name)}, weights not re-mapped", color=line(name, number)["color"], ls=":"
+            )
+        bound = run.series(f"{name}/weight_alignment_error_bound")
+        if len(bound):
+            axis.plot(*bound.T, label=f"{plain(name)}, the paper's bound", color="#888888", lw=0.8)
+            agreed = (run.series(f"{name}/{AGREEMENT}")[-len(bound) :, 1] == 1).cumprod().astype(bool)
+            if agreed.any():
+                axis.plot(*bound[agreed].T, label="… while all levels agree", color="#888888", lw=3, alpha=0.5)
+    axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
+    axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at a distance over no path at all
+    axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return figure
+
+
+def alignment_scatter(run: RunFiles) -> Figure:
+    """Final weights of the reference, raw and re-mapped, against those of the STE counterpart."""
+    name = run.main_counterpart
+    own, raw, mapped = (run.weights(key) for key in (f"{name}/final", "reference/final", f"{name}/mapped_reference"))
+    panels = [("reference, raw", raw)]
+    if not np.array_equal(raw, mapped):
+        panels.append(("reference, re-mapped by M", mapped))
+    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 3.1))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, reference) in zip(axes, panels, strict=True):
+        image = _density(axis, own, reference)
+        axis.set(title=title, xlabel=f"{plain(name)} weight / max")
+    axes[0].set_ylabel("reference weight / max")
+    figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
+    return figure
+
+
+def movement_scatter(run: RunFiles) -> Figure:
+    """Initial against final weights of the reference and of the STE counterpart."""
+    name = run.main_counterpart
+    figure = Figure(figsize=(7.2, 3.1))
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, member in zip(axes, ("reference", name), strict=True):
+        image = _density(axis, run.weights(f"{member}/initial"), run.weights(f"{member}/final"))
+        axis.set(title=plain(member), xlabel="initial weight / max")
+    axes[0].set_ylabel("final weight / max")
+    figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
+    return figure
+
+
+def _density(axis: Axes, x: np.ndarray, y: np.ndarray, limit: float = 1.3) -> Any:
+    edges = np.linspace(-limit, limit, 131)
+    counts, _, _ = np.histogram2d(x.clip(-limit, limit), y.clip(-limit, limit), bins=(edges, edges))
+    shown = np.ma.masked_equal(counts.T, 0)
+    image = axis.pcolormesh(
+        edges, edges, shown, norm=LogNorm(1, max(2.0, counts.max())), cmap="viridis", rasterized=True
+    )
+    axis.plot([-limit, limit], [-limit, limit], color="#D55E00", lw=0.7, ls="--")
+    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    return image
+
+
+FIGURES: dict[str, Callable[[RunFiles], Figure]] = {
+    "alignment_error": alignment_error,
+    "alignment_scatter": alignment_scatter,
+    "movement_scatter": movement_scatter,
+    "curves": curves,
+}

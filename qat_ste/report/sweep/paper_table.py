@@ -1,0 +1,116 @@
+"""The paper's table: metrics as rows, the paper's rows and their controls as columns, one table a set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qat_ste.report.seeds import Summary
+from qat_ste.report.sweep.claims import column_title
+from qat_ste.report.sweep.groups import Group
+from qat_ste.report.tables import shown
+
+PAPER_ROWS = (
+    ("change_point_sequence_agreement", "change-point sequence agreement"),
+    ("compressed_change_point_sequence_agreement", "… compressed"),
+    ("average_change_point_error", "average change-point error (steps)"),
+    ("weight_alignment_error", "weight alignment error"),
+    ("quantized_weight_agreement", "quantized weight agreement"),
+    ("quantized_weight_agreement_moved", "… of weights that moved"),
+    ("validation_loss_correlation", "validation loss correlation"),
+    ("validation_accuracy_correlation", "validation accuracy correlation"),
+    ("inference_agreement", "inference agreement"),
+    ("incorrect_inference_agreement", "incorrect inference agreement"),
+    ("reference_test_accuracy", "test accuracy, reference"),
+    ("test_accuracy", "test accuracy, counterpart"),
+)
+# Set-up, row and counterpart: the summaries of its metrics. Plain dictionaries, as they are kept in a summary file.
+Measured = dict[str, dict[str, dict[str, dict[str, Summary | None]]]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One counterpart of one row; ``cells`` in the order of ``PAPER_ROWS``, ``n`` the number of seeds."""
+
+    title: str
+    row: str
+    counterpart: str
+    cells: tuple[Summary | None, ...]
+
+    @property
+    def n(self) -> int:
+        return max((cell.n for cell in self.cells if cell), default=0)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return tuple(shown_summary(cell, self.n) for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """The table of one set-up."""
+
+    setup: str
+    columns: tuple[Column, ...]
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        return tuple(title for _, title in PAPER_ROWS)
+
+
+def measure(groups: Iterable[Group]) -> Measured:
+    """Mean and deviation over seeds of everything in the table."""
+    measured: Measured = {}
+    for group in groups:
+        rows = measured.setdefault(group.setup, {})
+        rows[group.row] = {name: _summaries(group, name) for name in group.counterparts}
+    return measured
+
+
+def paper_tables(measured: Measured) -> list[PaperTable]:
+    """One table a set-up, in the order given."""
+    return [
+        PaperTable(
+            setup,
+            tuple(
+                Column(column_title(row, name), row, name, tuple(metrics.get(key) for key, _ in PAPER_ROWS))
+                for row, counterparts in rows.items()
+                for name, metrics in counterparts.items()
+            ),
+        )
+        for setup, rows in measured.items()
+    ]
+
+
+def blocks(columns: Sequence[Column], width: int) -> list[list[Column]]:
+    """The columns in parts of at most ``width``; those of one row stay together where they fit."""
+    parts: list[list[Column]] = [[]]
+    for place, column in enumerate(columns):
+        ahead = [other for other in columns[place:] if other.row == column.row]
+        begins = place == 0 or columns[place - 1].row != column.row
+        if parts[-1] and (len(parts[-1]) == width or (begins and len(parts[-1]) + min(len(ahead), width) > width)):
+            parts.append([])
+        parts[-1].append(column)
+    return parts
+
+
+def shown_summary(summary: Summary | None, n: int | None = None) -> str:
+    """Mean ± standard deviation, to the same place; with its number of values where that is not ``n``."""
+    if summary is None:
+        return "–"
+    mean = shown(summary.mean)
+    text = mean
+    if summary.sd is not None:
+        places = len(mean.partition(".")[2])
+        exact = "e" in mean or summary.mean == 0
+        text += f" ± {shown(summary.sd)}" if exact else f" ± {summary.sd:.{places}f}"
+    return text if n in (None, summary.n) else f"{text} (n = {summary.n})"
+
+
+def _summaries(group: Group, counterpart: str) -> dict[str, Summary | None]:
+    return {
+        key: group.summary("reference", "test_accuracy")
+        if key == "reference_test_accuracy"
+        else group.summary(counterpart, key)
+        for key, _ in PAPER_ROWS
+    }

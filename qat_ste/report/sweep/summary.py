@@ -1,0 +1,105 @@
+"""The numbers of many runs as one small JSON file: what a repository keeps of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qat_ste.report.files import write
+from qat_ste.report.seeds import Summary
+from qat_ste.report.sweep.claims import Claim, orders
+from qat_ste.report.sweep.findings import Findings
+from qat_ste.report.sweep.groups import Group
+from qat_ste.report.sweep.paper_table import Measured
+
+SCHEMA = 1
+
+
+def write_summary(findings: Findings, path: Path) -> None:
+    """Writes what ``summary`` gives; keys in the report's order, one number or list of numbers a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, _laid_out(summary(findings)) + "\n")
+
+
+def summary(findings: Findings) -> dict[str, Any]:
+    """Numbers as [mean, sd, n] with six significant digits, claims, and on what all of it was measured."""
+    machines = [run.machine for group in findings.groups for run in group.runs]
+    rows: dict[str, dict[str, Any]] = {}
+    for group in findings.groups:
+        counterparts = {
+            name: {key: _triple(cell) for key, cell in metrics.items()}
+            for name, metrics in findings.measured[group.setup][group.row].items()
+        }
+        rows.setdefault(group.setup, {})[group.row] = _about(group) | {"counterparts": counterparts}
+    return {
+        "schema": SCHEMA,
+        "runs": len(machines),
+        "wall_seconds": _rounded(math.fsum(run.wall_seconds or 0 for g in findings.groups for run in g.runs)),
+        "devices": _several(machine["device"] for machine in machines),
+        "cpu_count": _several(machine["cpu_count"] for machine in machines),
+        "versions": {
+            package: _several(machine["versions"].get(package) for machine in machines)
+            for package in sorted({package for machine in machines for package in machine["versions"]})
+        },
+        "experiments": rows,
+        "orders": orders(findings.claims),
+        "claims": [{key: _rounded(value) for key, value in asdict(claim).items()} for claim in findings.claims],
+    }
+
+
+def read_summary(path: Path) -> tuple[dict[str, Any], Measured, list[Claim]]:
+    """The content of a summary file, and what of it tables and claims are made of."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    measured: Measured = {
+        setup: {
+            row: {
+                name: {key: Summary(*triple) if triple else None for key, triple in metrics.items()}
+                for name, metrics in about["counterparts"].items()
+            }
+            for row, about in rows.items()
+        }
+        for setup, rows in content["experiments"].items()
+    }
+    return content, measured, [Claim(**claim) for claim in content["claims"]]
+
+
+def _about(group: Group) -> dict[str, Any]:
+    trains = [run.config.get("train") for run in group.runs]
+    shares = [train.get("share") for train in trains if isinstance(train, dict)]
+    return {
+        "seeds": [run.seed for run in group.runs],
+        "steps": _several(run.steps for run in group.runs),
+        "reproduce": _several(run.choices.get("reproduce") for run in group.runs),
+        "fraction_of_epochs": _several(share for share in shares if isinstance(share, int | float)),
+        "equivalence": _several(run.equivalence for run in group.runs),
+        "wall_seconds": _rounded(math.fsum(run.wall_seconds or 0 for run in group.runs)),
+        "devices": _several(run.machine["device"] for run in group.runs),
+    }
+
+
+def _several(values: Iterable[Any]) -> list[Any]:
+    """Each once, those that are known."""
+    return list(dict.fromkeys(value for value in values if value is not None))
+
+
+def _triple(cell: Summary | None) -> list[Any] | None:
+    return None if cell is None else [_rounded(cell.mean), _rounded(cell.sd), cell.n]
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _laid_out(value: Any, indent: int = 0) -> str:
+    """JSON with innermost lists on one line."""
+    inner = " " * (indent + 1)
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(key)}: {_laid_out(item, indent + 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return "[\n" + ",\n".join(inner + _laid_out(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,184 @@
+"""``qat-estimator``, the catalogue page, and an estimator of one's own: one class, one YAML, nothing else touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from qat_ste.app import atlas_cli, estimator_cli
+from qat_ste.app import run_cli as cli
+from qat_ste.app.compose import config_dir, options
+from scripts import catalogue_docs
+from tests.conftest import SHORT
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+SPY = """
+import sys
+from qat_ste.app import estimator_cli
+sys.argv = ["qat-estimator", *sys.argv[1:]]
+try:
+    estimator_cli.main()
+finally:
+    print("HEAVY", sorted({"torch", "wandb", "matplotlib", "sklearn", "numpy"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(main, *arguments: object) -> SimpleNamespace:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            code = main() or 0
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err.strip().splitlines(), words=" ".join(out.split()))
+
+    return call
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Path:
+    """A package with one class, and a folder with one YAML."""
+    package, conf = tmp_path / "my_package", tmp_path / "my conf, too"
+    (conf / "estimator").mkdir(parents=True)
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from qat_ste.estimators import Estimator\n\n\n"
+        "class Mine(Estimator):\n"
+        '    """g = 1 - depth·u⁴: flat at the threshold.\n\n'
+        "    Args:\n        depth: how far it goes down, in sixteenths.\n"
+        '    """\n\n'
+        "    def __init__(self, depth: float = 8.0) -> None:\n        self.depth = depth\n\n"
+        "    def shape(self, u, quantizer):\n        return 1 - self.depth * u**4\n"
+    )
+    (conf / "estimator" / "mine.yaml").write_text("_target_: my_package.Mine\ndepth: 8.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return conf
+
+
+def test_card_on_the_terminal_and_figure_in_the_folder(command):
+    run = command(estimator_cli.main, "tanh", "estimator.k=9", "--output", "card.png", "quantizer.bits=3")
+    assert (run.code, run.err) == (0, [])
+    assert run.out.startswith("Tanh(k=9.0) on 8 equally spaced levels, saturation range\n")
+    assert "amounts to the STE at learning rate 0.8492 x 0.003 = 0.00255 from M(w0) adjustment remap: " in run.words
+    assert "positive yes L₋ = 0.3954 bounded yes" in run.words
+    assert run.out.splitlines()[-1] == str(Path("card.png").resolve())
+    assert Path("card.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fails_is_said_beside_its_flag_and_is_no_error(command):
+    run = command(estimator_cli.main, "cosine", "estimator.a=1", "optimizer=adam")
+    assert run.code == 0
+    assert "positive no Cosine(a=1.0) is not positive: g = 0 at w = " in run.words
+    assert "g(u) <= 0 at |u| = 0.5" in run.words
+    assert "amounts to no run with the STE that is known" in run.words
+    assert Path("cosine.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["tanhh"], ["estimator=tanhh: no such estimator, allowed are acos, approx_sign, arctan, "]),
+        (
+            ["tanh", "estimator.k=0", "quantizer.bits=77"],
+            [
+                "quantizer.bits=77: must be a whole number from 1 to 16",
+                "estimator.k=0: must be a positive finite number; ",
+            ],
+        ),
+        (["tanh", "quantizer.levels=[3,1]"], ["quantizer.levels=[3,1]: must be at least two finite numbers in "]),
+        (["tanh", "--config-dir", "nowhere"], ["--config-dir nowhere: is no folder"]),
+        (["tanh", "--output", "nowhere/card.png"], ["--output nowhere/card.png: No such file or directory"]),
+    ],
+)
+def test_bad_input_is_a_line_each(command, arguments, lines):
+    run = command(estimator_cli.main, *arguments)
+    assert run.code == 2
+    for found, expected in zip(run.err, lines, strict=True):
+        assert found.startswith(f"qat-estimator: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "word"),
+    [
+        (["--help"], "", "estimators: acos, approx_sign, arctan, "),
+        (["-sc", "query=bash"], "qat-estimator ta", "tanh tanh_floor\n"),
+        (["-sc", "query=bash"], "qat-estimator tanh optimizer=s", "optimizer=sgd optimizer=signsgd\n"),
+    ],
+)
+def test_help_and_completion_import_nothing_heavy(arguments, line, word):
+    done = subprocess.run([sys.executable, "-c", SPY, *arguments], capture_output=True, text=True, timeout=60,
+                          env=ENVIRONMENT | {"COMP_LINE": line})  # fmt: skip
+    assert word in done.stdout, done.stderr
+    assert done.stdout.rstrip().endswith("HEAVY []")
+
+
+def test_ones_own_estimator_has_a_card(command, mine):
+    run = command(estimator_cli.main, "mine", "--config-dir", mine)
+    assert run.code == 0, run.err
+    assert run.out.startswith("Mine(depth=8.0) on 4 equally spaced levels, saturation range\ng = 1 - depth·u⁴: flat")
+    assert Path("mine.png").is_file()
+    run = command(estimator_cli.main, "minee", "--config-dir", mine)
+    assert run.code == 2
+    assert ", mine, " in run.err[0] and run.err[0].endswith("; for example estimator=mine")
+
+
+def test_ones_own_estimator_is_listed_and_trains(qat_run, mine):
+    run = qat_run("--config-dir", str(mine), *SHORT, "logger=none", "estimator=mine")
+    assert run.code == 0, run.err
+    assert run.read("results.json")["lr_factor"] == pytest.approx(0.879, abs=5e-3)
+    assert ", mine, " in qat_run("--config-dir", str(mine), "--help").out
+    wrong = qat_run("--config-dir", str(mine), "estimator=mine", "train.steps=abc")
+    assert wrong.err.strip() == "qat-run: train.steps=abc: must be a whole number; for example train.steps=1500"
+
+
+def test_of_two_yamls_with_the_same_name_all_commands_take_the_packaged_one(command, qat_run, mine):
+    (mine / "estimator" / "tanh.yaml").write_text("_target_: my_package.Mine\ndepth: 4.0\n")
+    assert command(estimator_cli.main, "tanh", "--config-dir", mine).out.startswith("Tanh(k=5.5) on ")
+    assert "_target_: qat_ste.estimators.Tanh" in qat_run("--config-dir", str(mine), "--cfg", "job").out
+    assert options("estimator", config_dir(), str(mine))["tanh"].is_relative_to(config_dir())
+
+
+def test_ones_own_estimator_in_the_catalogue(command, mine, monkeypatch):
+    packaged = {name: path for name, path in options("estimator", config_dir()).items() if name in {"ste", "tanh"}}
+    yaml = mine / "estimator" / "mine.yaml"
+    monkeypatch.setattr(catalogue_docs, "options", lambda group, *folders: (
+        packaged | ({"mine": yaml} if str(mine) in folders else {}) if group == "estimator" else options(group, *folders)
+    ))  # fmt: skip
+    arguments = ("--config-dir", mine, "--output", "pages")
+    assert command(catalogue_docs.main, *arguments).code == 0
+    text = Path("pages/catalogue.md").read_text()
+    assert "| [`mine`](#mine) | – | yes | yes | yes | yes | yes |" in text
+    assert "- `depth` = `8`: how far it goes down, in sixteenths." in text
+    assert {path.stem for path in Path("pages/catalogue").iterdir()} == {"mine", "ste", "tanh"}
+    assert command(catalogue_docs.main, *arguments, "--check").code == 0
+    yaml.write_text("_target_: my_package.Mine\ndepth: 4.0\n")
+    stale = command(catalogue_docs.main, *arguments, "--check")
+    assert (stale.code, stale.err) == (1, ["pages/catalogue.md is stale: run python scripts/catalogue_docs.py"])
+    yaml.write_text("_target_: my_package.Mine\ndepth: 8.0\n")
+    Path("pages/catalogue/ste.png").unlink()
+    assert command(catalogue_docs.main, *arguments, "--check").code == 1
+
+
+def test_ones_own_estimator_in_the_atlas(command, mine):
+    arguments = ("atlas.estimators=[mine]", "atlas.optimizers=[sgd]", "--config-dir", mine, "--dry-run")
+    run = command(atlas_cli.main, *arguments)
+    assert run.code == 0, run.err
+    assert "sgd" in run.out
+
+
+def test_the_catalogue_is_what_classes_and_files_give(command):
+    run = command(catalogue_docs.main, "--check")
+    assert run.code == 0, run.err

@@ -1,0 +1,129 @@
+"""An estimator from the shell: what a formula trains, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.conftest import SHORT
+
+E = "(k/3)"
+TANH = f"exp(abs(u) * (-4*{E})) * (4*{E}/tanh({E})) / (exp(abs(u) * (-4*{E})) + 1)**2"
+QUICK = (*SHORT, "logger=none", "counterparts=[ste]")
+
+
+def numbers(node, path=""):
+    """Every number of results.json but those of the configuration and the clock."""
+    for key, value in node.items():
+        if key not in ("config", "versions", "wall_seconds"):
+            if isinstance(value, dict):
+                yield from numbers(value, f"{path}{key}.")
+            elif isinstance(value, int | float) and "seconds" not in key:
+                yield f"{path}{key}", value
+
+
+def test_tanh_written_out_trains_as_tanh(qat_run):
+    formula = ("estimator=formula", f"estimator.expression={TANH}")  # as the shell hands it on, without quotes
+    own, written, other = (
+        dict(numbers(qat_run(*QUICK, *overrides, folder=folder).read("results.json")))
+        for folder, overrides in {
+            "own": ("estimator=tanh",),
+            "written": (*formula, "estimator.parameters={k: 5.5}"),
+            "other": (*formula, "+estimator.parameters.k=5.6"),
+        }.items()
+    )
+    assert len(own) > 20
+    assert written == pytest.approx(own, rel=1e-6, abs=1e-6)
+    assert other != pytest.approx(own, rel=1e-6, abs=1e-6)
+
+
+REFUSED = [
+    ("__import__('os')", """fails at character 12, "'": not allowed"""),
+    ("(1).__class__", "fails at character 1, '(1).__class__': not allowed"),
+    ("u.__dict__", "fails at character 1, 'u.__dict__': not allowed"),
+    ("10**10**10", "fails at character 1, '10**10**10': no finite number"),
+    ("1 + depth", "fails at character 5, 'depth': no such name, 'estimator.parameters={depth: 0.5}' would give"),
+    ("", "fails at its end: "),
+    ("1+", "fails at its end: "),
+    ("u if u else 1", "fails at character 1, 'u if u else 1': not allowed"),
+    ("[u]", "must be text; for example"),
+    ("lambda: 1", "fails at character 7, ':': not allowed"),
+    ("f'{u}'", """fails at character 2, "'": not allowed"""),
+    ("abs(x=u)", "fails at character 1, 'abs(x=u)': not allowed"),
+    ("True", "must be text; for example"),
+    ("(" * 900 + "u" + ")" * 90, "fails at character 201, '(((((((((((((((((((…': too many nested parentheses"),
+    ("where(u, 1, 2)", "fails at character 1, 'where(u, 1, 2)': not allowed"),
+    ("(-1)**0.5", "fails at character 1, '(-1)**0.5': no finite number"),
+    ("1/u", "must be finite for u from -1/2 to 1/2 and is inf at u = 0 in float32"),
+]
+
+
+def one_line(run) -> str:
+    assert run.code == 2, run.err
+    (line,) = run.err.strip().splitlines()
+    assert run.read("status.json")["step"] == 0
+    assert not (run.folder / "metrics.jsonl").exists(), "nothing is trained"
+    return line
+
+
+@pytest.mark.parametrize(("expression", "message"), REFUSED, ids=[expression[:20] for expression, _ in REFUSED])
+def test_what_is_no_formula_is_told_in_one_line(qat_run, expression, message):
+    line = one_line(qat_run("estimator=formula", f"estimator.expression={expression}"))
+    shown = expression.lower() if expression == "True" else expression
+    assert line.startswith(f"qat-run: estimator.expression={shown[:199]}")
+    assert message in line
+    assert line.endswith("; for example 'estimator.expression=1 + 0.5*cos(2*pi*u)'")
+    assert len(line) < 600
+
+
+def test_a_formula_of_a_million_characters_is_refused_at_once(qat_run, tmp_path):
+    (tmp_path / "mine" / "estimator").mkdir(parents=True)
+    text = "1+" * 500_000 + "1"
+    (tmp_path / "mine" / "estimator" / "long.yaml").write_text(
+        f"_target_: qat_ste.estimators.Formula\nexpression: {text}\nparameters: null\n"
+    )
+    start = time.process_time()
+    run = qat_run("--config-dir", str(tmp_path / "mine"), "estimator=long")
+    assert time.process_time() - start < 10, "of which most is for imports"
+    (line,) = run.err.strip().splitlines()
+    assert line.startswith(f"qat-run: estimator.expression={text[:199]}…: must have at most 4096 characters")
+    assert (run.code, run.folder.exists()) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("{a: x}", "{a:x}: must be finite numbers by name, such as {a: 0.5}, and a is 'x'"),
+        ("{b: 1}", "{b:1}: must occur in the expression, and b does not"),
+        ("3", "3: must be numbers by name, such as {a: 0.5}"),
+    ],
+)
+def test_parameters_are_told_in_one_line(qat_run, parameters, message):
+    run = qat_run("estimator=formula", "estimator.expression=1 + a*u**2", f"estimator.parameters={parameters}")
+    assert one_line(run).startswith(f"qat-run: estimator.parameters={message}; for example")
+
+
+def test_keys_of_the_chosen_estimator_are_no_faults_where_another_key_is_one(qat_run):
+    run = qat_run("estimator.expression=1 + abs(u)", "train.steps=x", "estimator=formula")
+    assert run.err == "qat-run: train.steps=x: must be a whole number; for example train.steps=1500\n"
+    run = qat_run("estimator.expression=1 + abs(u)", "train.steps=x")
+    assert "estimator.expression" in run.err, "the tanh has none"
+
+
+def test_a_sweep_over_formulas_and_over_a_parameter(qat_run):
+    run = qat_run("-m", "dry_run=true", "estimator=formula", "estimator.expression='1 + a*abs(u)','1 - a*min(abs(u), 0.1)'",
+                  "+estimator.parameters.a=0.1,0.2", "hydra.sweep.dir=sweep")  # fmt: skip
+    assert run.code == 0, run.err
+    assert [line.count("estimator.expression=") for line in run.out.strip().splitlines()] == [2] * 4, (
+        "the run and its folder"
+    )
+    assert "min(abs(u), 0.1)" in run.out
+
+
+def test_the_theorem_is_asked_of_a_formula_too(qat_run):
+    results = qat_run(*SHORT, "logger=none", "estimator=formula", "estimator.expression=1 + w**2").read("results.json")
+    assert results["equivalence"] == "none"
+    assert results["equivalence_reason"].startswith(
+        "Formula('1 + w**2') is not cyclical: g = 2 at w = -1·max but 1.111"
+    )

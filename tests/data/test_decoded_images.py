@@ -1,0 +1,158 @@
+"""The cache of decoded images."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qat_ste.data.decoded_images import RECORD
+from qat_ste.data.imagenet import imagenet
+from tests.conftest import ROOT
+from tests.data.images import CPU, same, training
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_cached_test_batches_equal_the_others_to_the_last_bit(real, tmp_path):
+    for root, size in ((real / "fullsize", 64), (real / "fullsize", 224)):  # at 224 some images are smaller than that
+        cached = imagenet(root, size, 2, cache=tmp_path)
+        cached.prepare()
+        assert same(cached.test_batches(CPU), imagenet(root, size, 2).test_batches(CPU))
+
+
+def test_a_cut_cache_is_continued_and_in_the_end_the_same(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("qat_ste.data.decoded_images.CHUNK", 3)
+    whole = tmp_path / "whole"
+    imagenet(tiny, 32, 0, cache=whole).prepare()
+    expected = content(whole)
+    name = next(name for name in expected if name.startswith("train") and name.endswith("pixels")).partition("/")[0]
+    for pixels, index in ((0, 0), (1, 999), (20_000, 999), (999_999, 57), (40_000, 140), (999_999, 999)):
+        part = tmp_path / f"{pixels}-{index}" / f"{name}.part"
+        part.mkdir(parents=True)
+        (part / "pixels").write_bytes(expected[f"{name}/pixels"][:pixels])
+        (part / "index").write_bytes(expected[f"{name}/index"][:index])
+        imagenet(tiny, 32, 2, cache=part.parent).prepare()
+        assert content(part.parent) == expected
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_finished_cache_is_read_and_not_made_again(tiny, tmp_path):
+    imagenet(tiny, 32, 0, cache=tmp_path / "cache").prepare()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    data = imagenet(tiny, 32, 0, cache=tmp_path / "cache")
+    data.prepare()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
+    for path in tiny.rglob("*.JPEG"):
+        path.write_bytes(bytes(path.stat().st_size))  # equal in size: the images now come from the cache
+    training(data, 4)
+
+
+def test_another_size_or_list_of_files_has_another_cache(tiny, tmp_path):
+    for change in (lambda: 32, lambda: 40, lambda: (tiny / "train/ant/0.jpg").rename(tiny / "train/ant/x.jpg") and 32):
+        before = content(tmp_path / "cache")
+        imagenet(tiny, change(), 0, cache=tmp_path / "cache").prepare()
+        after = content(tmp_path / "cache")
+        assert before.items() < after.items()
+        assert any("train" in name for name in after.keys() - before.keys())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
+    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
+    folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
+    pixels, index = (folder / "pixels").read_bytes(), (folder / "index").read_bytes()
+    for name, damaged in (
+        ("pixels", pixels[:5000] + bytes([pixels[5000] ^ 1]) + pixels[5001:]),
+        ("pixels", pixels[:-1]),
+        ("index", index[:-28]),
+        ("index", index[:8] + bytes([index[8] ^ 1]) + index[9:]),
+    ):
+        (folder / name).unlink()  # workers of the last round may have it mapped
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"^{folder}/pixels is damaged \(.*\): delete {folder}$"):
+            training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
+        (folder / name).unlink()
+        (folder / name).write_bytes({"pixels": pixels, "index": index}[name])
+    training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
+
+
+@pytest.mark.parametrize("name", ["pixels", "index"])
+def test_a_cache_without_one_of_its_files_is_refused_by_name(tiny, tmp_path, name):
+    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
+    folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
+    (folder / name).unlink()
+    with pytest.raises(
+        ValueError, match=rf"^{folder}/pixels is damaged \(No such file or directory\): delete {folder}$"
+    ):
+        training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
+
+
+def test_sizes_of_which_only_the_sum_is_right_are_refused(tiny, tmp_path):
+    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
+    folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
+    good = np.fromfile(folder / "index", RECORD)
+    for height, width in ((0, 5), (2**31, 2**32 - 1)):
+        index = good.copy()
+        index[1] = (index[1]["offset"], height, width, 0, index[1]["encoded_bytes"])
+        ends = np.cumsum(3 * index["height"].astype(np.uint64) * index["width"])
+        index["offset"][1:] = ends[:-1]
+        index.tofile(folder / "index")
+        (folder / "pixels").open("ab").truncate(min(int(ends[-1]), 2**30))
+        with pytest.raises(ValueError, match="its files do not fit together"):
+            training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
+
+
+@pytest.mark.slow
+def test_fuzz(monkeypatch, tmp_path, real):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    from campaign.caches import CachedImages
+
+    outcome = CachedImages(inputs=400).happen(tmp_path, random.Random(0))
+    assert outcome.broken == []
+
+
+def test_a_cache_of_other_images_of_the_same_names_is_refused(tiny, tmp_path):
+    imagenet(tiny, 32, 0, cache=tmp_path).prepare()
+    shutil.copy(tiny / "train/ant/3.JPEG", tiny / "train/ant/1.JPEG")
+    with pytest.raises(ValueError, match=r"was made when .*ant/1\.JPEG was another file: delete that folder$"):
+        training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
+
+
+def prepare(root: Path, cache: Path) -> None:
+    imagenet(root, 32, 2, cache=cache).prepare()
+
+
+def test_two_processes_may_make_one_cache(tiny, tmp_path):
+    prepare(tiny, tmp_path / "alone")
+    makers = [multiprocessing.Process(target=prepare, args=(tiny, tmp_path / "both")) for _ in range(3)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(60)
+    assert [maker.exitcode for maker in makers] == [0, 0, 0]
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_cache_whose_maker_was_killed_is_continued(real, tmp_path):
+    prepare(real, tmp_path / "whole")
+    script = f"from tests.data.test_image_folder import prepare, Path; prepare(Path({str(real)!r}), Path({str(tmp_path)!r}) / 'cut')"
+    for pause in (0.0, 0.05, 0.3):
+        maker = subprocess.Popen([sys.executable, "-c", script])
+        while not list(tmp_path.glob("cut/*.part")) and maker.poll() is None:
+            time.sleep(0.01)
+        time.sleep(pause)
+        maker.kill()
+        maker.wait()
+    prepare(real, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qat_ste import UniformQuantizer, quantize_weights, quantized_tensors, remove_quantizers
+from qat_ste.estimators import Ste, Tanh
+from qat_ste.fake_quant.fake_quantize import FakeQuantize, he_uniform_bound
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1)), nn.Flatten(), nn.Linear(144, 3)
+    )
+
+
+def gradients(call, model, inputs):
+    model.zero_grad()
+    call(inputs).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_forward_is_the_quantizer_and_backward_the_estimator():
+    quantizer, estimator = UniformQuantizer(2, 0.5), Tanh(5.5)
+    w = (torch.randn(1000) * 0.5).requires_grad_()
+    incoming = torch.randn(1000)
+    out = FakeQuantize(quantizer, estimator)(w)
+    out.backward(incoming)
+    assert torch.equal(out, quantizer(w))
+    assert torch.equal(w.grad, incoming * estimator.derivative(w.detach(), quantizer))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_edge_levels_and_beyond_are_what_the_saturation_says(compiled):
+    """Both edge levels stay alive in every mode: autograd's own clamp would freeze them."""
+    points = torch.tensor([-1.5, -1.3, -1.1, -1.0, -1 / 3, 1 / 3, 1.0, 1.1, 1.3, 1.5])
+    alive = {
+        "range": [0, 0, 0, 1, 1, 1, 1, 0, 0, 0],
+        "bin": [0, 1, 1, 1, 1, 1, 1, 1, 1, 0],
+        "none": [1] * 10,
+    }
+    for saturation, expected in alive.items():
+        for estimator in (Ste(), Tanh(5.5)):
+            for max_ in (0.3, torch.tensor([0.3])):
+                torch.compiler.reset()
+                w = (points * 0.3).requires_grad_()
+                module = FakeQuantize(UniformQuantizer(2, max_, saturation), estimator)
+                call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+                call(w).sum().backward()
+                assert (w.grad != 0).int().tolist() == expected, (saturation, estimator)
+                if estimator == Ste():
+                    assert w.grad.tolist() == expected
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_without_a_graph_break():
+    model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
+    inputs = torch.randn(2, 1, 8, 8)
+    compiled = torch.compile(model, fullgraph=True)
+    eager_gradients, compiled_gradients = gradients(model, model, inputs), gradients(compiled, model, inputs)
+    for eager, fused in zip(eager_gradients, compiled_gradients, strict=True):
+        assert torch.allclose(eager, fused, rtol=1e-4, atol=1e-5)
+
+
+def test_default_quantizes_convolutions_and_linear_layers():
+    model = quantize_weights(network(), 2, Ste())
+    assert [name for name, _, _ in quantized_tensors(model)] == ["0.weight", "2.0.weight", "4.weight"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "biases", "expected"),
+    [
+        (["Conv2d"], [], False, ["0.weight", "2.0.weight"]),
+        ([nn.Conv2d], [], True, ["0.weight", "0.bias", "2.0.weight", "2.0.bias"]),
+        (["2.*"], [], False, ["2.0.weight"]),
+        (["*"], ["Linear"], False, ["0.weight", "2.0.weight"]),
+        ([nn.Conv2d, nn.Linear], ["0"], False, ["2.0.weight", "4.weight"]),
+        ([nn.Linear], [], True, ["4.weight", "4.bias"]),
+    ],
+)
+def test_include_and_exclude_by_name_and_type(include, exclude, biases, expected):
+    model = quantize_weights(network(), 2, Ste(), include, exclude, biases=biases)
+    assert [name for name, _, _ in quantized_tensors(model)] == expected
+
+
+def test_a_name_pattern_leaves_normalization_alone_unless_it_is_named_by_type():
+    def quantized(pattern):
+        model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), 2, Ste(), [pattern])
+        return [name for name, _, _ in quantized_tensors(model)]
+
+    assert quantized("*") == ["0.weight"]
+    assert quantized("BatchNorm2d") == ["1.weight"]
+
+
+def test_range_is_the_he_uniform_bound():
+    assert he_uniform_bound(torch.empty(64, 32, 3, 3)) == pytest.approx((6 / 288) ** 0.5)
+    assert he_uniform_bound(torch.empty(10, 128)) == pytest.approx((6 / 128) ** 0.5)
+    assert he_uniform_bound(torch.empty(64)) == pytest.approx((6 / 64) ** 0.5)
+    model = quantize_weights(network(), 2, Ste(), max=lambda w: w.detach().abs().amax((1, 2, 3), keepdim=True),
+                             include=["Conv2d"])  # fmt: skip
+    weight = model[0].weight
+    assert len(weight[0].unique()) <= 4 < len(weight.unique())
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="no module of the model matches 'Conv3d'"):
+        quantize_weights(network(), 2, Ste(), ["Conv3d"])
+    with pytest.raises(ValueError, match="include and exclude leave no weight to quantize"):
+        quantize_weights(network(), 2, Ste(), ["Conv2d"], ["*"])
+    with pytest.raises(ValueError, match=r"0\.weight is parametrized already"):
+        quantize_weights(quantize_weights(network(), 2, Ste()), 2, Ste())
+
+
+def test_state_dict_round_trip_restores_weights_and_levels(tmp_path):
+    model = quantize_weights(network(), 2, Tanh(5.5), max=lambda w: 0.3, saturation="bin")
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = quantize_weights(network(), 4, Tanh(5.5))
+    inputs = torch.randn(2, 1, 8, 8)
+    assert not torch.equal(other(inputs), model(inputs))
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(other(inputs), model(inputs))
+    for before, after in zip(gradients(model, model, inputs), gradients(other, other, inputs), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_back_to_a_plain_module_that_holds_levels():
+    plain_keys = list(network().state_dict())
+    model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
+    inputs = torch.randn(2, 1, 8, 8)
+    expected = model(inputs)
+    plain = remove_quantizers(copy.deepcopy(model))
+    assert type(plain[0]) is nn.Conv2d
+    assert torch.equal(plain(inputs), expected)
+    assert list(plain.state_dict()) == plain_keys
+    assert len(plain[4].weight.unique()) <= 4
+    fresh = network()
+    fresh.load_state_dict(plain.state_dict())
+    assert torch.equal(fresh(inputs), expected)
+
+
+def test_removing_quantizers_from_a_copy_leaves_the_others_theirs():
+    model, inputs = quantize_weights(nn.Sequential(nn.Linear(4, 4)), 2, Ste(), biases=True), torch.rand(2, 4)
+    copied, expected = copy.deepcopy(model), model(inputs)
+    assert torch.equal(remove_quantizers(copied)(inputs), expected)
+    assert torch.equal(model(inputs), expected)
+    assert not list(quantized_tensors(copied))
+    assert len(list(quantized_tensors(model))) == 2
+
+
+def test_assigning_a_weight_sets_the_latent_weight():
+    layer = quantize_weights(nn.Sequential(nn.Linear(4, 4)), 2, Ste())[0]
+    latent = torch.rand(4, 4) - 0.5
+    layer.weight = latent
+    assert torch.equal(layer.parametrizations.weight.original, latent)
+    assert not torch.equal(layer.weight, latent)
