@@ -159,6 +159,8 @@ class Preparation:
             return None
         if runtime.execution == "graph" and (device.type != "cuda" or runtime.devices > 1):
             self.found.add("runtime.execution", "CUDA graphs need one GPU", "eager")
+        if runtime.execution == "graph" and self.cfg.train.accumulate > 1:
+            self.found.add("runtime.execution", "CUDA graphs do not accumulate gradients (train.accumulate)", "eager")
         return device
 
     def _steps_per_epoch(self, dataset: Dataset) -> int | None:

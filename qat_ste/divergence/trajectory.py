@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.sequences import ChangeSequences
-from qat_ste.fake_quant.flat_layout import Block, Piece, blocks_of
+from qat_ste.fake_quant.flat_layout import Block, Piece, levels_of
 
 # Changes of levels are worked through together, of so many steps or so many of them at most.
 MOST_STEPS, MOST_CHANGES = 64, 1_000_000
@@ -63,16 +63,17 @@ class Trajectories(Sequence[Trajectory]):
 
     Args:
         weights: flat latent weights that change as training goes, a row a member.
-        pieces: of a row.
+        pieces, blocks: of a row.
         sampled: positions whose change events are kept; None for all.
     """
 
-    def __init__(self, weights: Tensor, pieces: Sequence[Piece], sampled: Tensor | None = None) -> None:
+    def __init__(
+        self, weights: Tensor, pieces: Sequence[Piece], blocks: Sequence[Block], sampled: Tensor | None = None
+    ) -> None:
         members, self._size = weights.shape
         self.weights, self.previous = weights, weights.clone(memory_format=torch.contiguous_format)
         self.level = torch.zeros_like(self.previous)
         self._count = torch.zeros_like(self.previous, dtype=torch.int32)
-        blocks = blocks_of(pieces, weights[0])
         _find_levels(blocks, weights, self.level)
         self._hash = self.level.long()
         self._path = torch.zeros(members, len(pieces), dtype=torch.float64, device=weights.device)
@@ -103,11 +104,14 @@ class Trajectories(Sequence[Trajectory]):
     def __getitem__(self, number: Any) -> Any:
         return self._members[number]
 
-    def observe(self, step: int) -> None:
-        """Takes in the weights after optimizer step ``step`` (1, 2, …). Counts, hashes and sequences wait."""
+    def observe(self, step: int, levels: Iterable[Tensor]) -> None:
+        """Takes in the weights after optimizer step ``step`` (1, 2, …), and their levels block by block.
+
+        Counts, hashes and sequences wait.
+        """
         ways, found = [], []
-        for block, (weights, previous, level), of_pieces in self._blocks:  # small enough to stay in the cache meanwhile
-            index = block.quantizer.index(weights)
+        # A block is small enough to stay in the cache meanwhile.
+        for (block, (weights, previous, level), of_pieces), index in zip(self._blocks, levels, strict=True):
             member, place = (index - level).nonzero(as_tuple=True)
             found.append(place.add_(block.where.start).add_(member, alpha=self._size))
             level.copy_(index)
@@ -156,8 +160,8 @@ def _number_among_equals(values: Tensor) -> Tensor:
 
 
 def _find_levels(blocks: Sequence[Block], weights: Tensor, level: Tensor) -> None:
-    for block in blocks:
-        level[..., block.where] = block.quantizer.index(weights[..., block.where])
+    for block, found in zip(blocks, levels_of(blocks, weights), strict=True):
+        level[..., block.where] = found
 
 
 def _mix(hash_: Tensor, level: Tensor) -> Tensor:

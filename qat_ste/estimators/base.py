@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from qat_ste.quantizers.quantizer import Quantizer
@@ -59,7 +61,22 @@ class Estimator(ABC):
         return f"{type(self).__name__}({arguments})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
+        return type(self) is type(other) and _equal(vars(self), vars(other))
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equality of attributes. Tensors are equal where all their elements are, which `==` does not say."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return bool(a == b) if not (isinstance(a, Tensor) or isinstance(b, Tensor)) else False
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)

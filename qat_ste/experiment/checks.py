@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,11 +137,13 @@ def called(argument: str, function: Callable[..., Any], *values: object) -> Any:
     """What the function given as this argument makes of ``values``.
 
     Raises:
-        TypeError: it does not take them, as what is no such function says.
+        TypeError: it does not take them. What it raises itself stays as it is.
     """
     try:
         return function(*values)
     except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:  # raised inside the function
+            raise
         raise TypeError(f"{argument} cannot be called with {of_value(values)}: {of_error(error)}") from error
 
 
@@ -163,6 +166,18 @@ def pair(argument: str, batch: object) -> tuple[Tensor, Tensor]:
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(values, Tensor) for values in batch):
         return batch[0], batch[1]
     raise TypeError(f"{argument} must give pairs of tensors (inputs, targets), got {of_value(batch)}")
+
+
+@contextmanager
+def explained(argument: str, batch: object, model: nn.Module, loss: Loss, parts: int = 1) -> Iterator[None]:
+    """Where the code inside fails because the batch fits neither model nor loss, raises what ``check_batch`` says."""
+    try:
+        yield
+    except (ArithmeticError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        check_batch(argument, batch, model, loss, parts)
+        raise
 
 
 @torch.no_grad()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from qat_ste.divergence import WeightMap
+from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import ADJUSTED, COUNTERPARTS, Recipe, adjust, unknown_counterparts
-from qat_ste.experiment.execution import MODES, Execution, fastest
+from qat_ste.experiment.execution import Execution, fastest
 from qat_ste.experiment.member import Loss, Member, Update, remap
 from qat_ste.experiment.ranks import Layout, Ranks
-from qat_ste.fake_quant.fake_quantize import FakeQuantize, quantized_tensors
-from qat_ste.fake_quant.flat_layout import Block, Part, blocks_of, pieces_of
+from qat_ste.fake_quant.fake_quantize import quantized_tensors
+from qat_ste.fake_quant.flat_layout import Part, blocks_of, levels_of, pieces_of
 from qat_ste.fake_quant.flat_weights import FlatWeights, parts_of
 from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizers.quantizer import Quantizer
@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class Cohort:
-    """A reference and its counterparts, ready to be trained on the same batches.
+    """A reference and its counterparts, to be trained on the same batches.
 
     Args:
-        model: the reference, its weights quantized already; every member starts as a copy of it.
+        model: the reference, its weights quantized with ``estimator``; every member starts as a copy of it.
+        estimator: the reference's.
         optimizer: called with parameter groups and ``lr=``, once a member.
         lr: the reference's learning rate η.
         counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
@@ -37,7 +38,7 @@ class Cohort:
 
     Members are numbered, the reference is 0; ``names`` has each one's number, ``recipes`` what each is made from. Of an
     estimator that changes, ``stage`` is the number of the one in use. Counterparts with the same recipe are the same
-    run by construction: trained once, found under each name.
+    run by construction: trained once, found under each name. There are no members before ``make_members``.
 
     Raises:
         ValueError: an unknown counterpart, or CUDA graphs without a GPU or on several ranks.
@@ -46,6 +47,7 @@ class Cohort:
     def __init__(
         self,
         model: nn.Module,
+        estimator: Estimator,
         optimizer: MakeOptimizer,
         lr: float,
         counterparts: Sequence[str],
@@ -60,7 +62,6 @@ class Cohort:
                 f"counterparts: {', '.join(map(repr, unknown))} unknown, allowed are "
                 f"{', '.join(COUNTERPARTS)} and jitter_<percent>"
             )
-        estimator = next(quantized_tensors(model))[2].estimator
         self.parts = parts_of(model)
         self.quantized_weights = self.parts[-1].stop
         self.lr = lr
@@ -86,21 +87,33 @@ class Cohort:
         self._model, self._optimizer, self.execution, self._share = model, optimizer, execution, share
         self.mode = execution.mode
         self.update = update
+        self._like = next(quantized_tensors(model))[1]
+        self.blocks = blocks_of(pieces_of(self.parts, 0, self.quantized_weights), self._like)
+        self.local: dict[int, Member] = {}
 
-    @cached_property
-    def local(self) -> dict[int, Member]:
-        """Members that this rank trains, by number; made when first asked for."""
+    def make_members(self) -> Cohort:
+        """Makes the members, which takes nearly all the memory of a cohort; returns the cohort.
+
+        ``local`` has those that this rank trains, by number. ``slices`` is this rank's share of every member's weights,
+        ``first`` to ``last``, a row a member, which ``update_slices`` keeps current; ``slice_blocks`` are its blocks.
+        """
         if self.execution.sync_batchnorm:
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
-        rows = iter(zip(*self._buffers, strict=True))
-        trained = (number for number in range(len(self.recipes)) if self.layout.trains(number))
-        return {number: self.member(self.recipes[number], *next(rows)) for number in trained}
-
-    @cached_property
-    def slices(self) -> Tensor:
-        """This rank's share of every member's weights, ``first`` to ``last``; a row a member."""
+        numbers = [number for number in range(len(self.recipes)) if self.layout.trains(number)]
+        latent, self._quantized = self._new_buffers(len(numbers))
+        rows = zip(numbers, latent, self._quantized, strict=True)
+        self.local = {number: self.member(self.recipes[number], *buffers) for number, *buffers in rows}
+        share, first = self._share, self._share * self.layout.ranks.rank
+        if len(self.local) == len(self.recipes):  # views, of equal size on all ranks
+            self._slices = latent[:, first : first + share]
+        else:
+            self._slices = latent.new_zeros(len(self.recipes), share)
         self.update_slices()
-        return self._slices[:, : self.last - self.first]
+        self.slices = self._slices[:, : self.last - self.first]
+        alone = self.layout.ranks.size == 1
+        pieces = pieces_of(self.parts, self.first, self.last)
+        self.slice_blocks = self.blocks if alone else blocks_of(pieces, self._like)
+        return self
 
     @property
     def counterparts(self) -> dict[str, int]:
@@ -112,7 +125,8 @@ class Cohort:
         if self.mode == "auto":
             self.mode = "eager"
             if self.device.type == "cuda" and self.layout.ranks.size == 1:
-                self.mode = fastest((self._trial(mode, loss, inputs, targets) for mode in MODES[1:]), steps)
+                trials = (self._trial(mode, loss, inputs, targets) for mode in self.execution.candidates)
+                self.mode = fastest(trials, steps)
                 log.info("runtime.execution=auto is %s here", self.mode)
         for member in self.local.values():
             member.execute(self.mode)
@@ -124,11 +138,18 @@ class Cohort:
                 member = self.local.get(number)
                 self.layout.scatter(number, member.weights.buffer if member else None, out)
 
-    def quantize(self, level: Tensor) -> None:
-        """Spares all members' next step the search for the levels of their weights; a row of numbers a member."""
-        for block in self._blocks:
-            self._buffers[1][:, block.where] = block.quantizer.level(level[:, block.where])
-        for member in self.local.values():
+    def levels(self) -> Iterator[Tensor]:
+        """Levels of ``slices``, block by block.
+
+        Where this rank has all weights their quantized values follow from these at once, and the next step, whose
+        forward pass takes them, does not look for levels again.
+        """
+        alone = self.layout.ranks.size == 1
+        for block, level in zip(self.slice_blocks, levels_of(self.slice_blocks, self.slices), strict=True):
+            if alone:
+                self._quantized[:, block.where] = block.quantizer.level(level)
+            yield level
+        for member in self.local.values() if alone else ():
             member.weights.remember()
 
     def weight_map(self, number: int) -> WeightMap | None:
@@ -160,12 +181,9 @@ class Cohort:
     def member(self, recipe: Recipe, latent: Tensor | None = None, quantized: Tensor | None = None) -> Member:
         """A new member made from one of ``recipes``, its weights in these buffers or in its own."""
         model = copy.deepcopy(self._model)
-        for module in model.modules():
-            if isinstance(module, FakeQuantize):
-                module.estimator = recipe.estimator.stages[0]
         if latent is None or quantized is None:
             latent, quantized = (buffer[0] for buffer in self._new_buffers(1))
-        weights = FlatWeights(model, self.parts, self._blocks, latent, quantized)
+        weights = FlatWeights(model, recipe.estimator.stages[0], self.parts, self.blocks, latent, quantized)
         if recipe.remap and self.pair is not None:
             for piece in pieces_of(self.parts, 0, self.quantized_weights):
                 some = weights.buffer[piece.where]
@@ -176,30 +194,13 @@ class Cohort:
 
     def _new_buffers(self, members: int) -> tuple[Tensor, Tensor]:
         """For latent and for quantized weights, a row a member; apart, since a checkpoint takes the whole of one."""
-        like = next(quantized_tensors(self._model))[1]
-        latent = like.new_zeros(members, self._share * self.layout.ranks.size)
+        latent = self._like.new_zeros(members, self._share * self.layout.ranks.size)
         return latent, torch.zeros_like(latent)
 
     def _trial(self, mode: str, loss: Loss, inputs: Tensor, targets: Tensor) -> tuple[str, Callable[[], float]]:
         member = self.member(self.recipes[0])
         member.execute(mode)
         return mode, lambda: member.step(inputs, targets, loss, 1.0).item()  # waits for the GPU
-
-    @cached_property
-    def _buffers(self) -> tuple[Tensor, Tensor]:
-        return self._new_buffers(sum(self.layout.trains(number) for number in range(len(self.recipes))))
-
-    @cached_property
-    def _blocks(self) -> list[Block]:
-        return blocks_of(pieces_of(self.parts, 0, self.quantized_weights), next(quantized_tensors(self._model))[1])
-
-    @cached_property
-    def _slices(self) -> Tensor:
-        """Of equal size on all ranks; where each rank trains all members, views of their weights."""
-        share, first = self._share, self._share * self.layout.ranks.rank
-        if len(self.local) == len(self.recipes):  # it is they who fill the buffers
-            return self._buffers[0][:, first : first + share]
-        return self._buffers[0].new_zeros(len(self.recipes), share)
 
 
 def _common_quantizer(parts: Sequence[Part]) -> Quantizer:

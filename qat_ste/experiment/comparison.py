@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
-from itertools import chain, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +16,11 @@ from qat_ste.divergence import WeightMap
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.checkpoint import Checkpoints
-from qat_ste.experiment.checks import check_arguments, check_batch, check_model, check_optimizer, of_shard, pair
+from qat_ste.experiment.checks import check_arguments, check_model, check_optimizer, of_shard
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.execution import Execution
 from qat_ste.experiment.gradient_update import Clipping, L2Penalty, WeightDecay
-from qat_ste.experiment.lockstep import Batches, Lockstep, Record, Row, Stopped, from_step, train
+from qat_ste.experiment.lockstep import Batches, Lockstep, Record, Row, from_step, train
 from qat_ste.experiment.member import Loss, Update
 from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.experiment.ranks import Ranks
@@ -131,37 +130,29 @@ def compare(
         model = check_model(build_model()).to(device)
         quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
         update = Update(clipping, l2, weight_decay)
-        cohort = Cohort(model, optimizer, lr, counterparts, execution, Ranks(), placement, update)
-        # Processes that read ahead start here, before there are members whose memory would be shared with them.
+        cohort = Cohort(model, estimator, optimizer, lr, counterparts, execution, Ranks(), placement, update)
+        # Processes that read ahead start here, before there are members whose memory they would share.
         shard = cohort.layout.shard
         own = of_shard("batches", batches, shard)
         own_validation = None if validation is None else of_shard("validation", validation, shard)
         done = min(checkpoints.step, steps) if checkpoints else 0  # one that claims more is refused later
         source = from_step(done, own)
+        cohort.make_members()
         drawn = DrawnWeights(cohort)
         lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
         monitor = DivergenceMonitor(cohort, sequence_weights, seed)
-        first = pair("batches", next(source, None))
-        try:
-            record = train(
-                lockstep,
-                monitor,
-                chain([first], source),
-                steps,
-                validation=own_validation,
-                steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
-                log_every=log_every,
-                on_row=on_row,
-                stop=stop,
-                checkpoints=checkpoints,
-            )
-        except (ArithmeticError, Stopped):
-            raise
-        except Exception:  # what a model or a loss says to what does not fit is told by the argument, if that is why
-            check_batch("batches", first, model, loss, execution.accumulate)
-            for batch in islice(() if own_validation is None else own_validation, 1):
-                check_batch("validation", batch, model, loss)
-            raise
+        record = train(
+            lockstep,
+            monitor,
+            source,
+            steps,
+            validation=own_validation,
+            steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
+            log_every=log_every,
+            on_row=on_row,
+            stop=stop,
+            checkpoints=checkpoints,
+        )
     return _summarize(cohort, monitor, record, drawn, steps)
 
 

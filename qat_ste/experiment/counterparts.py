@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -19,11 +20,9 @@ def jitter_percent(name: str) -> float | None:
     """Change of learning rate in per cent of the counterpart ``jitter`` (1) or ``jitter_<percent>``; else None."""
     if name == "jitter":
         return 1.0
-    head, _, percent = name.partition("_")
-    try:
-        return float(percent) if head == "jitter" and 0 < float(percent) <= MOST_PERCENT else None
-    except ValueError:
-        return None
+    found = re.fullmatch(r"jitter_((\d+\.?\d*|\.\d+)(e[+-]?\d+)?)", name, re.ASCII | re.IGNORECASE)
+    percent = float(found[1]) if found else 0.0
+    return percent if 0 < percent <= MOST_PERCENT else None
 
 
 def unknown_counterparts(names: Iterable[object]) -> list[str]:

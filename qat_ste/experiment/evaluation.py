@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.outputs import inference_metrics, output_sums
+from qat_ste.experiment.checks import explained
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.member import Loss, checked_loss
 
@@ -35,15 +36,16 @@ def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Los
     for model in models.values():
         model.eval()
     for inputs, targets in batches:
-        own = {index: member.predict(inputs) for index, member in cohort.local.items()}
-        outputs = layout.share_outputs(own, members)
-        classified = outputs[0].ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-        for index, output in enumerate(outputs):
-            sums[index, 0] += len(targets) * checked_loss(loss, output, targets).double().cpu()
-            sums[index, 1] += len(targets)
-            if classified:
-                sums[index, 2] += output.numel()
-                sums[index, 3:] += output_sums(outputs[0], output, targets)
+        with explained("validation", (inputs, targets), next(iter(models.values())), loss):
+            own = {index: member.predict(inputs) for index, member in cohort.local.items()}
+            outputs = layout.share_outputs(own, members)
+            classified = outputs[0].ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+            for index, output in enumerate(outputs):
+                sums[index, 0] += len(targets) * checked_loss(loss, output, targets).double().cpu()
+                sums[index, 1] += len(targets)
+                if classified:
+                    sums[index, 2] += output.numel()
+                    sums[index, 3:] += output_sums(outputs[0], output, targets)
     for index, model in models.items():
         model.train(was_training[index])
     sums = layout.ranks.sum(sums if layout.group == 0 else torch.zeros_like(sums))

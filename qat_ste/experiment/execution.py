@@ -44,6 +44,13 @@ class Execution:
             raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.mode == "graph" and self.accumulate > 1:  # gradients of captured passes alias (pytorch issue 181723)
+            raise ValueError(f"mode graph does not accumulate gradients, got accumulate={self.accumulate}: take eager")
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The modes that ``auto`` chooses from on a GPU."""
+        return tuple(mode for mode in MODES[1:] if mode != "graph" or self.accumulate == 1)
 
 
 class _Passes(nn.Module):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from qat_ste.data.dataset import Batch, TrainingBatches
 from qat_ste.divergence import Values
 from qat_ste.experiment.checkpoint import Checkpoints, unfit
-from qat_ste.experiment.checks import called, pair
+from qat_ste.experiment.checks import called, explained, pair
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.evaluation import Evaluation, evaluate
 from qat_ste.experiment.finiteness import FinitenessCheck, check_row
@@ -55,7 +55,8 @@ class Lockstep:
         losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
-            losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
+            with explained("batches", (inputs, targets), member.model, self.loss, member.execution.accumulate):
+                losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
@@ -66,7 +67,8 @@ def seed_noise(seed: int, step: int, device: torch.device, shard: int = 0) -> No
     # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
-        torch.cuda.manual_seed(number)
+        with torch.cuda.device(device):  # manual_seed seeds the current one
+            torch.cuda.manual_seed(number)
 
 
 @dataclass
@@ -141,15 +143,16 @@ def train(
         record.lines.append(json.dumps(row))
         called("on_row", on_row, row)
 
-    logged = start - start % log_every
+    logged, done = start - start % log_every, start
     for step, batch in zip(range(start, steps), _on(batches, cohort.device, "batches"), strict=False):
         if step == start:
-            cohort.choose_mode(lockstep.loss, *batch, steps - start)
+            with explained("batches", batch, next(iter(cohort.local.values())).model, lockstep.loss):
+                cohort.choose_mode(lockstep.loss, *batch, steps - start)
         if cohort.enter(step, steps):
             monitor.remapped()
         record.losses[:, step] = lockstep.step(step, *batch)
         done = step + 1
-        monitor.observe(done)
+        monitor.observe(done, cohort.levels())
         if done % log_every == 0 or done == steps:
             finiteness.check(record.losses, done)
             recent = cohort.layout.over_batch(record.losses[:, logged:done])
@@ -166,12 +169,14 @@ def train(
             finiteness.check(record.losses, done)
             record.evaluations = evaluate(cohort, _on(validation, cohort.device, "validation"), lockstep.loss)
             emit(_validation_row(cohort, done, done / steps_per_epoch, record))
-        stopping, due = ranks.any([stop(), checkpoints is not None and checkpoints.due(done)])
+        stopping, due = ranks.any([bool(stop()), checkpoints is not None and checkpoints.due(done)])
         if checkpoints is not None and (stopping or due or done == steps):
             finiteness.check(record.losses, done)
             _save(checkpoints, done, cohort, monitor, record)
         if stopping and done < steps:
             raise Stopped(done)
+    if done < steps:
+        raise ValueError(f"batches ended after {done} of {steps} steps")
     record.losses = cohort.layout.over_batch(record.losses)
     return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from qat_ste.experiment.lockstep import Batches, from_step, seed_noise
 from qat_ste.experiment.member import Loss, Update
 from qat_ste.experiment.verdict import decide
 from qat_ste.fake_quant.fake_quantize import WEIGHTED, Pattern, quantize_weights
-from qat_ste.fake_quant.flat_layout import pieces_of
+from qat_ste.fake_quant.flat_layout import levels_of, pieces_of
 from qat_ste.optimizers import MakeOptimizer
 from qat_ste.optimizers.schedules import Schedule, by_name
 
@@ -109,7 +110,9 @@ class _Run:
     def __init__(self, cohort: Cohort, recipe: Recipe) -> None:
         self.member, self.fault = cohort.member(recipe), ""
         pieces = pieces_of(cohort.parts, 0, cohort.quantized_weights)
-        self.trajectories = Trajectories(self.member.weights.buffer[None], pieces)
+        weights = self.member.weights.buffer[None]
+        self.trajectories = Trajectories(weights, pieces, cohort.blocks)
+        self._levels = partial(levels_of, cohort.blocks, weights)
         self.trajectory = self.trajectories[0]
 
     def step(self, step: int, inputs: Tensor, targets: Tensor, loss: Loss, factor: float) -> None:
@@ -117,7 +120,7 @@ class _Run:
             return
         try:
             value = self.member.step(inputs, targets, loss, factor).item()
-            self.trajectories.observe(step + 1)
+            self.trajectories.observe(step + 1, self._levels())
             if self.trajectories.full:
                 self.trajectories.settle()
             if not (math.isfinite(value) and self.trajectory.path.isfinite().all()):
@@ -140,7 +143,7 @@ class _Estimator:
     ) -> None:
         if len(estimator.stages) > 1:
             raise ValueError("an estimator that changes while it trains has no cell, qat-run compares it")
-        cohort = Cohort(model, optimizer, lr, ["ste", "naive", "jitter"], update=update)
+        cohort = Cohort(model, estimator, optimizer, lr, ["ste", "naive", "jitter"], update=update)
         self.cohort, self.runs, self.not_covered = cohort, {}, estimator.not_covered
         for name, number in cohort.names.items():
             recipe = cohort.recipes[number]

@@ -17,7 +17,6 @@ from qat_ste.experiment.counterparts import Recipe
 from qat_ste.experiment.execution import Execution, executed
 from qat_ste.experiment.gradient_update import ById, Clipping, L2Penalty, WeightDecay, mirrored
 from qat_ste.experiment.ranks import Layout
-from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.fake_quant.flat_layout import pieces_of
 from qat_ste.fake_quant.flat_weights import FlatWeights
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
@@ -113,8 +112,7 @@ class Member:
     def use(self, estimator: Estimator, pair: SteEquivalent | None = None) -> None:
         """Goes on with another estimator; of a counterpart that follows, ``pair`` is the equivalence from now on."""
         self._pair = pair
-        for _, _, fake_quantize in quantized_tensors(self.model):
-            fake_quantize.estimator = estimator
+        self.weights.use(estimator)
         if self._recipe.remap and pair is not None:
             self.lrs[0] = self._lr * pair.lr_factor
 

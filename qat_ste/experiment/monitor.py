@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qat_ste.divergence import Divergence, Pair, Trajectories, Values, sample_positions
 from qat_ste.experiment.cohort import Cohort
@@ -22,7 +24,7 @@ class DivergenceMonitor:
         if sampled is not None:
             sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
         pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
-        self.trajectories = Trajectories(cohort.slices, pieces, sampled)
+        self.trajectories = Trajectories(cohort.slices, pieces, cohort.slice_blocks, sampled)
         reference = self.trajectories[0]
         self.divergences = {
             number: Divergence(
@@ -43,16 +45,13 @@ class DivergenceMonitor:
         bound = self._bounds.get(number)
         return self.divergences[number].now() | ({"weight_alignment_error_bound": bound.now()} if bound else {})
 
-    def observe(self, step: int) -> None:
-        """Takes in the weights after optimizer step ``step`` (1, 2, …)."""
-        cohort = self.cohort
+    def observe(self, step: int, levels: Iterable[Tensor]) -> None:
+        """Takes in the weights after optimizer step ``step`` (1, 2, …), and their levels block by block."""
         for bound in self._bounds.values():
             bound.observe()
-        self.trajectories.observe(step)
+        self.trajectories.observe(step, levels)
         if self.trajectories.full:
             self.settle()
-        if cohort.layout.ranks.size == 1:
-            cohort.quantize(self.trajectories.level)
 
     def settle(self) -> None:
         """Brings all metrics up to date with the changes observed."""
@@ -66,7 +65,7 @@ class DivergenceMonitor:
         return self.divergences[number].results([part.name for part in self.cohort.parts])
 
     def remapped(self) -> None:
-        """Weights were put elsewhere, each on its level: no step, and no part of their path."""
+        """After re-mapping, which keeps levels: leaves the jump out of the path."""
         self.trajectories.previous.copy_(self.trajectories.weights)
 
     def initial(self) -> list[Values]:

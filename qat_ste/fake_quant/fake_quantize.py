@@ -97,7 +97,7 @@ def quantize_weights(
 
     Raises:
         ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already or in less
-            than float32, or the estimator is not made for these levels.
+            than float32, or the estimator is not made for these levels. The model is as it was then.
     """
     modules = list(model.named_modules())
     for argument, patterns in (("include", include), ("exclude", exclude)):
@@ -106,7 +106,7 @@ def quantize_weights(
         for pattern in patterns:
             if isinstance(pattern, str) and not any(_matches(name, module, pattern) for name, module in modules):
                 raise ValueError(f"{argument}: no module of the model matches {pattern!r}")
-    chosen = 0
+    chosen: list[tuple[nn.Module, str, FakeQuantize]] = []  # all checked before the first is changed
     for name, module in modules:
         wanted = any(_matches(name, module, pattern) for pattern in include)
         if not wanted or any(_matches(name, module, pattern) for pattern in exclude):
@@ -117,16 +117,21 @@ def quantize_weights(
                 continue
             if parametrize.is_parametrized(module, tensor_name):
                 raise ValueError(f"{name}.{tensor_name} is parametrized already")
+            if all(w is not tensor for tensor in (*module.parameters(False), *module.buffers(False))):
+                raise ValueError(f"{name}.{tensor_name} is neither a parameter nor a buffer of its module")
             check_latent(w.dtype, f"{name}.{tensor_name}")
             quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
             try:
                 estimator.check(quantizer)
             except ValueError as error:
                 raise ValueError(f"estimator {error}") from error
-            parametrize.register_parametrization(module, tensor_name, FakeQuantize(quantizer, estimator))
-            chosen += 1
+            if (shape := quantizer(w.detach()).shape) != w.shape:
+                raise ValueError(f"max makes {name}.{tensor_name}, of shape {tuple(w.shape)}, one of {tuple(shape)}")
+            chosen.append((module, tensor_name, FakeQuantize(quantizer, estimator)))
     if not chosen:
         raise ValueError("include and exclude leave no weight to quantize")
+    for module, tensor_name, fake_quantize in chosen:
+        parametrize.register_parametrization(module, tensor_name, fake_quantize)
     return model
 
 

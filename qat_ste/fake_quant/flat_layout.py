@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -79,3 +79,9 @@ def blocks_of(pieces: Sequence[Piece], like: Tensor) -> list[Block]:
             quantizer = quantizer.joined([p.quantizer for p in some], [p.size for p in some], like)
         blocks.append(Block(tuple(some), slice(some[0].where.start, some[-1].where.stop), quantizer))
     return blocks
+
+
+def levels_of(blocks: Sequence[Block], weights: Tensor) -> Iterator[Tensor]:
+    """The number of each weight's level, block by block; ``weights`` may hold several members, a row each."""
+    for block in blocks:
+        yield block.quantizer.index(weights[..., block.where])

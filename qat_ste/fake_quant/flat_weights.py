@@ -58,13 +58,20 @@ class FlatWeights:
     Optimizers work in place, so the buffer is always current and metrics read it without a copy.
 
     Args:
+        estimator: of all quantized tensors; see ``use``.
         blocks: of all parts; the same for all members, since their quantizers may be as large as the weights.
         buffer: where the latent weights go; what they leave of it stays as it is.
-        quantized: as long, for the quantized weights; somebody may have put them there before a step, see ``remember``.
+        quantized: as long, for the quantized weights; who writes them before a step calls ``remember``.
     """
 
     def __init__(
-        self, model: nn.Module, parts: Sequence[Part], blocks: Sequence[Block], buffer: Tensor, quantized: Tensor
+        self,
+        model: nn.Module,
+        estimator: Estimator,
+        parts: Sequence[Part],
+        blocks: Sequence[Block],
+        buffer: Tensor,
+        quantized: Tensor,
     ) -> None:
         found = list(quantized_tensors(model))
         by_name = {name: parameter for name, parameter, _ in found}
@@ -74,8 +81,9 @@ class FlatWeights:
         self._latent_of, self._quantized_of = (
             list(self.views(values).values()) for values in (self.buffer, self._quantized)
         )
-        for parameter, latent in zip(self.parameters, self._latent_of, strict=True):
-            parameter.data = latent.copy_(parameter.detach())
+        torch._foreach_copy_(self._latent_of, [parameter.detach() for parameter in self.parameters])
+        self._hold(self._latent_of, False)
+        self.use(estimator)
         self._blocks = [(block.quantizer, buffer[block.where], quantized[block.where]) for block in blocks]
         self._known: list[int] = []
 
@@ -84,8 +92,14 @@ class FlatWeights:
         both = zip(self.parameters, self.parts, strict=True)
         return {id(parameter): values[part.start : part.stop].view(parameter.shape) for parameter, part in both}
 
+    def use(self, estimator: Estimator) -> None:
+        """Sets the estimator of all quantized tensors."""
+        self.estimator = estimator
+        for fake_quantize in self._fake_quantizes:
+            fake_quantize.estimator = estimator
+
     def remember(self) -> None:
-        """The quantized buffer is up to date: spares the next step to find that out, unless a weight changes."""
+        """Marks the quantized buffer as current, until a weight changes."""
         self._known = self._versions()
 
     @contextmanager
@@ -106,7 +120,7 @@ class FlatWeights:
     @torch.no_grad()
     def estimate(self) -> None:
         """Makes gradients of latent weights, by the estimator, of those at quantized weights, in place."""
-        estimator = self._fake_quantizes[0].estimator
+        estimator = self.estimator
         both = zip(self.parameters, self._quantized_of, strict=True)
         some = [(parameter.grad, values) for parameter, values in both if parameter.grad is not None]
         if not some:
@@ -133,8 +147,12 @@ class FlatWeights:
         return [parameter._version for parameter in self.parameters]
 
     def _hold(self, values: Sequence[Tensor], quantized: bool) -> None:
+        """Makes the parameters views of ``values``. Nothing else changes a parameter's storage.
+
+        It has to change: the passes take the quantized values from the parameters themselves, so that they are those
+        of the plain network, and the optimizer and DDP hold on to the parameters as objects.
+        """
         for parameter, own in zip(self.parameters, values, strict=True):
             parameter.data = own
         for fake_quantize in self._fake_quantizes:
-            # Spares the search that a module's attributes are set with.
-            vars(fake_quantize)["holds_quantized"] = quantized
+            fake_quantize.holds_quantized = quantized

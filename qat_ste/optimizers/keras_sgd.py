@@ -10,7 +10,7 @@ from torch import optim
 
 
 class KerasSGD(optim.SGD):
-    """SGD with the learning rate inside the velocity: v <- μ·v - η·G, w <- w + v, as Keras and TensorFlow have it.
+    """SGD with the learning rate inside the velocity: v <- μ·v - η·(G + λ·w), w <- w + v, as in Keras.
 
     torch.optim.SGD has v <- μ·v + G, w <- w - η·v: another run as soon as the learning rate changes.
     """
@@ -19,12 +19,12 @@ class KerasSGD(optim.SGD):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         if closure is not None:
             raise ValueError("KerasSGD takes no closure")
-        lrs = [group["lr"] for group in self.param_groups]
-        for group in self.param_groups:
+        given = [(group["lr"], group["weight_decay"]) for group in self.param_groups]
+        for group, (lr, weight_decay) in zip(self.param_groups, given, strict=True):
             grads = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
             if grads:
-                torch._foreach_mul_(grads, group["lr"])
-            group["lr"] = 1.0
+                torch._foreach_mul_(grads, lr)
+            group["lr"], group["weight_decay"] = 1.0, lr * weight_decay
         super().step()
-        for group, lr in zip(self.param_groups, lrs, strict=True):
-            group["lr"] = lr
+        for group, (lr, weight_decay) in zip(self.param_groups, given, strict=True):
+            group["lr"], group["weight_decay"] = lr, weight_decay

@@ -9,7 +9,7 @@ from qat_ste import UniformQuantizer
 from qat_ste.divergence import Divergence, Metric, Pair, Trajectories, sample_positions
 from qat_ste.divergence.outputs import correlation, inference_metrics, output_sums
 from qat_ste.fake_quant import flat_layout as pieces
-from qat_ste.fake_quant.flat_layout import Part, pieces_of
+from qat_ste.fake_quant.flat_layout import Part, blocks_of, levels_of, pieces_of
 from tests.divergence import slow
 
 WEIGHTS, STEPS = 60, 80
@@ -33,14 +33,22 @@ def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
     return start.expand(STEPS, WEIGHTS) * 0.999
 
 
+def of(weights, at, sampled=None):
+    return Trajectories(weights, at, blocks_of(at, weights[0]), sampled)
+
+
+def look(trajectories, step):
+    trajectories.observe(step, levels_of(trajectories[0].blocks, trajectories.weights))
+
+
 def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS, settled=7):
     """The divergence of two recorded runs, over weights ``first`` to ``last``."""
     weights = torch.stack([run[0, first:last] for run in runs])
-    trajectories = Trajectories(weights, pieces_of(of_parts, first, last), sampled)
+    trajectories = of(weights, pieces_of(of_parts, first, last), sampled)
     divergence = Divergence(Pair(*trajectories, len(of_parts), weight_map))
     for step in range(1, STEPS):
         weights.copy_(torch.stack([run[step, first:last] for run in runs]))
-        trajectories.observe(step)
+        look(trajectories, step)
         if (step % settled == 0 or step == STEPS - 1) and (changes := trajectories.settle()):
             divergence.changed(*changes)
     return divergence
@@ -99,13 +107,13 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been():
     at = pieces_of(parts(), 0, WEIGHTS)
 
     def new(step):
-        trajectories = Trajectories(torch.stack([run[step] for run in runs]), at)
+        trajectories = of(torch.stack([run[step] for run in runs]), at)
         return trajectories, Divergence(Pair(*trajectories, 2))
 
     def go(trajectories, divergence, steps):
         for step in steps:
             trajectories.weights.copy_(torch.stack([run[step] for run in runs]))
-            trajectories.observe(step)
+            look(trajectories, step)
         divergence.changed(*trajectories.settle())
         return divergence
 
@@ -169,10 +177,10 @@ def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
 def test_observing_changes_nothing():
     buffer = torch.randn(2, 100)
     before, state = buffer.clone(), torch.get_rng_state()
-    trajectories = Trajectories(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
+    trajectories = of(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
     buffer.sub_(0.5)
     before.sub_(0.5)
-    trajectories.observe(1)
+    look(trajectories, 1)
     assert all(len(changes.positions) for changes in trajectories.settle())
     assert torch.equal(buffer, before)
     assert torch.equal(torch.get_rng_state(), state)

@@ -58,7 +58,7 @@ def test_momentum_carries_both_alike_over_a_change(optimizer, scaled):
     apart = []
     for lr in (1e-3, 1e-4):
         torch.manual_seed(0)
-        cohort = Cohort(quantize_weights(build(), 2, DSQ), optimizer, lr, ["ste"])
+        cohort = Cohort(quantize_weights(build(), 2, DSQ), DSQ, optimizer, lr, ["ste"]).make_members()
         reference, ste = cohort.local.values()
         (w,), (v,), pair = reference.weights.parameters, ste.weights.parameters, cohort.pair
         quantizer = cohort.parts[0].quantizer
@@ -93,13 +93,13 @@ def test_sgd_follows_ever_closer_as_the_learning_rate_falls_if_it_is_re_mapped(o
 
 
 def test_a_re_map_is_no_way_that_weights_went():
-    cohort = Cohort(quantize_weights(build(), 2, DSQ), SGD, 0.1, ["ste"])
+    cohort = Cohort(quantize_weights(build(), 2, DSQ), DSQ, SGD, 0.1, ["ste"]).make_members()
     monitor = DivergenceMonitor(cohort, 1000, 0)
     before = cohort.local[1].weights.buffer.clone()
     assert cohort.enter(1, 2)
     assert not cohort.enter(1, 2)
     monitor.remapped()
-    monitor.observe(1)
+    monitor.observe(1, cohort.levels())
     assert (cohort.local[1].weights.buffer - before).abs().max() > 1e-3
     assert [trajectory.path.item() for trajectory in monitor.trajectories] == [0, 0]
 
@@ -126,11 +126,11 @@ def test_cut_off_and_continued_it_is_the_same_run(tmp_path, done):
 def test_members_where_nothing_changes_are_one():
     def members(estimator, optimizer) -> int:
         model = quantize_weights(network(), 2, estimator)
-        return len(Cohort(model, optimizer, 0.01, ["ste", "ste_once", "mirrored", "naive"]).recipes)
+        return len(Cohort(model, estimator, optimizer, 0.01, ["ste", "ste_once", "mirrored", "naive"]).recipes)
 
     assert members(DSQ, SGD) == 4, "the reference, ste, ste_once and naive"
     assert members(Tanh(), SGD) == 3
-    cohort = Cohort(quantize_weights(network(), 2, DSQ), ADAM, 0.01, ["ste", "ste_once"])
+    cohort = Cohort(quantize_weights(network(), 2, DSQ), DSQ, ADAM, 0.01, ["ste", "ste_once"]).make_members()
     assert len(cohort.recipes) == 2
     before = cohort.local[1].weights.buffer.clone()
     cohort.enter(1, 2)

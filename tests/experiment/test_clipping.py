@@ -33,7 +33,7 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     length = expected.norm() if at == "latent" else math.sqrt(26)
     assert abs(expected.norm() - math.sqrt(26)) > 0.1
     parts, buffers = parts_of(model), torch.zeros(2, 2)
-    weights = FlatWeights(model, parts, blocks_of(pieces_of(parts, 0, 2), buffers[0]), *buffers)
+    weights = FlatWeights(model, Tanh(5.5), parts, blocks_of(pieces_of(parts, 0, 2), buffers[0]), *buffers)
     with weights.quantized():
         model(torch.tensor([[3.0, 4.0]])).sum().backward()
     if at == "latent":
@@ -58,7 +58,7 @@ def test_a_norm_before_the_estimator_keeps_the_equivalence_and_one_after_it_has_
 def test_members_where_nothing_has_to_be_mirrored_are_one():
     model = quantize_weights(network(), 2, Tanh(5.5))
     members = [
-        len(Cohort(model, optimizer, 0.01, ["ste", "mirrored"], update=Update(Clipping(1.0, at))).recipes)
+        len(Cohort(model, Tanh(5.5), optimizer, 0.01, ["ste", "mirrored"], update=Update(Clipping(1.0, at))).recipes)
         for optimizer in (SGD, ADAM) for at in ("latent", "quantized")
     ]  # fmt: skip
     assert members == [3, 2, 3, 2]

@@ -44,7 +44,7 @@ def test_members_are_what_the_design_says():
 
 def test_ste_starts_from_the_map_of_the_same_draw_and_at_the_scaled_rate():
     model = quantize_weights(network(), 2, Tanh(5.5))
-    cohort = Cohort(model, SGD, 0.1, ["ste", "naive", "jitter_5"])
+    cohort = Cohort(model, Tanh(5.5), SGD, 0.1, ["ste", "naive", "jitter_5"]).make_members()
     members = {name: cohort.local[number] for name, number in cohort.names.items()}
     reference, ste = members["reference"], members["ste"]
     for part in cohort.parts:
@@ -117,7 +117,7 @@ def test_other_grids_are_compared_alike(levels):
 
 def test_naive_and_ste_are_one_run_under_keep():
     model = quantize_weights(network(), 2, Tanh(5.5))
-    cohort = Cohort(model, ADAM, 0.01, ["ste", "naive", "jitter"])
+    cohort = Cohort(model, Tanh(5.5), ADAM, 0.01, ["ste", "naive", "jitter"]).make_members()
     assert cohort.counterparts == {"ste": 1, "naive": 1, "jitter": 2}
     assert len(cohort.local) == 3
     found = run(optimizer=ADAM, lr=0.01)

@@ -76,7 +76,7 @@ def test_without_a_decay_to_mirror_it_is_the_same_run_as_ste():
     model = quantize_weights(network(), 2, Tanh(5.5))
     l2, beside = Update(l2=L2Penalty(0.1)), Update(weight_decay=WeightDecay(0.1))
     members = [
-        len(Cohort(model, optimizer, 0.01, ["ste", "mirrored"], update=update).recipes)
+        len(Cohort(model, Tanh(5.5), optimizer, 0.01, ["ste", "mirrored"], update=update).recipes)
         for optimizer in (SGD, ADAM, torch.optim.Adagrad) for update in (Update(), l2, beside)
     ]  # fmt: skip
     assert members == [2, 3, 3, 2, 3, 2, 2, 2, 2]
@@ -87,7 +87,8 @@ def test_without_a_decay_to_mirror_it_is_the_same_run_as_ste():
 def test_unquantized_tensors_decay_as_they_are():
     """Of a step without gradients nothing but the decay is left."""
     model = quantize_weights(network(), 2, Tanh(5.5))
-    cohort = Cohort(model, SGD, 0.1, ["mirrored"], update=Update(l2=L2Penalty(0.2), weight_decay=WeightDecay(0.3)))
+    update = Update(l2=L2Penalty(0.2), weight_decay=WeightDecay(0.3))
+    cohort = Cohort(model, Tanh(5.5), SGD, 0.1, ["mirrored"], update=update).make_members()
     reference, counterpart = cohort.local.values()
     for member in (reference, counterpart):
         before = {name: parameter.detach().clone() for name, parameter in member.model.named_parameters()}

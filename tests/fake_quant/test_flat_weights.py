@@ -28,8 +28,9 @@ class Wide(nn.Module):
 
 def flatten(model: nn.Module, size: int = 0) -> FlatWeights:
     parts = parts_of(model)
+    estimator = next(quantized_tensors(model))[2].estimator
     buffers = torch.zeros(2, size or parts[-1].stop)
-    return FlatWeights(model, parts, blocks_of(pieces_of(parts, 0, parts[-1].stop), buffers[0]), *buffers)
+    return FlatWeights(model, estimator, parts, blocks_of(pieces_of(parts, 0, parts[-1].stop), buffers[0]), *buffers)
 
 
 def spread(w: torch.Tensor) -> None:
