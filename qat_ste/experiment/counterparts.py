@@ -20,7 +20,7 @@ def jitter_percent(name: str) -> float | None:
     """Change of learning rate in per cent of the counterpart ``jitter`` (1) or ``jitter_<percent>``; else None."""
     if name == "jitter":
         return 1.0
-    found = re.fullmatch(r"jitter_((\d+\.?\d*|\.\d+)(e[+-]?\d+)?)", name, re.ASCII | re.IGNORECASE)
+    found = re.fullmatch(r"jitter_((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)", name, re.ASCII)
     percent = float(found[1]) if found else 0.0
     return percent if 0 < percent <= MOST_PERCENT else None
 

@@ -71,3 +71,25 @@ def test_one_method_makes_an_estimator():
     quantizer = UniformQuantizer(2, 1.0)
     w = torch.tensor([0.0, 1 / 3, 2.0])
     assert Parabola().derivative(w, quantizer).tolist() == pytest.approx([1.0, 0.75, 0.0])
+
+
+class Table(Estimator):
+    def __init__(self, values, note=()):
+        self.values, self.note = values, note
+
+    def shape(self, u, quantizer):
+        return self.values.mean() + 0 * u
+
+
+def test_estimators_that_hold_tensors_are_compared_by_their_elements():
+    one, same, other = Table(torch.ones(4)), Table(torch.ones(4)), Table(torch.tensor([1.0, 1, 1, 2]))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != Table(torch.ones(5))
+    assert one != Table(torch.ones(4, dtype=torch.float64))
+    assert one != Table(None)
+    assert Table(None, [torch.ones(2), {"a": torch.ones(2)}]) == Table(None, [torch.ones(2), {"a": torch.ones(2)}])
+    assert Table(None, [torch.ones(2)]) != Table(None, [torch.zeros(2)])
+    assert Table(torch.full((2,), float("nan"))) != Table(torch.full((2,), float("nan")))
+    assert (shared := Table(torch.full((2,), float("nan")))) == shared

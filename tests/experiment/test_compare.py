@@ -267,3 +267,50 @@ def test_saturated_and_moved_fractions_are_those_of_the_final_weights():
 def test_on_a_gpu():
     found = run(device="cuda", counterparts=["ste", "naive", "jitter", "replica"])
     assert found.counterparts["ste"].initial_quantized_agreement == 1
+
+
+class OwnError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [OwnError, TypeError, ValueError, RuntimeError])
+@pytest.mark.parametrize("argument", ["on_row", "stop"])
+def test_the_users_own_error_reaches_the_user(argument, error):
+    """Also where validation of one image, which batch norm cannot train on, would have been blamed."""
+
+    def fail(*_):
+        raise error("of the user")
+
+    with pytest.raises(error, match="^of the user$"):
+        run(steps=4, validation=batches(1, size=1), **{argument: fail})
+
+
+def test_what_cannot_be_called_with_a_row_is_told():
+    with pytest.raises(TypeError, match="on_row cannot be called with"):
+        run(steps=4, on_row=lambda: None)
+
+
+def test_validation_that_does_not_fit_is_told_by_its_name():
+    with pytest.raises(ValueError, match="validation must fit the model, which does not take inputs"):
+        run(steps=4, validation=[(torch.zeros(2, 3, 6, 6), torch.zeros(2, dtype=torch.long))])
+
+
+def test_batches_that_end_too_early_are_told():
+    class Few:
+        steps_per_epoch = 3
+
+        def starting_at(self, step):
+            return iter(batches(3)[step:])
+
+    with pytest.raises(ValueError, match="batches ended after 3 of 40 steps"):
+        run(batches=Few(), validation=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "percent"),
+    [("jitter", 1), ("jitter_10", 10), ("jitter_0.5", 0.5), ("jitter_.5", 0.5), ("jitter_1e1", 10), ("jitter_1_0", None),
+     ("jitter_ 1", None), ("jitter_+1", None), ("jitter_", None), ("jitter_nan", None), ("jitter_0", None),
+     ("jitter_1001", None), ("Jitter_1", None), ("jitter_١", None)],
+)  # fmt: skip
+def test_jitter_takes_a_plain_number_of_per_cent(name, percent):
+    assert jitter_percent(name) == percent

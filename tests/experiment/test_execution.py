@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.execution import Execution, Graphed, fastest
+from qat_ste.experiment.lockstep import seed_noise
 from tests.experiment.tiny import batches, network, run
 
 
@@ -142,3 +144,29 @@ def test_a_graph_is_for_one_shape_and_leaves_the_module_as_it_was(pretended_grap
     graphed(torch.rand(2, 3))
     assert pretended_graphs == [x.shape]
     assert module.forward == forward
+
+
+def test_graphs_are_never_chosen_where_gradients_accumulate():
+    """Gradients of captured passes alias there (pytorch issue 181723)."""
+    with pytest.raises(ValueError, match="mode graph does not accumulate gradients, got accumulate=4: take eager"):
+        Execution(mode="graph", accumulate=4)
+    assert "graph" in Execution().candidates
+    assert "graph" not in Execution(accumulate=2).candidates
+
+
+def test_noise_is_seeded_on_the_device_that_is_used(monkeypatch):
+    """torch.cuda.manual_seed seeds the current device, which need not be the one that trains."""
+    current, seeded = ["cuda:0"], []
+
+    @contextmanager
+    def device(which):
+        current.append(str(which))
+        yield
+        current.pop()
+
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr("torch.cuda.manual_seed", lambda number: seeded.append((current[-1], number)))
+    seed_noise(3, 7, torch.device("cuda:1"))
+    assert seeded == [("cuda:1", 3 * 1_000_003 + 7)]
+    seed_noise(3, 7, torch.device("cpu"))
+    assert len(seeded) == 1

@@ -157,3 +157,42 @@ def test_assigning_a_weight_sets_the_latent_weight():
     layer.weight = latent
     assert torch.equal(layer.parametrizations.weight.original, latent)
     assert not torch.equal(layer.weight, latent)
+
+
+class UpToOne(Ste):
+    def check(self, quantizer):
+        if quantizer.max > 1:
+            raise ValueError("UpToOne needs a range of at most 1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"max": lambda w: 1.0 if w.ndim == 4 else 0.0}, "max must be"),
+        (
+            {"max": lambda w: 1.0 if w.ndim == 4 else torch.ones(7, 10, 1)},
+            r"max makes 2.weight, of shape \(10, 8\), one",
+        ),
+        (
+            {"estimator": UpToOne(), "max": lambda w: 6.0 - w.ndim * 1.25},
+            "estimator UpToOne needs a range of at most 1",
+        ),
+    ],
+)
+def test_weights_are_quantized_all_or_none(arguments, told):
+    """The last layer is refused, and the first is as it was."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+    before, kinds = {name: values.clone() for name, values in model.state_dict().items()}, list(map(type, model))
+    with pytest.raises(ValueError, match=told):
+        quantize_weights(model, **({"bits": 2, "estimator": Ste()} | arguments))
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert list(map(type, model)) == kinds
+
+
+def test_a_weight_that_is_made_anew_in_each_forward_pass_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 3), torch.nn.utils.weight_norm(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="1.weight is neither a parameter nor a buffer of its module"):
+        quantize_weights(model, 2, Ste())
+    assert type(model[0]) is nn.Linear

@@ -132,3 +132,13 @@ def test_a_closure_is_refused_and_a_weight_without_gradient_stays(kind):
     assert torch.equal(w, torch.ones(2, 2))
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: 0.0)
+
+
+def test_keras_weight_decay_is_multiplied_by_the_learning_rate_once():
+    """v <- -η·(G + λ·w): of w = 1 with λ = 0.5, η = 0.01 and no gradient 0.995 is left, and the group is as given."""
+    w = torch.ones(3, requires_grad=True)
+    w.grad = torch.zeros(3)
+    optimizer = KerasSGD([w], lr=0.01, weight_decay=0.5)
+    optimizer.step()
+    assert w.tolist() == pytest.approx([0.995] * 3)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (0.01, 0.5)
