@@ -281,8 +281,11 @@ def test_the_users_own_error_reaches_the_user(argument, error):
     def fail(*_):
         raise error("of the user")
 
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
     with pytest.raises(error, match="^of the user$"):
-        run(steps=4, validation=batches(1, size=1), **{argument: fail})
+        run(build_model=build, steps=4, log_every=1, validation=batches(1, size=1), **{argument: fail})
 
 
 def test_what_cannot_be_called_with_a_row_is_told():
