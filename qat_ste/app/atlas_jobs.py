@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from qat_ste.base.files import read_json, write_json
 from qat_ste.base.process import when_parent_ends
 from qat_ste.base.run_config import differences
 from qat_ste.experiment.many_estimators import Cell
-from qat_ste.loggers.files import write_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
     def read(self, folder: Path, estimator: str) -> dict[str, Any] | None:
         """The cell as it was written; None where it was not, or not for this configuration."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self.path(folder, estimator).read_text(encoding="utf-8"))
+            found = read_json(self.path(folder, estimator))
             if not differences(found["config"], self.cells[estimator]):
                 return dict(found["cell"])
         return None

@@ -16,11 +16,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.base.files import FolderInUse, locked
+from qat_ste.base.files import FolderInUse, locked, write_json
 from qat_ste.base.process import without_garbage_collection
 from qat_ste.base.run_config import finished
 from qat_ste.base.text import of_error
-from qat_ste.loggers.files import write_json
 
 log = logging.getLogger(__name__)
 

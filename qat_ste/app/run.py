@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.app.validate import Parts, levels_of, update_of
-from qat_ste.base.files import locked
+from qat_ste.base.files import locked, write
 from qat_ste.base.process import keep_freed_memory, without_garbage_collection
 from qat_ste.base.run_config import identity
 from qat_ste.base.text import of_error
@@ -271,7 +271,6 @@ def _version(package: str) -> str:
 
 def _report(folder: Path, comparison: Comparison) -> None:
     try:
-        from qat_ste.report.files import write
         from qat_ste.report.run.page import write_report
 
         weights = io.BytesIO()

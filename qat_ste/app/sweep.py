@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -26,8 +25,8 @@ from rich.text import Text
 
 from qat_ste.app.job import Job, locked_or_leave, tell_fault
 from qat_ste.app.sweep_loader import SweepLoader
+from qat_ste.base.files import read_json, write_json
 from qat_ste.base.text import of_error
-from qat_ste.loggers.files import write_json
 
 MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
 WATCH_SECONDS, LINE_SECONDS = 2.0, 60.0
@@ -155,9 +154,9 @@ class Sweep(Callback):
 
 def _outcome(path: Path) -> Outcome:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         status = path.parent / "status.json"
-        run = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
+        run = read_json(status) if status.exists() else {}
         reason = found["reason"] or (run.get("error") if found["outcome"] == "failed" else None)
         return Outcome(
             path.parent.name, found["outcome"], reason, int(run.get("step", 0)), float(run.get("wall_seconds", 0))
