@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -24,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from qat_ste.app.job import Job, locked_or_leave, tell_fault
-from qat_ste.app.sweep_loader import SweepLoader
 from qat_ste.base.files import read_json, write_json
 from qat_ste.base.text import of_error
 
@@ -81,9 +79,6 @@ class Sweep(Callback):
         mark.touch()
         self.since = mark.stat().st_mtime_ns
         Sweep.current = self
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
         if shares_terminal(config.hydra.launcher) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._stop)
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
@@ -146,7 +141,8 @@ class Sweep(Callback):
     def _stop(self, *_: Any) -> None:
         """Of Ctrl-C: the first has the runs end with a checkpoint, the second leaves them to it."""
         if self.stopped:
-            os._exit(128 + signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
         self.stopped = True
         (self.folder / STOP).touch()
         print("stopping: each run leaves a checkpoint", flush=True)  # noqa: T201
