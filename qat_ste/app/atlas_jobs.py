@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -113,7 +114,7 @@ def _begin(train: Train, folder: Path) -> None:
     """In a worker, before its first job."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the launching process decides
         signal.signal(number, signal.SIG_IGN)
-    when_parent_ends(lambda: os._exit(1))
+    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGKILL))
     torch.set_num_threads(1)
     _shared[:] = train, folder
 
