@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import venv
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -29,6 +34,30 @@ def test_imports_go_downwards():
     command = [Path(sys.executable).with_name("lint-imports"), "--config", ROOT / "pyproject.toml", "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout
+
+
+def foreign_imports(folder: Path) -> set[str]:
+    """Packages that files below the folder import, here and there within them too, other than Python's and ours."""
+    nodes = [node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    ours = {"qat_ste", "tests", "scripts", *(path.stem for path in (ROOT / "scripts").iterdir())}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - ours
+
+
+def declared(*extras: str) -> set[str]:
+    optional = PROJECT["project"]["optional-dependencies"]
+    requirements = [*PROJECT["project"]["dependencies"], *(item for extra in extras for item in optional[extra])]
+    return {re.match(r"[\w.-]+", item)[0].lower() for item in requirements}
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("qat_ste", ()), ("scripts", ("benchmark",)), ("tests", ("test",))])
+def test_what_is_imported_is_declared(folder, extras):
+    distributions = packages_distributions()
+    found = {name: distributions.get(name, [name]) for name in foreign_imports(ROOT / folder)}
+    assert {"torch", "numpy"} <= set(found)
+    allowed = declared(*extras)
+    assert {name: those for name, those in found.items() if not {one.lower() for one in those} & allowed} == {}
 
 
 def test_installed_wheel_composes_its_configuration_in_another_folder(tmp_path):

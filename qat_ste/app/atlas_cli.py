@@ -115,7 +115,7 @@ def _train_and_write(grid: Grid) -> int:
     """Trains what is missing, writes numbers and page; returns the exit code."""
     from qat_ste.app.atlas_jobs import collect, train_jobs
     from qat_ste.app.run import versions
-    from qat_ste.loggers.files import write_json
+    from qat_ste.base.files import write_json
     from qat_ste.loggers.jobs import JobsProgress
     from qat_ste.report.atlas.page import write_atlas
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 
 import torch
 
+from qat_ste.base.files import read_json, write_json
 from qat_ste.base.process import when_parent_ends
 from qat_ste.base.run_config import differences
 from qat_ste.experiment.many_estimators import Cell
-from qat_ste.loggers.files import write_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Job:
     def read(self, folder: Path, estimator: str) -> dict[str, Any] | None:
         """The cell as it was written; None where it was not, or not for this configuration."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self.path(folder, estimator).read_text(encoding="utf-8"))
+            found = read_json(self.path(folder, estimator))
             if not differences(found["config"], self.cells[estimator]):
                 return dict(found["cell"])
         return None
@@ -113,7 +114,7 @@ def _begin(train: Train, folder: Path) -> None:
     """In a worker, before its first job."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the launching process decides
         signal.signal(number, signal.SIG_IGN)
-    when_parent_ends(lambda: os._exit(1))
+    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGKILL))
     torch.set_num_threads(1)
     _shared[:] = train, folder
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
@@ -28,27 +26,39 @@ def make_estimator(node: DictConfig) -> Estimator:
     return estimator
 
 
+class _Accepted(Exception):
+    """An optimizer has looked at its arguments, and goes on to its parameters."""
+
+
 def make_optimizer(node: DictConfig) -> MakeOptimizer:
-    """A function of parameter groups and ``lr``, tried once. Raises whatever a foreign class does."""
+    """A function of parameter groups and ``lr``; its other arguments are tried. Raises whatever a foreign class does.
+
+    Optimizers check their arguments first. At the first group of parameters torch imports its compiler, which takes
+    1.2 s: too long for telling what else is wrong with a configuration.
+    """
+
+    def groups() -> Iterator[dict[str, Any]]:
+        raise _Accepted
+        yield
+
     arguments: Any = OmegaConf.to_container(node, resolve=True)
     lr = arguments.pop("lr", None)
     make: MakeOptimizer = instantiate(arguments, _convert_="all")
-    with without_compiler():
-        made = make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
-    if not isinstance(made, Optimizer):
-        raise TypeError("_target_ must make a torch.optim.Optimizer")
+    with suppress(_Accepted):
+        made_optimizer(make, groups(), lr)
     return make
 
 
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """What makes an optimizer here does not import torch's compiler, which takes longer than all that is looked at."""
-    wrapped = Optimizer.add_param_group
-    Optimizer.add_param_group = inspect.unwrap(wrapped)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Optimizer.add_param_group = wrapped  # type: ignore[method-assign]
+def made_optimizer(make: MakeOptimizer, groups: Iterable[dict[str, Any]], lr: float) -> Optimizer:
+    """The optimizer of these groups.
+
+    Raises:
+        TypeError: it is none.
+    """
+    made = make(groups, lr=lr)
+    if not isinstance(made, Optimizer):
+        raise TypeError("_target_ must make a torch.optim.Optimizer")
+    return made
 
 
 def make_logger(node: DictConfig) -> Callable[..., Any] | None:

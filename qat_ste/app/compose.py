@@ -24,8 +24,6 @@ from qat_ste.app.schema import ConfigError, RunConfig, problems_in, shown
 from qat_ste.app.values import unusable
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
-# Hydra copies it, with all that it holds, for each group it lists and each job it composes, yet never changes a copy.
-ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last of what is no option of a group
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

@@ -125,8 +125,8 @@ def _show(card: Card) -> None:
 
 
 def _draw(card: Card, path: Path) -> None:
+    from qat_ste.base.files import write
     from qat_ste.report.card.figure import card_png
-    from qat_ste.report.files import write
 
     try:
         write(path, card_png(card))

@@ -16,11 +16,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.base.files import FolderInUse, locked
-from qat_ste.base.process import without_garbage_collection
+from qat_ste.base.files import FolderInUse, locked, write_json
 from qat_ste.base.run_config import finished
 from qat_ste.base.text import of_error
-from qat_ste.loggers.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +56,12 @@ class Job:
         rank = outer_rank()
         if rank is None and self.finished():
             return self._say_finished(self.folder)
-        with without_garbage_collection():
-            from qat_ste.app.ranks import join, launch
-            from qat_ste.app.run import run
-            from qat_ste.app.validate import Preparation
-            from qat_ste.experiment.ranks import Ranks
+        from qat_ste.app.ranks import join, launch
+        from qat_ste.app.run import run
+        from qat_ste.app.validate import Preparation
+        from qat_ste.experiment.ranks import Ranks
 
-            parts, folder = Preparation(self.cfg, self.default).parts(), self.folder
+        parts, folder = Preparation(self.cfg, self.default).parts(), self.folder
         if rank is not None:
             join(parts.device)
             folder = Ranks().broadcast(folder)  # each evaluated the time for itself
@@ -77,10 +74,9 @@ class Job:
 
     def describe(self) -> str:
         """The command that makes this run, and what it costs, found out without training."""
-        with without_garbage_collection():
-            from qat_ste.app.validate import Preparation
+        from qat_ste.app.validate import Preparation
 
-            parts = Preparation(self.cfg, self.default).parts()
+        parts = Preparation(self.cfg, self.default).parts()
         overrides = [o for o in shlex.split(self.origin["command"]) if not o.startswith("dry_run=")]
         if self.cfg.logger.get("group"):
             overrides.append(quoted("logger.group", str(self.cfg.logger.group)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import logging.config
 import os
@@ -24,12 +23,11 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from qat_ste.app.run import StopRequest, run
 from qat_ste.app.schema import ConfigError
 from qat_ste.app.validate import Preparation
-from qat_ste.base.files import FolderInUse
+from qat_ste.base.files import FolderInUse, read_json, write_json
 from qat_ste.base.process import when_parent_ends
 from qat_ste.base.run_config import CheckpointMismatch
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.experiment.ranks import Ranks
-from qat_ste.loggers.files import write_json
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 5.0  # for ranks whose peer is gone: to end by themselves, then by SIGTERM; after that they are killed
@@ -90,7 +88,7 @@ def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: d
 def _tell_status(path: Path, error: str) -> None:
     """Why the run failed, in place of what rank 0 had seen of it."""
     with suppress(OSError, ValueError):
-        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": error})
+        write_json(path, read_json(path) | {"status": "failed", "error": error})
 
 
 def _rank(

@@ -22,8 +22,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.app.validate import Parts, levels_of, update_of
-from qat_ste.base.files import locked
-from qat_ste.base.process import keep_freed_memory, without_garbage_collection
+from qat_ste.base.files import locked, write
+from qat_ste.base.process import keep_freed_memory
 from qat_ste.base.run_config import identity
 from qat_ste.base.text import of_error
 from qat_ste.data.image_files import BrokenImageError
@@ -110,14 +110,12 @@ def run(cfg: DictConfig, parts: Parts, folder: Path, origin: dict[str, Any]) -> 
         _say_what_is_special(terminal, cfg, parts, ranks, checkpoints)
         try:
             if cfg.logger.get("_target_"):
-                with without_garbage_collection():
-                    loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
+                loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=config))
             comparison, skipped = _compare(cfg, parts, loggers, stop, checkpoints)
             results = origin | _results(config, comparison, files.wall_seconds, parts.device, skipped)
             for logger in loggers:
                 logger.log_results(results)
-            with without_garbage_collection():
-                _report(folder, comparison)
+            _report(folder, comparison)
             files.set_status("done")
             exit_code = 0
         except Stopped as stopped:
@@ -271,7 +269,6 @@ def _version(package: str) -> str:
 
 def _report(folder: Path, comparison: Comparison) -> None:
     try:
-        from qat_ste.report.files import write
         from qat_ste.report.run.page import write_report
 
         weights = io.BytesIO()

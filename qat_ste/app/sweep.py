@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -17,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -25,9 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qat_ste.app.job import Job, locked_or_leave, tell_fault
-from qat_ste.app.sweep_loader import SweepLoader
+from qat_ste.base.files import read_json, write_json
 from qat_ste.base.text import of_error
-from qat_ste.loggers.files import write_json
 
 MARKS = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": "yellow", "running": "yellow"}
 WATCH_SECONDS, LINE_SECONDS = 2.0, 60.0
@@ -82,9 +79,6 @@ class Sweep(Callback):
         mark.touch()
         self.since = mark.stat().st_mtime_ns
         Sweep.current = self
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
         if shares_terminal(config.hydra.launcher) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._stop)
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
@@ -147,7 +141,8 @@ class Sweep(Callback):
     def _stop(self, *_: Any) -> None:
         """Of Ctrl-C: the first has the runs end with a checkpoint, the second leaves them to it."""
         if self.stopped:
-            os._exit(128 + signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
         self.stopped = True
         (self.folder / STOP).touch()
         print("stopping: each run leaves a checkpoint", flush=True)  # noqa: T201
@@ -155,9 +150,9 @@ class Sweep(Callback):
 
 def _outcome(path: Path) -> Outcome:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         status = path.parent / "status.json"
-        run = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
+        run = read_json(status) if status.exists() else {}
         reason = found["reason"] or (run.get("error") if found["outcome"] == "failed" else None)
         return Outcome(
             path.parent.name, found["outcome"], reason, int(run.get("step", 0)), float(run.get("wall_seconds", 0))

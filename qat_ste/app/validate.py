@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat_ste.app.components import Targets, make_estimator, make_logger, make_optimizer, without_compiler
+from qat_ste.app.components import Targets, made_optimizer, make_estimator, make_logger, make_optimizer
 from qat_ste.app.schema import ConfigError, length
 from qat_ste.base.errors import STEPS
 from qat_ste.data.dataset import Dataset, Shard
@@ -92,12 +92,12 @@ class Preparation:
         optimizer = self._optimizer()
         device = self._device()
         dataset = self.found.build("dataset")
-        build_model = steps_per_epoch = steps = None
+        build_model = model = steps_per_epoch = steps = None
         if dataset is not None:
             build_model = self._model_builder(dataset)
             steps_per_epoch = self._steps_per_epoch(dataset)
             if estimator is not None and build_model is not None:
-                self._check_model(build_model, estimator, optimizer)
+                model = self._checked_model(build_model, estimator)
             if steps_per_epoch is not None:
                 steps_per_epoch = cfg.train.steps_per_epoch or steps_per_epoch
                 steps = length(cfg.train, steps_per_epoch)
@@ -105,6 +105,8 @@ class Preparation:
                     key = "train.steps" if cfg.train.epochs is None else "train.epochs"
                     self.found.add(key, f"comes to {steps} steps; the number of steps must be {STEPS}", "10")
         self.found.build("logger", make_logger)
+        if optimizer is not None and model is not None and not self.problems:
+            self._check_optimizer(model, optimizer)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
@@ -126,6 +128,9 @@ class Preparation:
         """
         estimator, optimizer = self._estimator(), self._optimizer()
         quantizer = None if estimator is None else self._quantizer(estimator)
+        if not self.problems:
+            groups = [{"params": [torch.zeros(2, 2, requires_grad=True)]}]
+            self.found.build("optimizer", lambda node: made_optimizer(make_optimizer(node), groups, node.lr))
         if self.problems or estimator is None or quantizer is None or optimizer is None:
             raise ConfigError(self.problems)
         return estimator, quantizer, optimizer
@@ -201,13 +206,8 @@ class Preparation:
             return None
         return build
 
-    def _check_model(
-        self,
-        build_model: Callable[[], nn.Module],
-        estimator: Estimator,
-        optimizer: MakeOptimizer | None,
-    ) -> None:
-        """Builds a model, quantizes it and tries the optimizer on it, on the CPU."""
+    def _checked_model(self, build_model: Callable[[], nn.Module], estimator: Estimator) -> nn.Module | None:
+        """A model, quantized, on the CPU; None where none of its weights can be."""
         settings = self.cfg.quantizer
         with torch.random.fork_rng(devices=[]):
             model = build_model()
@@ -217,11 +217,10 @@ class Preparation:
             argument, _, text = str(error).partition(": ")
             key, example = ("exclude", "[]") if argument == "exclude" else ("include", "[Conv2d]")
             self.found.add(f"quantizer.{key}", text or argument, example)
-            return
+            return None
         self._check_room(model)
-        if optimizer is not None:
-            self._check_optimizer(model, optimizer)
         self._quantizer(estimator)
+        return model
 
     def _quantizer(self, estimator: Estimator) -> Quantizer | None:
         """One of range 1, if the estimator is made for it."""
@@ -245,10 +244,7 @@ class Preparation:
         tensors = list(model.parameters())
 
         def tried(make: MakeOptimizer, lr: float) -> None:
-            with without_compiler():
-                make([{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr=lr)
-            if self.problems:  # a step imports the compiler: with what else is wrong to be told, it can wait
-                return
+            made_optimizer(make, [{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr)
             small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
             for tensor in small:
                 tensor.grad = torch.ones_like(tensor)

@@ -1,36 +1,17 @@
-"""What a program spares itself of the care that Python and the C library take of memory."""
+"""What a process sets up for itself: memory, an end with its parent's, and how it ends on a terminal."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import gc
 import io
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """For imports, of which everything stays: to look through them for garbage, again and again, takes a second.
-
-    What is there at the end of the first time is not looked through later either.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # never again: of a sweep an earlier job's models may be garbage by then
-            gc.freeze()
-            atexit.register(gc.unfreeze)  # lest libraries complain that their objects are still there at the end
-        if enabled:
-            gc.enable()
+from collections.abc import Callable
+from contextlib import suppress
 
 
 def keep_freed_memory() -> None:
@@ -65,27 +46,20 @@ def when_parent_ends(act: Callable[[], object]) -> None:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Calls ``main`` and ends the process, without taking apart what was imported: that would take another second.
-
-    Threads are waited for and exit handlers are called all the same. Should be the first thing that a process does.
-    A Ctrl-C, for which ``main`` has no handler, ends it with 130, and without a word.
+    """Calls ``main``; a Ctrl-C, for which it has no handler, ends it with 130, and without a word.
 
     Raises:
-        SystemExit: as ``main`` does; the process ends with its code.
+        SystemExit: as ``main`` does.
     """
-    codes: list[int] = []
-    atexit.register(_leave, codes)  # the first to be registered is the last to be called
+    atexit.register(_flush_streams)  # the first to be registered is the last to be called
     _mend_streams()
     try:
         main()
-        codes.append(0)
     except KeyboardInterrupt:
-        codes.append(128 + signal.SIGINT)
-        raise SystemExit(codes[0]) from None
-    except SystemExit as stopped:
-        if stopped.code is None or isinstance(stopped.code, int):
-            codes.append(stopped.code or 0)
-        raise
+        raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit handlers are ended without a word too
 
 
 def _mend_streams() -> None:
@@ -99,11 +73,11 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _leave(codes: list[int]) -> None:
-    """Leaves an end of another kind, an exception, to Python."""
-    if not codes:
-        return
+def _flush_streams() -> None:
+    """Leads to nowhere what nobody reads any more, of which Python would complain at its exit."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(codes[0])
+        with suppress(ValueError):  # it was closed
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qat_ste.base.files import read_json
 from qat_ste.base.text import one_line
 
 # What may be different when a run is continued: where things lie, what is told, and how fast it goes.
@@ -24,7 +24,6 @@ FREE_TO_CHANGE = (
 
 
 MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
-MOST_BYTES = 16 << 20  # of a JSON file
 
 
 class CheckpointMismatch(ValueError):
@@ -73,23 +72,6 @@ def finished(folder: Path, config: Mapping[str, Any]) -> bool:
     if found:
         raise CheckpointMismatch(folder / "results.json", found)
     return True
-
-
-def read_json(path: Path) -> Any:
-    """What is in the file.
-
-    Raises:
-        OSError: there is none, or it is too large.
-        ValueError: it is no JSON.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path.name} is no file")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise OSError(f"{path.name} has {size:,} bytes where {MOST_BYTES:,} are the most")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _short(values: tuple[Any, ...]) -> list[str]:

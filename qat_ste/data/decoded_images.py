@@ -10,15 +10,13 @@ While it is made the folder is called ``….part``; the index then is the journa
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
+from qat_ste.base.files import lock
 from qat_ste.data.image_files import BrokenImageError, ImageFiles
 from qat_ste.data.workers import shared_memory, start_workers
 
@@ -120,7 +119,8 @@ def make_cache(
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock")):
+    with folder.with_name(f"{folder.name}.lock").open("a+b", buffering=0) as lock_file:
+        lock(lock_file, lambda holder: log.info("%s is making %s: waiting for it", holder, folder))
         if folder.exists():
             return
         part = folder.with_name(f"{folder.name}.part")
@@ -207,17 +207,6 @@ class _Shrunk(Dataset):
 
 def _shrink(image: Tensor, resize: int) -> Tensor:
     return functional.resize(image, [resize], antialias=True) if min(image.shape[1:]) > resize else image
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is making %s: waiting for it", path.with_suffix(""))
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 def check_room(cache: Path, needed: int) -> None:

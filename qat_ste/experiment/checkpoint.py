@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qat_ste.base.files import remove_unfinished, replacing
 from qat_ste.base.run_config import CheckpointMismatch, differences
 from qat_ste.base.text import of_value, one_line
 from qat_ste.experiment.cohort import Cohort
@@ -81,19 +80,14 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         if state is None:
             return
-        newest = self.paths[0]
-        temporary = newest.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
+            remove_unfinished(self.paths[0])
+            with replacing(self.paths[0], durable=True) as file:
                 torch.save(state | {"config": json.dumps(self.config), "config_hash": _hash(self.config)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            for younger, older in reversed(list(zip(self.paths, self.paths[1:], strict=False))):
-                if younger.exists():  # linked, not moved: at no moment is there no checkpoint
-                    older.with_suffix(".tmp").unlink(missing_ok=True)
-                    os.link(younger, older.with_suffix(".tmp"))
-                    older.with_suffix(".tmp").replace(older)
-            temporary.replace(newest)
+                file.flush()  # what there is no room for costs no older one
+                for younger, older in reversed(list(zip(self.paths, self.paths[1:], strict=False))):
+                    if younger.exists():
+                        younger.replace(older)
             self._failed = False
         except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own on top of the system's
             fault = error.__context__ or error
@@ -101,8 +95,6 @@ class Checkpoints:
             level = logging.INFO if self._failed else logging.WARNING  # of a full disk each one fails
             log.log(level, "no checkpoint at step %s: %s; the one before stays", state["step"], reason)
             self._failed = True
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _load(self) -> dict[str, Any] | None:
         for path in self.paths:

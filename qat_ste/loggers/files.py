@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from qat_ste.base.files import json_text, read_json, write, write_json
 from qat_ste.loggers import Row
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class RunFolder:
         path = folder / "metrics.jsonl"
         if done:
             self._started -= _wall_seconds(folder / "status.json")
-            _write(path, "".join(_line(row) for row in done), durable=True)
+            write(path, "".join(_line(row) for row in done), durable=True)
         elif path.exists():  # of a run that was cut off before its first checkpoint: kept aside
             path.replace(folder / "metrics.previous.jsonl")
         self._metrics = path.open("ab", buffering=0)
@@ -101,45 +100,13 @@ class RunFolder:
         self._held.clear()
 
 
-def write_json(path: Path, content: dict[str, Any], durable: bool = False) -> None:
-    """Writes to a temporary name first, so that a reader never finds half a file.
-
-    Args:
-        durable: waits until it lies on the disk, where even the end of the machine leaves it.
-    """
-    _write(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", durable)
-
-
-def _write(path: Path, text: str, durable: bool) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk names none, and the temporary name helps nobody
-        raise
-
-
 def _line(row: Row) -> str:
-    return json.dumps(_plain(row), allow_nan=False) + "\n"
+    return json_text(row) + "\n"
 
 
 def _wall_seconds(status: Path) -> float:
     """What an earlier part of the run took; 0 where its status cannot be read."""
     try:
-        return float(json.loads(status.read_text(encoding="utf-8"))["wall_seconds"])
+        return float(read_json(status)["wall_seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,7 @@
-"""Files of a run folder: read and written where they are, through no link."""
+"""Files of a run folder: read where they are, through no link."""
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -33,18 +32,3 @@ def regular(path: Path, most_bytes: int) -> Path:
     if found.st_size > most_bytes:
         raise OSError(f"{path.name} has {found.st_size:,} bytes where {most_bytes:,} are the most")
     return path
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a new file beside the old one, then puts it in its place; a link there is replaced, not followed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode(errors="replace") if isinstance(content, str) else content  # JSON may hold half characters
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk names none, and the temporary name helps nobody
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -36,6 +36,8 @@ CASES = [
     ("runtime.device=tpu9", "runtime.device=tpu9: cannot be used ("),
     ("model=keras_cnn", "model: cannot be built for images of 1x8x8: "),
     ("optimizer.momentum=-1", "optimizer.momentum=-1: Invalid momentum value: -1; for example optimizer.momentum=0.9"),
+    ("optimizer._target_=torch.nn.Identity", "optimizer._target_=torch.nn.Identity: must make a torch.optim.Optimizer; for example optimizer._target_=torch.optim.SGD"),
+    ("optimizer._target_=builtins.dict", "optimizer._target_=builtins.dict: must make a torch.optim.Optimizer; for example optimizer._target_=torch.optim.SGD"),
     ("estimator._target_=qat_ste.nothing.Here", "estimator._target_=qat_ste.nothing.Here: "),
     ("train.steps=1000000000000", "train.steps=1000000000000: must be a whole number from 1 to 100000000; for example"),
     ("train.epochs=10000000", "train.epochs=10000000: comes to 220000000 steps; the number of steps must be a whole number from 1"),
@@ -121,7 +123,10 @@ def test_several_faults_are_told_together(qat_run):
         "estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"]  # fmt: skip
 
 
-@pytest.mark.parametrize("overrides", [["optimizer.lr=-1"], ["optimizer.l=0.1", "estimator=tanh"], ["dataset=nope"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["optimizer.lr=-1"], ["optimizer.momentum=-1"], ["optimizer.l=0.1", "estimator=tanh"], ["dataset=nope"]],
+)
 def test_it_is_told_before_torch_imports_its_compiler(tmp_path, overrides):
     code = (
         "import sys; from qat_ste.app import run_cli as cli\n"

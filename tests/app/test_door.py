@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import resource
@@ -12,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qat_ste.app import run_cli as cli
@@ -54,15 +52,6 @@ def test_what_only_some_runs_need_is_not_imported_to_tell_of_bad_input(tmp_path)
     done = call("train.steps=-1", f"hydra.run.dir={tmp_path}")
     assert done.stderr.startswith("qat-run: train.steps=-1: must be ")
     assert done.stdout == "EXIT 2 HEAVY ['numpy', 'torch']\n"
-
-
-def test_hydra_copies_what_it_takes_out_of_its_store_and_not_the_store():
-    store = ConfigStore.instance()
-    assert copy.deepcopy(store) is store
-    one, two = (store.load("schema.yaml").node for _ in range(2))
-    one.dry_run = True
-    assert not two.dry_run
-    assert not store.load("schema.yaml").node.dry_run
 
 
 def test_help_shows_three_examples_that_compose():

@@ -163,6 +163,51 @@ def test_dry_run_lists_commands_that_can_be_run_and_leaves_nothing(tmp_path):
     assert out.splitlines()[0].startswith("qat-run train.steps=6 "), "the others are listed all the same"
 
 
+@pytest.mark.parametrize(
+    ("sweep", "jobs"),
+    [
+        (("estimator=tanh,pwl", "train.seed=0,1"), [("estimator=pwl", "train.seed=0"), ("estimator=pwl", "train.seed=1")]),
+        (("experiment=mnist_sgd,mnist_adam", "row=bits_4"), [("experiment=mnist_adam", "row=bits_4")]),
+        (("train.epochs=null,3", "paths.data=a,'b c'"), [("train.epochs=3", "paths.data='b c'")]),
+        (("optimizer.lr=1e-3,'${train.l2}'",), [("optimizer.lr=${train.l2}",)]),
+        (("optimizer=adam", "optimizer.betas=[0.9,0.95],[0.9,0.999]"), [("optimizer=adam", "optimizer.betas=[0.9,0.999]")]),
+        (("train.seed=5,6", "train={seed:7,steps:3}"), [("train.seed=6", "train={seed:7,steps:3}")]),
+        (("+optimizer.extra=1,2", "~optimizer.momentum"), [("+optimizer.extra=2", "~optimizer.momentum")]),
+    ],
+)  # fmt: skip
+def test_a_job_has_the_configuration_of_the_same_run_alone(monkeypatch, tmp_path, sweep, jobs):
+    """Else it would not find what is done."""
+    seen = []
+    monkeypatch.setattr(cli, "_describe", lambda job: seen.append(job.cfg))
+    alone = []
+    for overrides in jobs:
+        assert command(*overrides, "dry_run=true", "logger=none", f"hydra.run.dir={tmp_path}/run").code == 0
+        alone.append(seen.pop())
+    assert command("-m", *sweep, "dry_run=true", "logger=none", f"hydra.sweep.dir={tmp_path}/sweep").code == 0
+    assert seen[-len(jobs) :] == alone
+
+
+def test_what_is_done_is_skipped_without_torch(four, monkeypatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    code, out, err = sweep_by_itself(four[0], *SHORT, "estimator=tanh,pwl", "train.seed=1,2")
+    assert (code, out.splitlines()[-1].split(":")[0]) == (0, "4 skipped"), err
+    assert "| hydra" in err
+    assert "| torch" not in err
+
+
+def test_a_second_ctrl_c_ends_the_launching_process_at_once(tmp_path):
+    code = "import signal, sys; from pathlib import Path; from qat_ste.app.sweep import Sweep; sweep = Sweep()\n"
+    code += "sweep.folder = Path(sys.argv[1]); signal.signal(signal.SIGINT, sweep._stop)\n"
+    code += "signal.raise_signal(signal.SIGINT); print('goes on', flush=True); signal.raise_signal(signal.SIGINT)"
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert done.stdout == "stopping: each run leaves a checkpoint\ngoes on\n"
+    assert (tmp_path / ".stop").exists()
+
+
 def test_another_command_gets_another_folder_and_the_same_the_same():
     assert sweep_name(["-m", "a=1,2", "paths.output=x", "hydra/launcher=laptop"]) == sweep_name(["a=1,2", "--multirun"])
     assert sweep_name(["-m", "a=1,2"]) != sweep_name(["-m", "a=1,2,3"])

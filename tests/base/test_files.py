@@ -1,4 +1,4 @@
-"""Two at once in one folder: the second stops at once and names the first; a dead process blocks nobody."""
+"""Files are replaced whole; two at once in one folder: the second names the first; a dead process blocks nobody."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qat_ste.base import files as folder_lock
-from qat_ste.base.files import FolderInUse, locked
+from qat_ste.base import files
+from qat_ste.base.files import FolderInUse, lock, locked, remove_unfinished, replacing, write, write_json
 from tests.conftest import SHORT, command
+from tests.loggers.test_files import no_file_longer_than
 
 HOLDER = """
 import sys, time
@@ -27,7 +28,7 @@ with locked(Path(sys.argv[1]), "hydra.run.dir"):
 
 @pytest.fixture
 def holder(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(folder_lock.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"locked\n"
     yield process
@@ -71,6 +72,68 @@ def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(folder_lock.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     with locked(tmp_path, "hydra.run.dir"):
         assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
+
+
+def test_who_may_wait_is_told_for_whom(holder, tmp_path):
+    holders = []
+
+    def end(name: str) -> None:
+        holders.append(name)
+        holder.kill()
+
+    with (tmp_path / ".lock").open("a+b", buffering=0) as file:
+        lock(file, end)
+        assert holders == [f"process {holder.pid} on {os.uname().nodename}"]
+        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_at_the_end_alone(tmp_path, durable):
+    path = tmp_path / "file"
+    write(path, "before", durable)
+    with replacing(path, durable) as file:
+        file.write(b"aft")
+        file.flush()
+        assert path.read_text() == "before"
+        file.write(b"er")
+    assert path.read_text() == "after"
+    with pytest.raises(RuntimeError), replacing(path, durable) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_there_is_no_room_for_is_told_with_its_name_and_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"loss": float("nan")})
+    with no_file_longer_than(100), pytest.raises(OSError, match="File too large") as caught:
+        write_json(path, ["x"] * 100)
+    assert (caught.value.filename, path.read_text()) == (str(path), '{\n "loss": null\n}\n')
+    for target in (tmp_path / "absent" / "file", tmp_path):
+        with pytest.raises(OSError) as caught:
+            write(target, "x")
+        assert (caught.value.filename, caught.value.filename2) == (str(target), None)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_link_is_followed(tmp_path):
+    elsewhere, path = tmp_path / "elsewhere", tmp_path / "file"
+    elsewhere.write_text("theirs")
+    for link in (path, tmp_path / f".file.{os.getpid()}.tmp"):
+        link.symlink_to(elsewhere)
+    write(path, "ours")
+    assert (elsewhere.read_text(), path.read_text(), path.is_symlink()) == ("theirs", "ours", False)
+
+
+def test_what_a_killed_process_left_is_no_hindrance_and_can_be_removed(tmp_path):
+    path = tmp_path / "file"
+    for number in (os.getpid(), 1):
+        (tmp_path / f".file.{number}.tmp").write_text("half")
+    write(path, "whole")
+    assert path.read_text() == "whole"
+    remove_unfinished(path)
+    assert list(tmp_path.iterdir()) == [path]

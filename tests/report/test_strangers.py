@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qat_ste.base.files import write
 from qat_ste.base.run_config import finished
 from qat_ste.report.columns import Columns
-from qat_ste.report.files import write
 from qat_ste.report.run.page import render
 from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.style import plain

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qat_ste.base.run_config import read_json
+from qat_ste.base.files import read_json
 from qat_ste.report.files import no_link
 from qat_ste.report.seeds import Summary, summarize
 

@@ -13,9 +13,9 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from qat_ste.base.files import write
 from qat_ste.report.atlas.cells import DISGUISE, NOT, OPEN, SAME, UNKNOWN, Atlas, Pair, read_atlas, rule
 from qat_ste.report.atlas.figures import errors_at_both_rates, heat_maps
-from qat_ste.report.files import write
 from qat_ste.report.run.figures import png
 from qat_ste.report.run.page import css_width
 from qat_ste.report.seeds import Summary

@@ -15,7 +15,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from qat_ste.report.files import no_link, write
+from qat_ste.base.files import write
+from qat_ste.report.files import no_link
 from qat_ste.report.run.run_files import AGREEMENT, RunFiles
 from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line, plain
 

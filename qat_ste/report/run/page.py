@@ -9,7 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from qat_ste.report.files import no_link, regular, write
+from qat_ste.base.files import write
+from qat_ste.report.files import no_link, regular
 from qat_ste.report.run.figures import draw_all
 from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.style import DOTS_PER_INCH

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qat_ste.base.run_config import read_json
+from qat_ste.base.files import read_json
 from qat_ste.base.text import one_line
 from qat_ste.report.files import no_link
 from qat_ste.report.results import METRICS, ForeignError, read_results

@@ -12,7 +12,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from qat_ste.report.files import no_link, write
+from qat_ste.base.files import write
+from qat_ste.report.files import no_link
 from qat_ste.report.run import figures
 from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.style import STYLE

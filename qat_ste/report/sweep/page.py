@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
+from qat_ste.base.files import write
 from qat_ste.base.text import one_line
-from qat_ste.report.files import write
 from qat_ste.report.run.page import css_width
 from qat_ste.report.sweep.claims import ERROR, TEST, counted, orders
 from qat_ste.report.sweep.findings import Findings, find

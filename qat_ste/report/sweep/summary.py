@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qat_ste.report.files import write
+from qat_ste.base.files import read_json, write
 from qat_ste.report.seeds import Summary
 from qat_ste.report.sweep.claims import Claim, orders
 from qat_ste.report.sweep.findings import Findings
@@ -53,7 +53,7 @@ def summary(findings: Findings) -> dict[str, Any]:
 
 def read_summary(path: Path) -> tuple[dict[str, Any], Measured, list[Claim]]:
     """The content of a summary file, and what of it tables and claims are made of."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     measured: Measured = {
         setup: {
             row: {
