@@ -230,11 +230,7 @@ def _compare(
 
 
 def _results(
-    config: dict[str, Any],
-    comparison: Comparison,
-    wall_seconds: float,
-    device: torch.device,
-    skipped: list[str],
+    config: dict[str, Any], comparison: Comparison, wall_seconds: float, device: torch.device, skipped: list[str]
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     return {

@@ -49,6 +49,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ForeignError(f"schema {results['schema']} where {SCHEMA} is known")
     _check_config(results["config"])
     counterparts, verdict = results["counterparts"], _object(results, "verdict")
+    ratios = {key: _number(key, verdict.get(key)) for key in ("ste_over_jitter", "naive_over_jitter")}
     if len(counterparts) > MOST_COUNTERPARTS:
         raise ForeignError(f"{len(counterparts)} counterparts where {MOST_COUNTERPARTS} are the most")
     return (
@@ -59,12 +60,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         | {"choices": {k: _name(v) for k, v in _object(results, "choices").items() if isinstance(v, str)}}
         | {"reference": _member("reference", results["reference"])}
         | {"counterparts": {_name(name): _member(name, numbers) for name, numbers in counterparts.items()}}
-        | {
-            "verdict": {
-                "statement": _text(verdict.get("statement")),
-                **{key: _number(key, verdict.get(key)) for key in ("ste_over_jitter", "naive_over_jitter")},
-            }
-        }
+        | {"verdict": {"statement": _text(verdict.get("statement")), **ratios}}
     )
 
 

@@ -42,17 +42,8 @@ def markdown_claims(claims: Sequence[Claim]) -> str:
     """Claims with their numbers as a table."""
     header = ["set-up", "claim", "ratio", "bound", "measured", "95 % interval", "n", "the claim"]
     lines = [
-        [
-            claim.setup,
-            claim.published,
-            claim.ratio,
-            claim.bound,
-            shown_ratio(claim.value),
-            shown_interval(claim),
-            str(claim.n),
-            claim.word,
-        ]
-        for claim in claims
+        [c.setup, c.published, c.ratio, c.bound, shown_ratio(c.value), shown_interval(c), str(c.n), c.word]
+        for c in claims
     ]
     return markdown_lines([header, *lines], left=3)
 

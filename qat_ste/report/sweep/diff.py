@@ -37,8 +37,7 @@ class Differences:
 def compare_findings(a: Findings, b: Findings) -> Differences:
     """Groups are matched by set-up and row; one group against one group whatever they are called."""
     if len(a.groups) == len(b.groups) == 1:
-        pairs = [(a.groups[0], b.groups[0])]
-        return Differences(tuple(_difference(*pair) for pair in pairs), (), ())
+        return Differences((_difference(a.groups[0], b.groups[0]),), (), ())
     of_a, of_b = ({_name(group): group for group in findings.groups} for findings in (a, b))
     return Differences(
         tuple(_difference(group, of_b[name]) for name, group in of_a.items() if name in of_b),

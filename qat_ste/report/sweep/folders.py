@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,12 @@ class Problem:
         return f"{one_line(str(self.folder))}: {self.status}: {self.reason}"
 
 
-class TooManyError(Exception):
-    """More run folders than one page can hold."""
+class NoRunsError(Exception):
+    """There is nothing to report on: in one line, what is wrong and what mends it."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 def find_runs(path: Path) -> Iterator[Path]:
@@ -74,14 +78,14 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
     """Finished runs at or below the folders, each once, and what is wrong with the others.
 
     Raises:
-        TooManyError: there are more than ``MOST_RUNS``.
+        NoRunsError: there are more than ``MOST_RUNS``.
     """
     real: dict[Path, Path] = {}
     for given in folders:
         for folder in find_runs(given):
             real.setdefault(folder.resolve(), folder)
             if len(real) > MOST_RUNS:
-                raise TooManyError(f"{given}: more than {MOST_RUNS:,} run folders; report on some of them at a time")
+                raise NoRunsError(f"{given}: more than {MOST_RUNS:,} run folders; report on some of them at a time")
     found = [read_run(folder) for folder in real.values()]
     runs = [run for run in found if isinstance(run, Run)]
     problems = [problem for problem in found if isinstance(problem, Problem)]

@@ -72,9 +72,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Problem]]:
         key = json.dumps([run.choices.get("experiment"), _row(run), comparable(run.config)], sort_keys=True)
         alike = by_configuration[key]
         if run.seed in alike:
-            reason = (
-                f"seed {run.seed} of the same configuration is in {one_line(str(run.folder))} too; that one is counted"
-            )
+            place = one_line(str(run.folder))
+            reason = f"seed {run.seed} of the same configuration is in {place} too; that one is counted"
             repeated.append(Problem(alike[run.seed].folder, "repeated", reason))
         alike[run.seed] = run
     groups = [
