@@ -11,7 +11,7 @@ from qat_ste.report.files import no_link, regular, write
 from qat_ste.report.page import Picture, draw_all, fill
 from qat_ste.report.run.figures import FIGURES
 from qat_ste.report.run.run_files import RunFiles
-from qat_ste.report.tables import TABLE_ROWS, shown
+from qat_ste.report.tables import OF_LAYER, added, shown, table_rows
 
 CAPTIONS = {  # in the page's order
     "alignment_error": "Weight alignment error over time: how far each counterpart is from the reference, in units of "
@@ -39,8 +39,7 @@ def render(run: RunFiles) -> str:
     """The page as HTML; every value is escaped."""
     results = run.results
     members = {"reference": results["reference"], **results["counterparts"]}
-    table = [(title, [shown(numbers.get(key)) for numbers in members.values()]) for key, title in TABLE_ROWS]
-    layers = results["counterparts"][run.main_counterpart]["layers"]
+    rows = table_rows(results["metrics"])
     figures = []
     for name, caption in CAPTIONS.items():
         with suppress(OSError):  # a figure that could not be drawn, or a file that is none of ours
@@ -49,9 +48,9 @@ def render(run: RunFiles) -> str:
     return fill(
         "run/page.html",
         results=results,
-        members=list(members),
-        table=table,
-        layers=layers,
+        members=members,
+        rows=rows,
+        layer_rows=OF_LAYER | added(rows),
         main=run.main_counterpart,
         figures=figures,
         shown=shown,

@@ -23,6 +23,11 @@ class Findings:
     measured: Measured
     problems: tuple[Problem, ...]
 
+    @property
+    def added(self) -> dict[str, str]:
+        """Titles of metrics that version 0.1.0 did not have."""
+        return {name: title for group in self.groups for name, title in group.added.items()}
+
 
 def find(folders: Sequence[Path]) -> Findings:
     """Reads and tests the runs at or below the folders.

@@ -13,7 +13,8 @@ from typing import Any
 from qat_ste.base.run_config import read_json
 from qat_ste.base.text import one_line
 from qat_ste.report.files import no_link
-from qat_ste.report.results import METRICS, ForeignError, read_results
+from qat_ste.report.results import MOST_METRICS, ForeignError, read_results
+from qat_ste.report.tables import added, table_rows
 
 MARKS = ("results.json", "status.json", ".hydra")  # any of them makes a folder a run's
 UNFINISHED = ("running", "preempted", "failed")
@@ -22,7 +23,7 @@ MOST_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Run:
-    """What reports need of a finished run. ``members``: ``METRICS`` of the reference and each counterpart."""
+    """What reports need of a finished run. ``members``: numbers of reference and counterparts, titled by ``rows``."""
 
     folder: Path
     config: dict[str, Any]
@@ -32,6 +33,7 @@ class Run:
     steps: int | None
     wall_seconds: float | None
     machine: dict[str, Any]  # device, versions, and the number of processors where it was noted
+    rows: dict[str, str]
 
     @property
     def seed(self) -> int | None:
@@ -78,7 +80,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
     """Finished runs at or below the folders, each once, and what is wrong with the others.
 
     Raises:
-        NoRunsError: there are more than ``MOST_RUNS``.
+        NoRunsError: there are more than ``MOST_RUNS``, or they have more than ``MOST_METRICS``.
     """
     real: dict[Path, Path] = {}
     for given in folders:
@@ -89,6 +91,8 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
     found = [read_run(folder) for folder in real.values()]
     runs = [run for run in found if isinstance(run, Run)]
     problems = [problem for problem in found if isinstance(problem, Problem)]
+    if len({name for run in runs for name in added(run.rows)}) > MOST_METRICS:
+        raise NoRunsError(f"these runs have more than {MOST_METRICS} metrics; report on some of them at a time")
     return runs, problems
 
 
@@ -131,14 +135,16 @@ def _decoding(error: json.JSONDecodeError) -> str:
 
 def _run(folder: Path) -> Run:
     results = read_results(folder)
+    rows = table_rows(results["metrics"])
     members = {"reference": results["reference"], **results["counterparts"]}
     return Run(
         folder,
         results["config"],
         results["choices"],
-        {name: {key: float(n) for key in METRICS if (n := of[key]) is not None} for name, of in members.items()},
+        {name: {key: float(n) for key in rows if (n := of[key]) is not None} for name, of in members.items()},
         results["equivalence"],
         None if results["steps"] is None else int(results["steps"]),
         results["wall_seconds"],
         {key: results[key] for key in ("device", "versions", "cpu_count")},
+        rows,
     )

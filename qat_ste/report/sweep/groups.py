@@ -13,6 +13,7 @@ from qat_ste.base.text import one_line
 from qat_ste.report.seeds import Summary, summarize
 from qat_ste.report.sweep.folders import Problem, Run
 from qat_ste.report.sweep.labels import comparable, labels
+from qat_ste.report.tables import added
 
 # Rows and experiments of the paper's comparison, in its order. Others come after them, by name.
 ROWS = {
@@ -49,6 +50,11 @@ class Group:
             names.pop("naive", None)
         known = [name for name in ("ste", "jitter", "naive") if name in names]
         return known + [name for name in names if name not in known]
+
+    @property
+    def added(self) -> dict[str, str]:
+        """Titles of its metrics that version 0.1.0 did not have."""
+        return {name: title for run in self.runs for name, title in added(run.rows).items()}
 
     @property
     def remapped(self) -> bool:

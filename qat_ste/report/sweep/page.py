@@ -45,7 +45,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> SweepReport:
     """
     findings = find(folders)
     output.mkdir(parents=True, exist_ok=True)
-    tables = paper_tables(findings.measured)
+    tables = paper_tables(findings.measured, findings.added)
     write(output / "tables.md", to_markdown(tables))
     write(output / "tables.tex", to_latex(tables))
     write(output / "tables.csv", to_csv(tables))
