@@ -52,7 +52,7 @@ def _section(path: Path) -> str:
     for setup, order in content["orders"].items():
         lines.append(f"- {markdown_text(setup)}: {markdown_text(order)}")
     lines += ["", "### Claims", "", markdown_claims(claims), ""]
-    for table in paper_tables(measured):
+    for table in paper_tables(measured, content.get("metrics", {})):
         lines += [f"### {markdown_text(table.setup)}", "", "Mean ± standard deviation over n seeds.", ""]
         lines += [markdown_table(table), ""]
     lines += ["### On what, how long", "", _conditions(content), "", _machine(content), ""]

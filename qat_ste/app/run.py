@@ -27,6 +27,7 @@ from qat_ste.base.process import keep_freed_memory
 from qat_ste.base.run_config import identity
 from qat_ste.base.text import of_error
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.divergence import metric_titles
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.comparison import Comparison, compare
 from qat_ste.experiment.execution import Execution
@@ -228,11 +229,7 @@ def _compare(
 
 
 def _results(
-    config: dict[str, Any],
-    comparison: Comparison,
-    wall_seconds: float,
-    device: torch.device,
-    skipped: list[str],
+    config: dict[str, Any], comparison: Comparison, wall_seconds: float, device: torch.device, skipped: list[str]
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     return {
@@ -252,6 +249,7 @@ def _results(
         "reference": vars(comparison.reference),
         "counterparts": {name: vars(numbers) for name, numbers in comparison.counterparts.items()},
         "verdict": vars(comparison.verdict),
+        "metrics": metric_titles(),
     }
 
 

@@ -17,14 +17,7 @@ from qat_ste.fake_quant.flat_layout import Part
 for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = [
-    "Divergence",
-    "Metric",
-    "Pair",
-    "Trajectories",
-    "Trajectory",
-    "WeightMap",
-]
+__all__ = ["Divergence", "Metric", "Pair", "Trajectories", "Trajectory", "WeightMap", "metric_titles"]
 
 Values = dict[str, float | None]
 Reduce = Callable[[Tensor], Tensor]
@@ -72,6 +65,16 @@ class Divergence:
         """Goes on from a saved state."""
         for metric in self.metrics:
             metric.load_state_dict(state[metric.name])
+
+
+def metric_titles() -> dict[str, dict[str, str]]:
+    """What tables call the metrics: ``metrics`` of ``results.json``."""
+    titles = {}
+    for metric in Metric.registry:
+        titles[metric.name] = {"title": metric.title}
+        if metric.also_over_moved and metric.moved_title:
+            titles[f"{metric.name}_moved"] = {"title": metric.moved_title}
+    return titles
 
 
 def _ratio(above: float, below: float) -> float | None:

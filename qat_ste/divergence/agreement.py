@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric
+from qat_ste.divergence.metric import SHARE, Metric
 from qat_ste.fake_quant.flat_layout import Block
 
 
@@ -13,6 +13,7 @@ class QuantizedWeightAgreement(Metric):
     """Share of weights with Q(w_ref) = Q(w) (paper, metric 7)."""
 
     name = "quantized_weight_agreement"
+    unit = SHARE
     over_time = True
     also_over_moved = True
 

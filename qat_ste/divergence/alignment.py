@@ -10,9 +10,10 @@ from qat_ste.fake_quant.flat_layout import Block
 
 
 class WeightAlignmentError(Metric):
-    """Σ|R(w_ref) - w|/max over the path length Σ_steps Σ|Δw|/max of the counterpart; no unit (paper, metric 6)."""
+    """Σ|R(w_ref) - w|/max over the path length Σ_steps Σ|Δw|/max of the counterpart (paper, metric 6)."""
 
     name = "weight_alignment_error"
+    unit = "path lengths, from 0"
     over_time = True
 
     def terms(self, block: Block) -> tuple[Tensor, ...]:
@@ -29,9 +30,10 @@ class WeightAlignmentError(Metric):
 
 
 class UnmappedWeightAlignmentError(WeightAlignmentError):
-    """The same with the identity for R: what the weight map is worth."""
+    """Weight alignment error with the identity for R: what the weight map is worth."""
 
     name = "weight_alignment_error_unmapped"
+    title = "… without weight map"
 
     def terms(self, block: Block) -> tuple[Tensor, ...]:
         return (self._distance(self.pair.reference.weights[block.where], block),)

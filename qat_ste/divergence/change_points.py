@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric, Pair
+from qat_ste.divergence.metric import SHARE, Metric, Pair
 from qat_ste.divergence.trajectory import Changes
 from qat_ste.fake_quant.flat_layout import Block
 
@@ -22,6 +22,9 @@ class ChangePointSequenceAgreement(Metric):
     """Share of weights that went through the same levels in the same order, whenever (paper, metric 2)."""
 
     name = "change_point_sequence_agreement"
+    title = "change-point sequence agreement"
+    moved_title = ""
+    unit = SHARE
     also_over_moved = True
 
     def terms(self, block: Block) -> tuple[Tensor, ...]:
@@ -30,13 +33,15 @@ class ChangePointSequenceAgreement(Metric):
 
 
 class AverageChangePointError(Metric):
-    """Σ|time difference| / Σ(length - 1) over weights with equal sequences, in steps (paper, metric 5).
+    """Σ|time difference| / Σ(length - 1) over weights with equal sequences (paper, metric 5).
 
     For equal sequences Σ_k|t_ref - t| over change points is Σ_t|n_ref(t) - n(t)| over steps, n(t) = changes so far.
     As they end at the same n, that is -Σ t·Δ|n_ref - n| over the changes of either run, in the order of time.
     """
 
     name = "average_change_point_error"
+    title = "change-point error (steps)"
+    unit = "steps, from 0"
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric
+from qat_ste.divergence.metric import SHARE, Metric
 from qat_ste.divergence.sequences import Sequences
 from qat_ste.fake_quant.flat_layout import Block
 
@@ -61,6 +61,9 @@ class CompressedChangePointSequenceAgreement(_Compressed):
     """Share of weights with equal compressed sequences (paper, metric 4)."""
 
     name = "compressed_change_point_sequence_agreement"
+    title = "… compressed"
+    moved_title = ""
+    unit = SHARE
     also_over_moved = True
 
     def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
@@ -69,9 +72,11 @@ class CompressedChangePointSequenceAgreement(_Compressed):
 
 
 class AverageCompressedChangePointError(_Compressed):
-    """Σ|time difference| / Σ(length - 1) over weights with equal compressed sequences, in steps (metric 11)."""
+    """Σ|time difference| / Σ(length - 1) over weights with equal compressed sequences (paper, metric 11)."""
 
     name = "average_compressed_change_point_error"
+    title = "… compressed (steps)"
+    unit = "steps, from 0"
 
     def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
         same, times, _ = self._match()
@@ -79,9 +84,11 @@ class AverageCompressedChangePointError(_Compressed):
 
 
 class AverageOscillationError(_Compressed):
-    """Σ|difference of oscillation counts| / Σ(length - 1) over weights with equal compressed sequences (metric 11)."""
+    """Σ|difference of oscillation counts| / Σ(length - 1) over equal compressed sequences (paper, metric 11)."""
 
     name = "average_oscillation_error"
+    title = "oscillation error"
+    unit = "oscillations a change point, from 0"
 
     def _kept_terms(self) -> tuple[np.ndarray, np.ndarray]:
         same, _, oscillations = self._match()

@@ -15,6 +15,7 @@ from qat_ste.fake_quant.flat_layout import Block, Piece
 from qat_ste.quantizers.quantizer import Quantizer
 
 WeightMap = Callable[[Tensor, Quantizer], Tensor]
+SHARE = "share, 0 to 1"
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,23 @@ class Pair:
 
 
 class Metric(ABC):
-    """A metric of one pair. Subclasses are found by being defined; a file in this folder is enough.
+    """A metric of one pair. A subclass is registered when it is defined; a file in this folder is enough.
 
     The value over any set of weights is Σ numerators / Σ denominators, and null where the denominators sum to 0.
+    docs/metrics.md shows the first line of the class's docstring, which names its source.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # in results.json
+    title: ClassVar[str]  # in tables; by default the name in words
+    moved_title: ClassVar[str] = "… of weights that moved"  # of ``also_over_moved``; tables leave out an empty one
+    unit: ClassVar[str] = "–"  # and range, for docs/metrics.md
     over_time: ClassVar[bool] = False  # cheap enough to be logged along the run
     also_over_moved: ClassVar[bool] = False  # give it over the weights that moved in either run too
     registry: ClassVar[list[type[Metric]]] = []
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
+            cls.title = vars(cls).get("title", cls.name.replace("_", " "))
             Metric.registry.append(cls)
 
     def __init__(self, pair: Pair) -> None:

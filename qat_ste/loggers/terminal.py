@@ -8,11 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from qat_ste.loggers import Row
-from qat_ste.report.tables import TABLE_ROWS, shown
+from qat_ste.report.tables import shown, table_rows
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class TerminalLogger:
         table.add_column("")
         for name in members:
             table.add_column(name, justify="right")
-        for key, title in TABLE_ROWS:
-            table.add_row(title, *(shown(numbers.get(key)) for numbers in members.values()))
+        for key, title in table_rows(results["metrics"]).items():
+            table.add_row(escape(title), *(shown(numbers.get(key)) for numbers in members.values()))
         with _outlived():
             self._progress.stop()
             self.console.print(table)

@@ -60,8 +60,8 @@ class WandbLogger:
             self._guard(lambda: self._run.log({key: value for key, value in row.items() if value is not None}))
 
     def log_results(self, results: dict[str, Any]) -> None:
-        """Into the summary, all but the configuration, which W&B has already."""
-        summary = {key: value for key, value in results.items() if key != "config"}
+        """Into the summary, all but titles and the configuration, which W&B has already."""
+        summary = {key: value for key, value in results.items() if key not in ("config", "metrics")}
         if self._run is not None:
             self._guard(lambda: self._run.summary.update(summary))
 

@@ -8,22 +8,15 @@ from typing import Any
 from qat_ste.base.files import read_json
 from qat_ste.base.text import one_line
 from qat_ste.report.files import no_link
-from qat_ste.report.tables import TABLE_ROWS
+from qat_ste.report.tables import METRICS, OF_LAYER, added, table_rows
 
-METRICS = tuple(key for key, _ in TABLE_ROWS)
 SCHEMA = 1
-MOST_COUNTERPARTS, MOST_ITEMS, DEEPEST = 50, 10_000, 30  # items of a configuration, and how deep they lie
-LONGEST_NAME = 200
+MOST_COUNTERPARTS, MOST_METRICS = 50, 100
+MOST_ITEMS, DEEPEST = 10_000, 30  # items of a configuration, and how deep they lie
+LONGEST_NAME, LONGEST_TITLE = 200, 100
 LARGEST, SMALLEST = 1e100, 1e-100  # in between, ratios and squares of numbers are numbers
 NUMBERS = ("steps", "wall_seconds", "cpu_count", "quantized_weights", "lr_factor")
 TEXTS = ("equivalence", "device", "command")
-OF_LAYER = (
-    "weight_alignment_error",
-    "quantized_weight_agreement",
-    "quantized_weight_agreement_moved",
-    "change_point_sequence_agreement",
-    "average_change_point_error",
-)
 
 
 class ForeignError(ValueError):
@@ -49,6 +42,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ForeignError(f"schema {results['schema']} where {SCHEMA} is known")
     _check_config(results["config"])
     counterparts, verdict = results["counterparts"], _object(results, "verdict")
+    ratios = {key: _number(key, verdict.get(key)) for key in ("ste_over_jitter", "naive_over_jitter")}
+    metrics = _metrics(_object(results, "metrics"))
+    rows = table_rows(metrics)
     if len(counterparts) > MOST_COUNTERPARTS:
         raise ForeignError(f"{len(counterparts)} counterparts where {MOST_COUNTERPARTS} are the most")
     return (
@@ -57,26 +53,33 @@ def read_results(folder: Path) -> dict[str, Any]:
         | {key: _text(results.get(key)) for key in TEXTS}
         | {"versions": {_name(key): one_line(str(v)[:LONGEST_NAME]) for key, v in _object(results, "versions").items()}}
         | {"choices": {k: _name(v) for k, v in _object(results, "choices").items() if isinstance(v, str)}}
-        | {"reference": _member("reference", results["reference"])}
-        | {"counterparts": {_name(name): _member(name, numbers) for name, numbers in counterparts.items()}}
-        | {
-            "verdict": {
-                "statement": _text(verdict.get("statement")),
-                **{key: _number(key, verdict.get(key)) for key in ("ste_over_jitter", "naive_over_jitter")},
-            }
-        }
+        | {"metrics": metrics}
+        | {"reference": _member("reference", results["reference"], rows)}
+        | {"counterparts": {_name(name): _member(name, numbers, rows) for name, numbers in counterparts.items()}}
+        | {"verdict": {"statement": _text(verdict.get("statement")), **ratios}}
     )
 
 
-def _member(member: str, values: Any) -> dict[str, Any]:
+def _metrics(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Their titles; those of 0.1.0 where there are none."""
+    if len(metrics) > MOST_METRICS:
+        raise ForeignError(f"{len(metrics)} metrics where {MOST_METRICS} are the most")
+    for name, about in metrics.items():
+        if not isinstance(about, dict) or not isinstance(about.get("title"), str) or name == "layers":
+            raise ForeignError(f"metrics.{_name(name)} is no metric with a title")
+    titles = {_name(name): one_line(about["title"], LONGEST_TITLE) for name, about in metrics.items()}
+    return {name: {"title": title} for name, title in (titles or METRICS).items()}
+
+
+def _member(member: str, values: Any, rows: dict[str, str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ForeignError(f"{member} is {type(values).__name__} in place of an object")
-    layers = {}
+    layers, of_layer = {}, OF_LAYER | added(rows)
     for layer, numbers in _object(values, "layers").items():
         if not isinstance(numbers, dict):
             raise ForeignError(f"{member}.layers is not of objects")
-        layers[_name(layer)] = {key: _number(f"{member}.layers.{key}", numbers.get(key)) for key in OF_LAYER}
-    return {key: _number(f"{member}.{key}", values.get(key)) for key in METRICS} | {"layers": layers}
+        layers[_name(layer)] = {key: _number(f"{member}.layers.{key}", numbers.get(key)) for key in of_layer}
+    return {key: _number(f"{member}.{key}", values.get(key)) for key in rows} | {"layers": layers}
 
 
 def _check_config(config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from io import StringIO
 
 from qat_ste.base.text import one_line
 from qat_ste.report.sweep.claims import Claim
-from qat_ste.report.sweep.paper_table import PAPER_ROWS, Column, PaperTable, blocks
+from qat_ste.report.sweep.paper_table import Column, PaperTable, blocks
 
 MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is none
 CSV_HEADER = ("experiment", "row", "counterpart", "metric", "mean", "sd", "n")
@@ -33,7 +33,7 @@ def markdown_table(table: PaperTable) -> str:
     parts = []
     for columns in blocks(table.columns, MARKDOWN_COLUMNS):
         header = ["", *(f"{column.title} (n = {column.n})" for column in columns)]
-        cells = zip(table.titles, *(column.shown for column in columns), strict=True)
+        cells = zip(table.rows.values(), *(column.shown for column in columns), strict=True)
         parts.append(markdown_lines([header, *cells], left=1))
     return "\n\n".join(parts)
 
@@ -42,17 +42,8 @@ def markdown_claims(claims: Sequence[Claim]) -> str:
     """Claims with their numbers as a table."""
     header = ["set-up", "claim", "ratio", "bound", "measured", "95 % interval", "n", "the claim"]
     lines = [
-        [
-            claim.setup,
-            claim.published,
-            claim.ratio,
-            claim.bound,
-            shown_ratio(claim.value),
-            shown_interval(claim),
-            str(claim.n),
-            claim.word,
-        ]
-        for claim in claims
+        [c.setup, c.published, c.ratio, c.bound, shown_ratio(c.value), shown_interval(c), str(c.n), c.word]
+        for c in claims
     ]
     return markdown_lines([header, *lines], left=3)
 
@@ -90,7 +81,7 @@ def _tabular(table: PaperTable, columns: Sequence[Column]) -> str:
         for column, (first, _, rest) in zip(columns, titles, strict=True)
     ]
     above, below, counts = ([latex_text(part) for part in parts] for parts in zip(*header, strict=True))
-    cells = zip(table.titles, *(column.shown for column in columns), strict=True)
+    cells = zip(table.rows.values(), *(column.shown for column in columns), strict=True)
     lines = [[rf"\raggedright {latex_text(title)}", *map(_latex_number, numbers)] for title, *numbers in cells]
     return "\n".join(
         [
@@ -126,9 +117,9 @@ def to_csv(tables: Sequence[PaperTable]) -> str:
     for table in tables:
         for column in table.columns:
             names = [csv_text(name) for name in (table.setup, column.row, column.counterpart)]
-            for (metric, _), cell in zip(PAPER_ROWS, column.cells, strict=True):
+            for metric, cell in zip(table.rows, column.cells, strict=True):
                 numbers = ["", "", 0] if cell is None else [repr(cell.mean), _deviation(cell.sd), cell.n]
-                writer.writerow([*names, metric, *numbers])
+                writer.writerow([*names, csv_text(metric), *numbers])
     return text.getvalue()
 
 

@@ -122,7 +122,7 @@ def _read_results(run: Path, config: dict[str, Any], draw: random.Random) -> str
     except NoRunsError as error:
         _check_lines("\n".join(map(str, error.problems)))
         return f"told: {error.problems[0].status}"
-    tables = paper_tables(findings.measured)
+    tables = paper_tables(findings.measured, findings.added)
     pages = [render(RunFiles(run)), render_sweep(findings, tables, [], {}, run)]
     json.dumps(summary(findings))
     for text in (*pages, to_csv(tables), to_latex(tables), to_markdown(tables)):

@@ -19,7 +19,7 @@ from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.loggers.wandb import WandbLogger
 from tests.conftest import SHORT, command
 
-RESULTS = {"reference": {"test_loss": 1.0}, "counterparts": {}, "verdict": {"statement": "It mattered."}}
+RESULTS = {"reference": {"test_loss": 1.0}, "counterparts": {}, "verdict": {"statement": "It mattered."}, "metrics": {}}
 
 
 def test_a_service_that_died_is_left_alone_from_then_on(monkeypatch, caplog):

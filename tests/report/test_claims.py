@@ -33,6 +33,7 @@ def runs(row: str, errors: dict[str, list[float | None]], equivalence: str = "re
             100,
             1.0,
             {"device": "cpu", "versions": {}, "cpu_count": None},
+            {},
         )
         for seed in range(number)
     ]

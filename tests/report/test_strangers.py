@@ -72,6 +72,13 @@ def deep(levels):
         (("config",), {str(n): n for n in range(10_001)}, "config has more than 10000 items"),
         (("config",), {"a": deep(16)}, "config is nested more than 30 deep"),
         (("config",), {"y" * 201: 1}, "a name of 201 characters where 200 are the most"),
+        (("metrics",), {"a": "A"}, "metrics.a is no metric with a title"),
+        (("metrics",), {"a": {"title": 3}}, "metrics.a is no metric with a title"),
+        (("metrics",), {"layers": {"title": "A"}}, "metrics.layers is no metric with a title"),
+        (("metrics",), {"a\x1b[31m": {"title": "A"}}, "a name has characters that cannot be printed: a [31m"),
+        (("metrics",), {"z" * 201: {"title": "A"}}, "a name of 201 characters where 200 are the most"),
+        (("metrics",), {f"{n}": {"title": "A"} for n in range(92)}, "101 metrics where 100 are the most"),
+        (("counterparts", "ste"), {"weight_alignment_error_unmapped": "x"}, "is str in place of a number"),
     ],
 )  # fmt: skip
 def test_what_no_run_writes_is_told_and_not_counted(one, keys, values, reason):
@@ -116,7 +123,7 @@ def test_whatever_is_in_the_files_a_finished_run_is_looked_for(one, name, conten
 def test_half_characters_do_not_stop_a_report(one):
     change(one, command="\ud800", config=json.loads((one / "results.json").read_text())["config"] | {"a": "\ud800"})
     findings = find([one])
-    page = render(RunFiles(one)) + render_sweep(findings, paper_tables(findings.measured), [], {}, one)
+    page = render(RunFiles(one)) + render_sweep(findings, paper_tables(findings.measured, findings.added), [], {}, one)
     write(one / "report.html", page + "\ud800")
     assert (one / "report.html").read_text().endswith("?")
 

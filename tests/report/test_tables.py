@@ -23,7 +23,7 @@ HOSTILE = [
 
 def hostile_tables() -> list[PaperTable]:
     cells = tuple(Summary(0.1 * place, 0.01, 3) for place in range(len(PAPER_ROWS)))
-    return [PaperTable(name, (Column(name, name, name, cells),)) for name in HOSTILE]
+    return [PaperTable(name, (Column(name, name, name, cells),), PAPER_ROWS) for name in HOSTILE]
 
 
 def pdf(tables: str, folder) -> str:
@@ -41,7 +41,7 @@ def pdf(tables: str, folder) -> str:
 
 
 def test_columns_of_the_matrix_are_the_papers_with_their_controls(matrix):
-    sgd, adam = paper_tables(matrix.findings.measured)
+    sgd, adam = paper_tables(matrix.findings.measured, {})
     assert [column.title for column in sgd.columns] == [
         "default", "jitter", "no-warp", "scaledown", "scaledown (matched)",
         "1 bit", "1 bit, jitter", "1 bit, no-warp", "4 bits", "4 bits, jitter", "4 bits, no-warp",
@@ -52,7 +52,7 @@ def test_columns_of_the_matrix_are_the_papers_with_their_controls(matrix):
         ["1 bit", "1 bit, jitter", "1 bit, no-warp"],
         ["4 bits", "4 bits, jitter", "4 bits, no-warp"],
     ]
-    place = [key for key, _ in PAPER_ROWS].index("weight_alignment_error")
+    place = list(PAPER_ROWS).index("weight_alignment_error")
     errors = [
         group.values("ste", "weight_alignment_error") for group in matrix.findings.groups if group.row == "bits_1"
     ]

@@ -44,12 +44,8 @@ class Pair:
     @property
     def faults(self) -> list[str]:
         """Why there are no numbers, by seed and learning rate."""
-        return [
-            f"seed {cell['seed']}, lr {cell['lr']:g}: {cell['fault']}"
-            for cells in self.cells
-            for cell in cells
-            if cell["fault"]
-        ]
+        faulty = (cell for cells in self.cells for cell in cells if cell["fault"])
+        return [f"seed {cell['seed']}, lr {cell['lr']:g}: {cell['fault']}" for cell in faulty]
 
     @property
     def word(self) -> str:

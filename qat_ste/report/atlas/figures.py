@@ -17,12 +17,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from qat_ste.report.atlas.cells import FALLING, NEAR, SAME, Atlas
 from qat_ste.report.style import COLORS, line
 
-ADJUSTED = {
-    "remap": "remap: α·η, M(w₀)",
-    "keep": "keep: nothing",
-    "exact": "exact",
-    "none": "none known",
-}
+ADJUSTED = {"remap": "remap: α·η, M(w₀)", "keep": "keep: nothing", "exact": "exact", "none": "none known"}
 CELL = (0.62, 0.27)  # inches
 NOTHING = "#f0f0f0"
 

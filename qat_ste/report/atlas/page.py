@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
-import matplotlib as mpl
-from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from qat_ste.base.files import write
 from qat_ste.report.atlas.cells import DISGUISE, NOT, OPEN, SAME, UNKNOWN, Atlas, Pair, read_atlas, rule
 from qat_ste.report.atlas.figures import errors_at_both_rates, heat_maps
-from qat_ste.report.run.figures import png
-from qat_ste.report.run.page import css_width
+from qat_ste.report.page import Picture, draw_all, fill
 from qat_ste.report.seeds import Summary
-from qat_ste.report.style import STYLE
 from qat_ste.report.writers import csv_text, markdown_lines
 
 FIGURES: dict[str, tuple[Callable[[Atlas], Figure], str]] = {
@@ -45,27 +41,18 @@ def write_atlas(folder: Path) -> dict[str, str]:
         OSError, ValueError, KeyError: ``atlas.json`` cannot be read, or is not qat-atlas's.
     """
     atlas = read_atlas(folder / "atlas.json")
-    figures, failures = [], {}
-    for name, (draw, caption) in FIGURES.items():
-        try:
-            with mpl.rc_context(STYLE):
-                image = png(draw(atlas))
-            write(folder / f"{name}.png", image)
-            figures.append((name, caption, css_width(image), base64.b64encode(image).decode()))
-        except Exception as error:  # one figure must cost neither the others nor the numbers
-            failures[name] = f"{type(error).__name__}: {error}"
+    plans = [(name, "", caption, partial(draw, atlas)) for name, (draw, caption) in FIGURES.items()]
+    figures, failures = draw_all(plans, folder)
     write(folder / "atlas.csv", to_csv(atlas))
     write(folder / "atlas.md", to_markdown(atlas))
     write(folder / "atlas.html", render(atlas, figures))
     return failures
 
 
-def render(atlas: Atlas, figures: list[tuple[str, str, int, str]] | None = None) -> str:
+def render(atlas: Atlas, figures: Sequence[Picture] = ()) -> str:
     """The page as HTML; every value is escaped."""
-    environment = Environment(
-        loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("atlas/page.html").render(
+    return fill(
+        "atlas/page.html",
         atlas=atlas,
         content=atlas.content,
         headline=headline(atlas),
@@ -73,7 +60,7 @@ def render(atlas: Atlas, figures: list[tuple[str, str, int, str]] | None = None)
         words=(SAME, DISGUISE, OPEN, NOT, UNKNOWN),
         refusals={name: reason for name in atlas.estimators if (reason := atlas.refusal(name))},
         faults=[(pair, fault) for pair in atlas.pairs.values() for fault in pair.faults],
-        figures=figures or [],
+        figures=figures,
         short=short,
         percent=percent,
         spread=spread,
@@ -130,13 +117,9 @@ def short(value: float | None) -> str:
     """Two significant digits."""
     if value is None:
         return "–"
-    return (
-        f"{value:#.2g}".removesuffix(".")
-        if 1e-4 <= abs(value) < 100
-        else f"{value:.2g}"
-        if abs(value) < 100
-        else f"{value:.0f}"
-    )
+    if 1e-4 <= abs(value) < 100:
+        return f"{value:#.2g}".removesuffix(".")
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def percent(value: float | None) -> str:

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from PIL import Image
 
-from qat_ste.base.files import write
-from qat_ste.report.files import no_link
 from qat_ste.report.run.run_files import AGREEMENT, RunFiles
-from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE, line, plain
-
-
-def draw_all(run: RunFiles, folder: Path) -> dict[str, str]:
-    """Draws every figure into ``folder``; returns what went wrong by figure, for the log."""
-    no_link(folder).mkdir(exist_ok=True)
-    failures = {}
-    for name, draw in FIGURES.items():
-        try:
-            with mpl.rc_context(STYLE):
-                write(folder / f"{name}.png", png(draw(run)))
-        except Exception as error:  # one figure must cost neither the others nor the numbers
-            failures[name] = f"{type(error).__name__}: {error}"
-    return failures
-
-
-def png(figure: Figure, colors: int = 256) -> bytes:
-    """The figure as a PNG file of few colours, a third of the size and less."""
-    figure.set_dpi(DOTS_PER_INCH)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    content = BytesIO()
-    drawn.quantize(colors, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG")
-    return content.getvalue()
+from qat_ste.report.style import COLORS, line, plain
 
 
 def curves(run: RunFiles) -> Figure:
@@ -92,9 +61,8 @@ def alignment_error(run: RunFiles) -> Figure:
         axis.plot(*series.T, label=plain(name), **line(name, number))
         unmapped = run.series(f"{name}/weight_alignment_error_unmapped")
         if not np.array_equal(unmapped, series):
-            axis.plot(
-                *unmapped.T, label=f"{plain(name)}, weights not re-mapped", color=line(name, number)["color"], ls=":"
-            )
+            color = line(name, number)["color"]
+            axis.plot(*unmapped.T, label=f"{plain(name)}, weights not re-mapped", color=color, ls=":")
         bound = run.series(f"{name}/weight_alignment_error_bound")
         if len(bound):
             axis.plot(*bound.T, label=f"{plain(name)}, the paper's bound", color="#888888", lw=0.8)
@@ -141,9 +109,8 @@ def _density(axis: Axes, x: np.ndarray, y: np.ndarray, limit: float = 1.3) -> An
     edges = np.linspace(-limit, limit, 131)
     counts, _, _ = np.histogram2d(x.clip(-limit, limit), y.clip(-limit, limit), bins=(edges, edges))
     shown = np.ma.masked_equal(counts.T, 0)
-    image = axis.pcolormesh(
-        edges, edges, shown, norm=LogNorm(1, max(2.0, counts.max())), cmap="viridis", rasterized=True
-    )
+    norm = LogNorm(1, max(2.0, counts.max()))
+    image = axis.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis", rasterized=True)
     axis.plot([-limit, limit], [-limit, limit], color="#D55E00", lw=0.7, ls="--")
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     return image

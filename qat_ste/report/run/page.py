@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader
 
 from qat_ste.base.files import write
 from qat_ste.report.files import no_link, regular
-from qat_ste.report.run.figures import draw_all
+from qat_ste.report.page import Picture, draw_all, fill
+from qat_ste.report.run.figures import FIGURES
 from qat_ste.report.run.run_files import RunFiles
-from qat_ste.report.style import DOTS_PER_INCH
-from qat_ste.report.tables import TABLE_ROWS, shown
+from qat_ste.report.tables import OF_LAYER, added, shown, table_rows
 
 CAPTIONS = {  # in the page's order
     "alignment_error": "Weight alignment error over time: how far each counterpart is from the reference, in units of "
@@ -26,13 +24,14 @@ CAPTIONS = {  # in the page's order
     "from the reference.",
 }
 MOST_BYTES = 20 << 20  # of a figure
-CSS_PIXELS_PER_INCH = 115  # a fifth larger than print, as the page's text is
 
 
 def write_report(folder: Path) -> dict[str, str]:
     """Draws the figures and writes ``report.html``; returns what went wrong by figure."""
     run = RunFiles(folder)
-    failures = draw_all(run, folder / "figures")
+    no_link(folder / "figures").mkdir(exist_ok=True)
+    plans = [(name, "", "", partial(draw, run)) for name, draw in FIGURES.items()]
+    _, failures = draw_all(plans, folder / "figures")
     write(folder / "report.html", render(run))
     return failures
 
@@ -41,19 +40,18 @@ def render(run: RunFiles) -> str:
     """The page as HTML; every value is escaped."""
     results = run.results
     members = {"reference": results["reference"], **results["counterparts"]}
-    table = [(title, [shown(numbers.get(key)) for numbers in members.values()]) for key, title in TABLE_ROWS]
-    layers = results["counterparts"][run.main_counterpart]["layers"]
+    rows = table_rows(results["metrics"])
     figures = []
     for name, caption in CAPTIONS.items():
         with suppress(OSError):  # a figure that could not be drawn, or a file that is none of ours
             image = regular(no_link(run.folder / "figures") / f"{name}.png", MOST_BYTES).read_bytes()
-            figures.append((name, caption, css_width(image), base64.b64encode(image).decode()))
-    environment = Environment(loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True)
-    return environment.get_template("run/page.html").render(
+            figures.append(Picture(name, "", caption, image))
+    return fill(
+        "run/page.html",
         results=results,
-        members=list(members),
-        table=table,
-        layers=layers,
+        members=members,
+        rows=rows,
+        layer_rows=OF_LAYER | added(rows),
         main=run.main_counterpart,
         figures=figures,
         shown=shown,
@@ -65,8 +63,3 @@ def render(run: RunFiles) -> str:
 def whole(number: float | None) -> str:
     """Without decimal places; "–" where there is none."""
     return "–" if number is None else f"{number:,.0f}"
-
-
-def css_width(image: bytes) -> int:
-    """Width in the page of a PNG file, which has its own width in its header."""
-    return int.from_bytes(image[16:20], "big") * CSS_PIXELS_PER_INCH // DOTS_PER_INCH

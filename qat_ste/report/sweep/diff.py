@@ -10,7 +10,7 @@ from qat_ste.base.text import one_line
 from qat_ste.report.sweep.findings import Findings
 from qat_ste.report.sweep.groups import Group
 from qat_ste.report.sweep.labels import comparable, written
-from qat_ste.report.sweep.paper_table import PAPER_ROWS, Column, measure, paper_tables
+from qat_ste.report.sweep.paper_table import REFERENCE_ACCURACY, measure, paper_tables
 
 MISSING = "–"
 Line = tuple[str, str, str]  # what, in A, in B
@@ -37,8 +37,7 @@ class Differences:
 def compare_findings(a: Findings, b: Findings) -> Differences:
     """Groups are matched by set-up and row; one group against one group whatever they are called."""
     if len(a.groups) == len(b.groups) == 1:
-        pairs = [(a.groups[0], b.groups[0])]
-        return Differences(tuple(_difference(*pair) for pair in pairs), (), ())
+        return Differences((_difference(a.groups[0], b.groups[0]),), (), ())
     of_a, of_b = ({_name(group): group for group in findings.groups} for findings in (a, b))
     return Differences(
         tuple(_difference(group, of_b[name]) for name, group in of_a.items() if name in of_b),
@@ -77,22 +76,14 @@ def _unequal(a: Mapping[str, str], b: Mapping[str, str]) -> tuple[Line, ...]:
 
 
 def _numbers(a: Group, b: Group) -> Sequence[Line]:
-    columns = [{column.counterpart: column for column in _columns(group)} for group in (a, b)]
+    tables = [paper_tables(measure([group]), a.added | b.added)[0] for group in (a, b)]
+    rows = list(tables[0].rows)
+    columns = [{column.counterpart: column.shown for column in table.columns} for table in tables]
     lines = []
     for name in dict.fromkeys(name for side in columns for name in side):
-        sides = [side[name].shown if name in side else (MISSING,) * len(PAPER_ROWS) for side in columns]
-        for (key, _), in_a, in_b in zip(PAPER_ROWS, *sides, strict=True):
-            if key != "reference_test_accuracy":
-                lines.append((f"{name}/{key}", in_a, in_b))
-    in_a, in_b = (_reference_accuracy(list(side.values())) for side in columns)
+        for key, *values in zip(rows, *(side.get(name, [MISSING] * len(rows)) for side in columns), strict=True):
+            if key != REFERENCE_ACCURACY:
+                lines.append((f"{name}/{key}", *values))
+    place = rows.index(REFERENCE_ACCURACY)
+    in_a, in_b = (next((shown[place] for shown in side.values()), MISSING) for side in columns)
     return [("reference/test_accuracy", in_a, in_b), *lines]
-
-
-def _columns(group: Group) -> tuple[Column, ...]:
-    (table,) = paper_tables(measure([group]))
-    return table.columns
-
-
-def _reference_accuracy(columns: Sequence[Column]) -> str:
-    place = [key for key, _ in PAPER_ROWS].index("reference_test_accuracy")
-    return columns[0].shown[place] if columns else MISSING

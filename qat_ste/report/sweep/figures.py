@@ -90,14 +90,8 @@ def error_over_training(panels: Sequence[Panel]) -> Figure:
             if not seen.any():
                 continue
             (drawn,) = axis.plot(100 * SHARES[seen], band.mean[seen], **curve.look)
-            axis.fill_between(
-                100 * SHARES[seen],
-                np.maximum(band.low[seen], band.mean[seen] / 1e3),  # a log axis has no 0
-                band.high[seen],
-                color=drawn.get_color(),
-                alpha=0.18,
-                lw=0,
-            )
+            low = np.maximum(band.low[seen], band.mean[seen] / 1e3)  # a log axis has no 0
+            axis.fill_between(100 * SHARES[seen], low, band.high[seen], color=drawn.get_color(), alpha=0.18, lw=0)
             legend.setdefault(curve.label, drawn)
         axis.set_title(_wrapped(panel.title))
         axis.tick_params(labelbottom=True)
@@ -172,16 +166,9 @@ def _dots_of_row(axis: Axes, height: int, group: Group, left: float, legend: dic
         lane = height + (number - (len(names) - 1) / 2) * min(0.26, 0.8 / len(names))
         errors = list(group.values(name, ERROR).values())
         color = line(name, number)["color"]
-        dots = axis.scatter(
-            [error for error in errors if error > 0],
-            [lane] * sum(error > 0 for error in errors),
-            marker=MARKERS.get(name, "s"),
-            s=20,
-            color=color,
-            alpha=0.75,
-            lw=0,
-            zorder=3,
-        )
+        above = [error for error in errors if error > 0]
+        look: dict[str, Any] = {"marker": MARKERS.get(name, "s"), "s": 20, "color": color, "alpha": 0.75}
+        dots = axis.scatter(above, [lane] * len(above), lw=0, zorder=3, **look)
         mean = _geometric_mean(group, name)
         if mean and len(errors) > 1:
             axis.plot([mean, mean], [lane - 0.13, lane + 0.13], color=color, lw=1.6, solid_capstyle="butt", zorder=4)

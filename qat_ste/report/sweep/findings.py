@@ -7,17 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qat_ste.report.sweep.claims import Claim, all_claims
-from qat_ste.report.sweep.folders import Problem, TooManyError, read_runs
+from qat_ste.report.sweep.folders import NoRunsError, Problem, read_runs
 from qat_ste.report.sweep.groups import Group, group_runs
 from qat_ste.report.sweep.paper_table import Measured, measure
 
-
-class NoRunsError(Exception):
-    """There is nothing to report on: in one line, what is wrong and what mends it."""
-
-    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
-        super().__init__(message)
-        self.problems = tuple(problems)
+__all__ = ["Findings", "NoRunsError", "find"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +22,11 @@ class Findings:
     claims: tuple[Claim, ...]
     measured: Measured
     problems: tuple[Problem, ...]
+
+    @property
+    def added(self) -> dict[str, str]:
+        """Titles of metrics that version 0.1.0 did not have."""
+        return {name: title for group in self.groups for name, title in group.added.items()}
 
 
 def find(folders: Sequence[Path]) -> Findings:
@@ -40,10 +39,7 @@ def find(folders: Sequence[Path]) -> Findings:
     for folder in folders:
         if not folder.is_dir():
             raise NoRunsError(f"{folder}: no such folder; give the folder of a run, or one with runs below it")
-    try:
-        runs, problems = read_runs(folders)
-    except TooManyError as error:
-        raise NoRunsError(str(error)) from None
+    runs, problems = read_runs(folders)
     if not runs and not problems:
         where = ", ".join(str(folder) for folder in folders)
         raise NoRunsError(f"{where}: no run folder there or below; qat-run makes one, with results.json in it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 from qat_ste.base.files import read_json
 from qat_ste.base.text import one_line
 from qat_ste.report.files import no_link
-from qat_ste.report.results import METRICS, ForeignError, read_results
+from qat_ste.report.results import MOST_METRICS, ForeignError, read_results
+from qat_ste.report.tables import added, table_rows
 
 MARKS = ("results.json", "status.json", ".hydra")  # any of them makes a folder a run's
 UNFINISHED = ("running", "preempted", "failed")
@@ -22,7 +23,7 @@ MOST_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Run:
-    """What reports need of a finished run. ``members``: ``METRICS`` of the reference and each counterpart."""
+    """What reports need of a finished run. ``members``: numbers of reference and counterparts, titled by ``rows``."""
 
     folder: Path
     config: dict[str, Any]
@@ -32,6 +33,7 @@ class Run:
     steps: int | None
     wall_seconds: float | None
     machine: dict[str, Any]  # device, versions, and the number of processors where it was noted
+    rows: dict[str, str]
 
     @property
     def seed(self) -> int | None:
@@ -52,8 +54,12 @@ class Problem:
         return f"{one_line(str(self.folder))}: {self.status}: {self.reason}"
 
 
-class TooManyError(Exception):
-    """More run folders than one page can hold."""
+class NoRunsError(Exception):
+    """There is nothing to report on: in one line, what is wrong and what mends it."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 def find_runs(path: Path) -> Iterator[Path]:
@@ -74,17 +80,19 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
     """Finished runs at or below the folders, each once, and what is wrong with the others.
 
     Raises:
-        TooManyError: there are more than ``MOST_RUNS``.
+        NoRunsError: there are more than ``MOST_RUNS``, or they have more than ``MOST_METRICS``.
     """
     real: dict[Path, Path] = {}
     for given in folders:
         for folder in find_runs(given):
             real.setdefault(folder.resolve(), folder)
             if len(real) > MOST_RUNS:
-                raise TooManyError(f"{given}: more than {MOST_RUNS:,} run folders; report on some of them at a time")
+                raise NoRunsError(f"{given}: more than {MOST_RUNS:,} run folders; report on some of them at a time")
     found = [read_run(folder) for folder in real.values()]
     runs = [run for run in found if isinstance(run, Run)]
     problems = [problem for problem in found if isinstance(problem, Problem)]
+    if len({name for run in runs for name in added(run.rows)}) > MOST_METRICS:
+        raise NoRunsError(f"these runs have more than {MOST_METRICS} metrics; report on some of them at a time")
     return runs, problems
 
 
@@ -127,14 +135,16 @@ def _decoding(error: json.JSONDecodeError) -> str:
 
 def _run(folder: Path) -> Run:
     results = read_results(folder)
+    rows = table_rows(results["metrics"])
     members = {"reference": results["reference"], **results["counterparts"]}
     return Run(
         folder,
         results["config"],
         results["choices"],
-        {name: {key: float(n) for key in METRICS if (n := of[key]) is not None} for name, of in members.items()},
+        {name: {key: float(n) for key in rows if (n := of[key]) is not None} for name, of in members.items()},
         results["equivalence"],
         None if results["steps"] is None else int(results["steps"]),
         results["wall_seconds"],
         {key: results[key] for key in ("device", "versions", "cpu_count")},
+        rows,
     )

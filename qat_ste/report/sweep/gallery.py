@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from qat_ste.base.files import write
 from qat_ste.report.files import no_link
+from qat_ste.report.page import Picture, Plan, draw_all
 from qat_ste.report.run import figures
 from qat_ste.report.run.run_files import RunFiles
-from qat_ste.report.style import STYLE
 from qat_ste.report.sweep.claims import NEGLIGIBLE, column_title
 from qat_ste.report.sweep.figures import error_over_training, final_errors, panels_of_groups, panels_of_setup
 from qat_ste.report.sweep.groups import Group
@@ -34,33 +31,10 @@ OF_ONE_RUN: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure as drawn: ``png`` is the content of the file ``name``.png."""
-
-    name: str
-    heading: str
-    caption: str
-    png: bytes
-
-
 def draw_gallery(groups: Sequence[Group], folder: Path) -> tuple[list[Picture], dict[str, str]]:
     """Draws into ``folder``; returns the figures in the page's order, and what went wrong by name."""
     no_link(folder).mkdir(exist_ok=True)
-    pictures: list[Picture] = []
-    failures = {}
-    for name, heading, caption, draw in _planned(groups):
-        try:
-            with mpl.rc_context(STYLE):
-                picture = Picture(name, heading, caption, figures.png(draw()))
-            write(folder / f"{name}.png", picture.png)
-            pictures.append(picture)
-        except Exception as error:  # one figure must cost neither the others nor the numbers
-            failures[name] = f"{type(error).__name__}: {error}"
-    return pictures, failures
-
-
-Plan = tuple[str, str, str, Callable[[], Figure]]
+    return draw_all(_planned(groups), folder)
 
 
 def _planned(groups: Sequence[Group]) -> Iterator[Plan]:
@@ -71,9 +45,8 @@ def _planned(groups: Sequence[Group]) -> Iterator[Plan]:
     others = [group for group in groups if group.setup not in of_experiments]
     if others:
         drawn = others[:MOST_PANELS]
-        caption = (
-            f"Weight alignment error over training. {SPREAD}{_left_out(len(drawn), len(others), 'configurations')}"
-        )
+        left_out = _left_out(len(drawn), len(others), "configurations")
+        caption = f"Weight alignment error over training. {SPREAD}{left_out}"
         yield "alignment_error", "Over training", caption, partial(error_over_training, panels_of_groups(drawn))
     for number, (setup, rows) in enumerate(setups.items()):
         if number >= MOST_RUNS:
@@ -83,9 +56,8 @@ def _planned(groups: Sequence[Group]) -> Iterator[Plan]:
             panels = panels_of_setup(rows)
             yield f"{names[setup]}_alignment_error", setup, caption, partial(error_over_training, panels)
         group = rows.get("default") or next(iter(rows.values()))
-        yield from _of_first_run(
-            group, names[setup], _left_out(MOST_RUNS, len(setups), "set-ups") if not number else ""
-        )
+        left_out = _left_out(MOST_RUNS, len(setups), "set-ups") if not number else ""
+        yield from _of_first_run(group, names[setup], left_out)
 
 
 def _glance(groups: Sequence[Group]) -> Plan:

@@ -13,6 +13,7 @@ from qat_ste.base.text import one_line
 from qat_ste.report.seeds import Summary, summarize
 from qat_ste.report.sweep.folders import Problem, Run
 from qat_ste.report.sweep.labels import comparable, labels
+from qat_ste.report.tables import added
 
 # Rows and experiments of the paper's comparison, in its order. Others come after them, by name.
 ROWS = {
@@ -51,6 +52,11 @@ class Group:
         return known + [name for name in names if name not in known]
 
     @property
+    def added(self) -> dict[str, str]:
+        """Titles of its metrics that version 0.1.0 did not have."""
+        return {name: title for run in self.runs for name, title in added(run.rows).items()}
+
+    @property
     def remapped(self) -> bool:
         """Whether learning rate and initial weights of ``ste`` were adjusted."""
         return all(run.equivalence == "remap" for run in self.runs)
@@ -72,9 +78,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Problem]]:
         key = json.dumps([run.choices.get("experiment"), _row(run), comparable(run.config)], sort_keys=True)
         alike = by_configuration[key]
         if run.seed in alike:
-            reason = (
-                f"seed {run.seed} of the same configuration is in {one_line(str(run.folder))} too; that one is counted"
-            )
+            place = one_line(str(run.folder))
+            reason = f"seed {run.seed} of the same configuration is in {place} too; that one is counted"
             repeated.append(Problem(alike[run.seed].folder, "repeated", reason))
         alike[run.seed] = run
     groups = [

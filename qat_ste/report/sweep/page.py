@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader
-
 from qat_ste.base.files import write
 from qat_ste.base.text import one_line
-from qat_ste.report.run.page import css_width
+from qat_ste.report.page import Picture, fill
 from qat_ste.report.sweep.claims import ERROR, TEST, counted, orders
 from qat_ste.report.sweep.findings import Findings, find
 from qat_ste.report.sweep.folders import Run
-from qat_ste.report.sweep.gallery import Picture, draw_gallery
+from qat_ste.report.sweep.gallery import draw_gallery
 from qat_ste.report.sweep.groups import Group
 from qat_ste.report.sweep.paper_table import PaperTable, blocks, paper_tables
 from qat_ste.report.tables import shown
@@ -48,7 +45,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> SweepReport:
     """
     findings = find(folders)
     output.mkdir(parents=True, exist_ok=True)
-    tables = paper_tables(findings.measured)
+    tables = paper_tables(findings.measured, findings.added)
     write(output / "tables.md", to_markdown(tables))
     write(output / "tables.tex", to_latex(tables))
     write(output / "tables.csv", to_csv(tables))
@@ -71,10 +68,8 @@ def render(
     listed = [_listed(run.folder, output, "done", _cells(group, run)) for group, run in runs]
     empty: list[Any] = [None] * (len(COLUMNS) - 4)
     listed += [_listed(p.folder, output, p.status, ["", "", p.status, *empty]) for p in problems]
-    environment = Environment(
-        loader=PackageLoader("qat_ste.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("sweep/page.html").render(
+    return fill(
+        "sweep/page.html",
         runs=runs,
         setups=len(tables),
         headline=counted(claims),
@@ -83,16 +78,7 @@ def render(
         claims_by_setup=[(setup, list(members)) for setup, members in groupby(claims, lambda claim: claim.setup)],
         test=TEST,
         tables=tables,
-        pictures=[
-            {
-                "name": picture.name,
-                "heading": picture.heading,
-                "caption": picture.caption,
-                "width": css_width(picture.png),
-                "data": base64.b64encode(picture.png).decode(),
-            }
-            for picture in pictures
-        ],
+        pictures=pictures,
         failures=failures,
         problems=problems,
         columns=COLUMNS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qat_ste.report.seeds import Summary
@@ -10,27 +10,28 @@ from qat_ste.report.sweep.claims import column_title
 from qat_ste.report.sweep.groups import Group
 from qat_ste.report.tables import shown
 
-PAPER_ROWS = (
-    ("change_point_sequence_agreement", "change-point sequence agreement"),
-    ("compressed_change_point_sequence_agreement", "… compressed"),
-    ("average_change_point_error", "average change-point error (steps)"),
-    ("weight_alignment_error", "weight alignment error"),
-    ("quantized_weight_agreement", "quantized weight agreement"),
-    ("quantized_weight_agreement_moved", "… of weights that moved"),
-    ("validation_loss_correlation", "validation loss correlation"),
-    ("validation_accuracy_correlation", "validation accuracy correlation"),
-    ("inference_agreement", "inference agreement"),
-    ("incorrect_inference_agreement", "incorrect inference agreement"),
-    ("reference_test_accuracy", "test accuracy, reference"),
-    ("test_accuracy", "test accuracy, counterpart"),
-)
+REFERENCE_ACCURACY = "reference_test_accuracy"
+PAPER_ROWS = {
+    "change_point_sequence_agreement": "change-point sequence agreement",
+    "compressed_change_point_sequence_agreement": "… compressed",
+    "average_change_point_error": "average change-point error (steps)",
+    "weight_alignment_error": "weight alignment error",
+    "quantized_weight_agreement": "quantized weight agreement",
+    "quantized_weight_agreement_moved": "… of weights that moved",
+    "validation_loss_correlation": "validation loss correlation",
+    "validation_accuracy_correlation": "validation accuracy correlation",
+    "inference_agreement": "inference agreement",
+    "incorrect_inference_agreement": "incorrect inference agreement",
+    REFERENCE_ACCURACY: "test accuracy, reference",
+    "test_accuracy": "test accuracy, counterpart",
+}
 # Set-up, row and counterpart: the summaries of its metrics. Plain dictionaries, as they are kept in a summary file.
 Measured = dict[str, dict[str, dict[str, dict[str, Summary | None]]]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One counterpart of one row; ``cells`` in the order of ``PAPER_ROWS``, ``n`` the number of seeds."""
+    """One counterpart of one row; ``cells`` in the order of the table's rows, ``n`` the number of seeds."""
 
     title: str
     row: str
@@ -48,14 +49,11 @@ class Column:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """The table of one set-up."""
+    """The table of one set-up; ``rows``: titles of its metrics by name."""
 
     setup: str
     columns: tuple[Column, ...]
-
-    @property
-    def titles(self) -> tuple[str, ...]:
-        return tuple(title for _, title in PAPER_ROWS)
+    rows: Mapping[str, str]
 
 
 def measure(groups: Iterable[Group]) -> Measured:
@@ -67,16 +65,18 @@ def measure(groups: Iterable[Group]) -> Measured:
     return measured
 
 
-def paper_tables(measured: Measured) -> list[PaperTable]:
-    """One table a set-up, in the order given."""
+def paper_tables(measured: Measured, added: dict[str, str]) -> list[PaperTable]:
+    """One table a set-up, in the order given; ``added``: titles of metrics that follow the paper's."""
+    titles = PAPER_ROWS | added | PAPER_ROWS  # whose own titles stay
     return [
         PaperTable(
             setup,
             tuple(
-                Column(column_title(row, name), row, name, tuple(metrics.get(key) for key, _ in PAPER_ROWS))
+                Column(column_title(row, name), row, name, tuple(map(metrics.get, titles)))
                 for row, counterparts in rows.items()
                 for name, metrics in counterparts.items()
             ),
+            titles,
         )
         for setup, rows in measured.items()
     ]
@@ -108,9 +108,5 @@ def shown_summary(summary: Summary | None, n: int | None = None) -> str:
 
 
 def _summaries(group: Group, counterpart: str) -> dict[str, Summary | None]:
-    return {
-        key: group.summary("reference", "test_accuracy")
-        if key == "reference_test_accuracy"
-        else group.summary(counterpart, key)
-        for key, _ in PAPER_ROWS
-    }
+    summaries = {key: group.summary(counterpart, key) for key in PAPER_ROWS | group.added}
+    return summaries | {REFERENCE_ACCURACY: group.summary("reference", "test_accuracy")}

@@ -45,6 +45,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             package: _several(machine["versions"].get(package) for machine in machines)
             for package in sorted({package for machine in machines for package in machine["versions"]})
         },
+        "metrics": findings.added,
         "experiments": rows,
         "orders": orders(findings.claims),
         "claims": [{key: _rounded(value) for key, value in asdict(claim).items()} for claim in findings.claims],
