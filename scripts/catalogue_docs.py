@@ -8,18 +8,19 @@ python scripts/catalogue_docs.py --config-dir my_conf --output my_docs     with 
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from docs_page import DOCS, parser, publish
 from qat_ste import SteEquivalent
 from qat_ste.app.compose import compose_file, config_dir, options
 from qat_ste.app.schema import ConfigError
@@ -34,7 +35,6 @@ from qat_ste.report.card.figure import card_png
 from qat_ste.report.card.text import HOLDS, card_numbers, significant
 from qat_ste.report.writers import markdown_text
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 SETTINGS = ((2, "range"), (1, "range"), (2, "bin"))  # bits and saturation: the first that the theorem covers is shown
 NOT_COVERED = "not covered"
 INTRODUCTION = """\
@@ -225,29 +225,19 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _draw(entry: Entry, file: Path) -> None:
+    file.write_bytes(card_png(entry.card))
+
+
 def main() -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is up to date")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files of your own")
-    parser.add_argument("--output", type=Path, default=DOCS, metavar="DIR", help="where the page goes (default: docs)")
-    arguments = parser.parse_args()
+    line = parser(__doc__)
+    line.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files of your own")
+    line.add_argument("--output", type=Path, default=DOCS, metavar="DIR", help="where the page goes (default: docs)")
+    arguments = line.parse_args()
     found = entries(arguments.config_dir)
-    path, figures, text = arguments.output / "catalogue.md", arguments.output / "catalogue", page(found)
-    if arguments.check:
-        drawn = {file.stem for file in figures.glob("*.png")}
-        if not path.is_file() or path.read_text(encoding="utf-8") != text or drawn != {entry.name for entry in found}:
-            print(f"{path} is stale: run python scripts/catalogue_docs.py", file=sys.stderr)
-            return 1
-        return 0
-    figures.mkdir(parents=True, exist_ok=True)
-    for file in figures.glob("*.png"):
-        file.unlink()
-    for entry in found:
-        (figures / f"{entry.name}.png").write_bytes(card_png(entry.card))
-    path.write_text(text, encoding="utf-8")
-    print(path)
-    return 0
+    figures = {f"{entry.name}.png": partial(_draw, entry) for entry in found}
+    return publish(arguments.output / "catalogue.md", page(found), arguments.check, figures)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ Where results differ from the paper's and why stands in docs/results/<name>.md, 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from docs_page import DOCS, parser, publish
 from qat_ste.report.sweep.claims import TEST, counted
 from qat_ste.report.sweep.paper_table import paper_tables
 from qat_ste.report.sweep.summary import read_summary
 from qat_ste.report.writers import markdown_claims, markdown_lines, markdown_table, markdown_text
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 INTRODUCTION = """\
 # Reproduction
 
@@ -97,17 +96,8 @@ def _listed(values: list[Any]) -> str:
 
 def main() -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is up to date")
-    check = parser.parse_args().check
-    path, text = DOCS / "reproduction.md", page(DOCS / "results")
-    if not check:
-        path.write_text(text, encoding="utf-8")
-        print(path)
-    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        print(f"{path} is stale: run python scripts/reproduction_docs.py", file=sys.stderr)
-        return 1
-    return 0
+    check = parser(__doc__).parse_args().check
+    return publish(DOCS / "reproduction.md", page(DOCS / "results"), check)
 
 
 if __name__ == "__main__":

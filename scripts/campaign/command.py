@@ -1,4 +1,4 @@
-"""The installed command, disturbed and undisturbed, and what has to hold of a run folder whatever happened."""
+"""The installed command: started with a fault, and its undisturbed runs with the times of their phases."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ import re
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 RUN = (
     "train.steps=120",
@@ -29,7 +24,6 @@ RUN = (
 )
 AGENT = Path(__file__).with_name("agent")
 SECONDS = 180  # within which every command has to end
-OF_THE_MACHINE = ("wall_seconds", "versions", "command", "config")
 
 
 class NotHere(Exception):
@@ -38,27 +32,26 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended; ``seconds`` from its start."""
+    """How a command ended. ``late``: it was killed after ``SECONDS``."""
 
     code: int
     out: str
     err: str
-    seconds: float
+    late: bool
 
     def faults(self) -> list[str]:
         """What nobody wants to see on a terminal."""
-        text = self.out + self.err
         lines = [line for line in self.err.splitlines() if line.strip()]
-        found = ["a traceback: " + text.strip().splitlines()[-1]] if "Traceback" in text else []
-        if self.code == -9:
-            found.append(f"did not end in {SECONDS} s")
-        elif self.code > 0 and not lines and self.code < 128:
+        found = [f"did not end in {SECONDS} s"] if self.late else []
+        if "Traceback" in self.out + self.err:
+            found.append("a traceback: " + (self.out + self.err).strip().splitlines()[-1])
+        if 0 < self.code < 128 and not lines:
             found.append(f"exit code {self.code} without a word")
         return found + ([f"{len(lines)} lines: {lines[0]}"] if len(lines) > 5 else [])
 
     @property
     def line(self) -> str:
-        """Its last word, without the paths and numbers that differ by the run; "survived" if it did."""
+        """The last line, without the paths and numbers that differ by the run; "survived" after exit code 0."""
         if self.code == 0:
             return "survived"
         lines = [line for line in self.err.splitlines() if line.strip()] or [f"exit code {self.code}"]
@@ -77,7 +70,7 @@ def start(
 
     Args:
         orders: for the agent within the command; see there.
-        environment: what differs from this process's; None takes away.
+        environment: changes to this process's variables; None removes one.
         prefix: a command line that runs another one.
     """
     env: dict[str, str] = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
@@ -93,35 +86,37 @@ def start(
     return subprocess.Popen(command, env=env, text=True, errors="replace", **options)
 
 
-def end(process: subprocess.Popen[str], began: float) -> Ended:
-    """Waits for it."""
+def end(process: subprocess.Popen[str]) -> Ended:
+    """Waits for a command."""
     try:
         out, err = process.communicate(timeout=SECONDS)
+        late = False
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         out, err = process.communicate()
-    return Ended(process.returncode, out or "", err or "", time.monotonic() - began)
+        late = True
+    return Ended(process.returncode, out or "", err or "", late)
 
 
-def run(*arguments: str, **options: Any) -> Ended:
-    """Starts it and waits for it."""
-    began = time.monotonic()
-    return end(start(*arguments, **options), began)
+def until(process: subprocess.Popen[str], condition: Callable[[], Any]) -> Any:
+    """Waits until the condition is true or the process has ended; returns what the condition gave."""
+    while not (value := condition()) and process.poll() is None:
+        time.sleep(0.01)
+    return value
 
 
-def undisturbed(*arguments: str, **options: Any) -> Path:
+def undisturbed(*arguments: str) -> Path:
     """A finished run of these arguments, made once a campaign.
 
     Raises:
         RuntimeError: the command failed.
     """
     root = Path(os.environ["QAT_FAULTS"])
-    name = hashlib.sha256(repr((arguments, sorted(options.items()))).encode()).hexdigest()[:16]
-    folder = root / name
-    with (root / f"{name}.lock").open("w") as file:
+    folder = root / hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]
+    with folder.with_suffix(".lock").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         if not (folder / "results.json").exists():
-            done = run(*arguments, f"hydra.run.dir={folder}", orders={"log": str(root / f"{name}.phases")}, **options)
+            done = end(start(*arguments, f"hydra.run.dir={folder}", orders={"log": f"{folder}.phases"}))
             if done.code:
                 raise RuntimeError(done.err)
     return folder
@@ -136,120 +131,15 @@ class Phase:
 
 
 def phases(folder: Path) -> dict[str, list[Phase]]:
-    """Phases of an undisturbed run by name."""
+    """Phases of an undisturbed run by name; ``all`` is the whole run."""
     events = [line.split(" ", 2) for line in folder.with_suffix(".phases").read_text().splitlines()]
     zero, last = float(events[0][0]), float(events[-1][0])
     begun: dict[str, list[float]] = {}
-    found: dict[str, list[Phase]] = {}
+    found: dict[str, list[Phase]] = {"all": [Phase(0.0, last - zero)]}
     for moment, what, phase in events:
         if what == "begin":
             begun.setdefault(phase, []).append(float(moment) - zero)
         else:
             begin = begun[phase].pop()
             found.setdefault(phase, []).append(Phase(begin, float(moment) - zero - begin))
-    found["start"] = [Phase(0.0, found["data"][0].begin)]
-    found["all"] = [Phase(0.0, last - zero)]
-    return found
-
-
-def differing(folder: Path, reference: Path) -> int:
-    """Numbers of ``results.json`` and rows of ``metrics.jsonl`` that are not those of the reference, bit for bit."""
-    ours, theirs = (_flat(json.loads((path / "results.json").read_text())) for path in (folder, reference))
-    rows, expected = ((path / "metrics.jsonl").read_text().splitlines() for path in (folder, reference))
-    of_rows = sum(a != b for a, b in zip(rows, expected, strict=False)) + abs(len(rows) - len(expected))
-    return of_rows + sum(ours.get(key) != theirs.get(key) for key in ours.keys() | theirs.keys())
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    items = [(f"{key}.{name}".lstrip("."), item) for name, item in value.items()]
-    return {k: v for name, item in items if name not in OF_THE_MACHINE for k, v in _flat(item, name).items()}
-
-
-def run_of_seed(sweep: Path, seed: int) -> Path:
-    """The run folder of a sweep with that seed."""
-    for path in sweep.glob("*/results.json"):
-        if json.loads(path.read_text())["config"]["train"]["seed"] == seed:
-            return path.parent
-    raise FileNotFoundError(f"no finished run with seed {seed} in {sweep}")
-
-
-def unreadable(folder: Path) -> list[str]:
-    """Files of a run folder that are there but cannot be read."""
-    found = []
-    for path in sorted(folder.glob("*")):
-        try:
-            _read(path)
-        except Exception as error:
-            found.append(f"{path.name} cannot be read: {type(error).__name__}: {error}")
-    return found
-
-
-def _read(path: Path) -> None:
-    if path.suffix == ".json":
-        json.loads(path.read_text())
-    elif path.suffix == ".pt":
-        with zipfile.ZipFile(path) as file:
-            assert file.testzip() is None
-        assert torch.load(path, weights_only=True)["step"] > 0
-    elif path.suffix == ".npz":
-        with np.load(path) as arrays:
-            assert all(np.isfinite(arrays[name]).all() for name in arrays.files)
-    elif path.name == "report.html":
-        assert path.read_text().rstrip().endswith("</html>")
-
-
-def lost_rows(folder: Path, reference: Path) -> tuple[int, list[str]]:
-    """Rows before the newest checkpoint that are gone, and what else is wrong with those that are there."""
-    path, checkpoint = folder / "metrics.jsonl", folder / "checkpoint.pt"
-    expected = (reference / "metrics.jsonl").read_text().splitlines()
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last one may have been cut off
-    step = torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0
-    due = sum(json.loads(line)["step"] <= step for line in expected)
-    broken = [] if lines == expected[: len(lines)] else ["rows differ from those of the undisturbed run"]
-    return max(0, due - len(lines)), broken
-
-
-def left_behind(workplace: Path, seconds: float = 15.0) -> list[str]:
-    """Processes of commands started there that are still there after so many seconds; they are killed."""
-    deadline = time.monotonic() + seconds
-    while (found := list(processes(workplace))) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for number, _ in found:
-        os.kill(number, 9)
-    return [f"still there after {seconds:.0f} s: {name}" for _, name in found]
-
-
-def processes(workplace: Path) -> Iterator[tuple[int, str]]:
-    """Number and command line of each process that comes from a command started there."""
-    marker = f"QAT_ROUND={workplace}\0".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if marker in (folder / "environ").read_bytes():
-                yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100]
-        except OSError:  # ended meanwhile
-            continue
-
-
-@contextmanager
-def small_disk(workplace: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system in memory of that size.
-
-    Raises:
-        NotHere: it cannot be mounted.
-    """
-    disk = workplace / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        raise NotHere("mounting takes root on Linux")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
-def remount(disk: Path, option: str) -> None:
-    """Another size, or ``ro`` or ``rw``."""
-    subprocess.run(["mount", "-o", f"remount,{option}", disk], check=False, capture_output=True)
+    return found | {"start": [Phase(0.0, found["data"][0].begin)]}

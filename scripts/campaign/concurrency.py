@@ -1,116 +1,63 @@
-"""Two at once: in one run folder, in one sweep, and a report while a run writes."""
+"""The same run folder, or the same sweep, twice at a time."""
 
 from __future__ import annotations
 
-import random
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
-from . import command
-from .command import RUN, Ended, differing, end, phases, start, undisturbed, unreadable
-from .fault import Fault, Outcome
-from .processes import survived
+from .command import RUN, Ended, phases, start, undisturbed, until
+from .fault import Fault, Trial
+from .run_folder import run_of_seed
 
 SWEEP = ("-m", *RUN, "train.seed=1,2")
 
 
-def turned_away(second: Ended, key: str, first: int) -> list[str]:
-    """What is wrong with the end of the second one."""
-    if second.code == 2 and f"{key}=" in second.err and f"in use by process {first} on " in second.err:
-        return second.faults()
-    return [f"the second one ended with {second.code}: {second.line}", *second.faults()]
+def turned_away(trial: Trial, second: Ended, key: str, first: int) -> None:
+    """The second command has to name the first."""
+    if not (second.code == 2 and f"{key}=" in second.err and f"in use by process {first} on " in second.err):
+        trial.broken.append(f"the second one ended with {second.code}: {second.line}")
 
 
-@dataclass(frozen=True)
-class SameFolder:
+def same_folder(trial: Trial) -> None:
     """The same run folder twice: the second stops and names the first, the first does not notice."""
-
-    name: str = "one run folder, two commands"
-    group: str = "two at once"
-    rounds: int = 4
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        reference, folder = undisturbed(*RUN), workplace / "run"
-        began = time.monotonic()
-        first = start(*RUN, f"hydra.run.dir={folder}", cwd=workplace)
-        while not (folder / "status.json").exists() and first.poll() is None:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.5 * phases(reference)["training"][0].seconds))
-        second = command.run(*RUN, f"hydra.run.dir={folder}", cwd=workplace)
-        outcome = survived(end(first, began), folder, reference)
-        outcome.broken += turned_away(second, "hydra.run.dir", first.pid)
-        outcome.delay = second.seconds
-        return outcome
+    training = phases(trial.reference)["training"][0]
+    first = trial.start()
+    until(first, (trial.folder / "status.json").exists)
+    time.sleep(trial.draw.uniform(0, 0.5 * training.seconds))
+    moment = time.monotonic()
+    second = trial.run()
+    trial.delay = time.monotonic() - moment
+    trial.survive(trial.end(first))
+    turned_away(trial, second, "hydra.run.dir", first.pid)
 
 
-@dataclass(frozen=True)
-class AtTheSameMoment:
+def started_together(trial: Trial) -> None:
     """Two commands started together: one runs, the other is turned away, whichever it is."""
-
-    name: str = "two commands started together"
-    group: str = "two at once"
-    rounds: int = 4
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        reference, folder = undisturbed(*RUN), workplace / "run"
-        began = time.monotonic()
-        both = [start(*RUN, f"hydra.run.dir={folder}", cwd=workplace) for _ in range(2)]
-        ends = [end(process, began) for process in both]
-        winner, loser = sorted(range(2), key=lambda number: ends[number].code)
-        outcome = survived(ends[winner], folder, reference)
-        if "finished already" not in ends[loser].out:
-            outcome.broken += turned_away(ends[loser], "hydra.run.dir", both[winner].pid)
-        return outcome
+    both = [trial.start() for _ in range(2)]
+    ends = [trial.end(process) for process in both]
+    winner, loser = sorted(range(2), key=lambda number: ends[number].code)
+    trial.survive(ends[winner])
+    if "finished already" not in ends[loser].out:
+        turned_away(trial, ends[loser], "hydra.run.dir", both[winner].pid)
 
 
-@dataclass(frozen=True)
-class SameSweep:
+def same_sweep(trial: Trial) -> None:
     """The same sweep twice."""
-
-    name: str = "one sweep, two commands"
-    group: str = "two at once"
-    rounds: int = 3
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        sweep = workplace / "sweep"
-        began = time.monotonic()
-        first = start(*SWEEP, f"hydra.sweep.dir={sweep}", cwd=workplace)
-        while not (sweep / ".lock").exists() and first.poll() is None:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 4))
-        second = command.run(*SWEEP, f"hydra.sweep.dir={sweep}", cwd=workplace)
-        done = end(first, began)
-        outcome = Outcome(done.line, delay=second.seconds, broken=done.faults())
-        outcome.broken += turned_away(second, "hydra.sweep.dir", first.pid)
-        for seed in (1, 2):
-            folder = command.run_of_seed(sweep, seed)
-            outcome.differing += differing(folder, undisturbed(*RUN, f"train.seed={seed}"))
-            outcome.broken += unreadable(folder)
-        return outcome
+    sweep = trial.workplace / "sweep"
+    arguments = (*SWEEP, f"hydra.sweep.dir={sweep}")
+    first = start(*arguments, cwd=trial.workplace)
+    until(first, (sweep / ".lock").exists)
+    time.sleep(trial.draw.uniform(0, 4))
+    moment = time.monotonic()
+    second = trial.end(start(*arguments, cwd=trial.workplace))
+    trial.delay = time.monotonic() - moment
+    trial.ended = trial.end(first).line
+    turned_away(trial, second, "hydra.sweep.dir", first.pid)
+    for seed in (1, 2):
+        trial.compare(run_of_seed(sweep, seed), undisturbed(*RUN, f"train.seed={seed}"))
 
 
-@dataclass(frozen=True)
-class ReportMeanwhile:
-    """Reports on a run folder, again and again while the run writes there."""
-
-    name: str = "reports while a run writes"
-    group: str = "two at once"
-    rounds: int = 4
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        reference, folder = undisturbed(*RUN), workplace / "run"
-        began, reports = time.monotonic(), 0
-        first = start(*RUN, f"hydra.run.dir={folder}", cwd=workplace)
-        broken: list[str] = []
-        while first.poll() is None:
-            report = command.run(str(draw.choice([folder, workplace])), program="qat-report", cwd=workplace)
-            broken += report.faults() + ([] if report.code in (0, 2) else [f"a report ended with {report.code}"])
-            reports += 1
-        outcome = survived(end(first, began), folder, reference)
-        outcome.broken += broken
-        outcome.counts = {"reports": reports}
-        return outcome
-
-
-CONCURRENCY: tuple[Fault, ...] = (SameFolder(), AtTheSameMoment(), SameSweep(), ReportMeanwhile())
+CONCURRENCY: tuple[Fault, ...] = (
+    Fault("one run folder, two commands", "two at once", same_folder),
+    Fault("two commands started together", "two at once", started_together),
+    Fault("one sweep, two commands", "two at once", same_sweep, rounds=3),
+)

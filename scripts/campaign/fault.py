@@ -3,91 +3,145 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from qat_ste.app.job import quoted
+
+from .command import RUN, Ended, end, phases, start, undisturbed
+from .run_folder import differing, left_behind, lost_rows, unreadable
+
+MOST_SECONDS = 30  # from the fault to the end of all processes
 
 
 @dataclass
-class Outcome:
-    """Of one round. ``broken`` has a line for whatever should have held and did not.
+class Trial:
+    """One round of a fault: the run that it happens to, and what came of it.
 
     Args:
+        workplace: an empty folder that is removed afterwards.
+        arguments: of the run.
         ended: "survived", or the one clear line with which the command ended.
         lost_rows: rows before the last checkpoint that are gone.
         differing: numbers of the run, continued, that are not those of the undisturbed one, bit for bit.
-        delay: seconds from the fault to the end of the command, or what else the fault bounds.
-        counts: how often something was met, by name: the phases of kills, inputs refused and accepted.
-        figures: what was measured, by name; the largest of all rounds is told.
+        delay: seconds from the fault to the end of the command.
+        counts: how often each phase was hit.
+        broken: a line for whatever should have held and did not.
     """
 
+    workplace: Path
+    draw: random.Random
+    arguments: tuple[str, ...] = RUN
     ended: str = "survived"
     lost_rows: int = 0
     differing: int = 0
     delay: float = 0.0
-    counts: dict[str, int] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
 
-
-class Fault(Protocol):
-    """One kind of fault. Instances are sent to other processes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def group(self) -> str:
-        """processes, storage, two at once, numbers, surroundings, inputs, readers, endurance."""
+    def __post_init__(self) -> None:
+        self.folder = self.workplace / "run"
 
     @property
-    def rounds(self) -> int:
-        """Of a whole campaign."""
+    def reference(self) -> Path:
+        """The undisturbed run."""
+        return undisturbed(*self.arguments)
 
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        """One round in ``workplace``, an empty folder that is removed afterwards."""
+    def start(self, **options: Any) -> subprocess.Popen[str]:
+        """Starts the run; takes the options of ``command.start``."""
+        return start(*self.arguments, quoted("hydra.run.dir", str(self.folder)), cwd=self.workplace, **options)
+
+    def end(self, process: subprocess.Popen[str]) -> Ended:
+        """Waits for a command, and looks at what it wrote to the terminal."""
+        done = end(process)
+        self.broken += done.faults()
+        return done
+
+    def run(self, **options: Any) -> Ended:
+        """Starts the run and waits for it."""
+        return self.end(self.start(**options))
+
+    def pause(self) -> None:
+        """Waits until a moment of the run, drawn from as long as it takes."""
+        time.sleep(self.draw.uniform(0, phases(self.reference)["all"][0].seconds))
+
+    def stopped(self, since: float) -> None:
+        """All processes have to have ended by now, or soon after the moment of the fault."""
+        self.broken += left_behind(self.workplace, MOST_SECONDS)
+        self.delay = max(0.0, time.monotonic() - since)
+        if self.delay > MOST_SECONDS:
+            self.broken.append(f"took more than {MOST_SECONDS} s to end")
+
+    def look(self) -> None:
+        """While the run is cut off, no row is lost and all files can be read."""
+        if self.folder.exists():
+            lost, broken = lost_rows(self.folder, self.reference)
+            self.lost_rows += lost
+            self.broken += broken + unreadable(self.folder) + (["rows are lost"] if lost else [])
+
+    def compare(self, folder: Path, reference: Path) -> None:
+        """The numbers of a finished run are those of an undisturbed one, and all files can be read."""
+        count = differing(folder, reference)
+        self.differing += count
+        self.broken += unreadable(folder) + (["numbers differ"] if count else [])
+
+    def survive(self, done: Ended) -> None:
+        """The command has come to its end, with the numbers of the undisturbed run."""
+        self.ended = done.line
+        if done.code:
+            self.broken.append(f"ended with {done.code}: {done.line}")
+        else:
+            self.compare(self.folder, self.reference)
+
+    def end_clearly(self, done: Ended) -> None:
+        """The command has come to its end or to one clear line, and what was there before can be read."""
+        self.ended = done.line
+        if done.code == 0 and (self.folder / "results.json").exists():
+            self.compare(self.folder, self.reference)
+        self.look()
+
+    def finish(self) -> None:
+        """The same command again comes to the numbers of the undisturbed run."""
+        done = self.run()
+        if done.code:
+            self.broken.append(f"the same command ends with {done.code}: {done.line}")
+        else:
+            self.compare(self.folder, self.reference)
 
 
-@dataclass
-class Line:
-    """The rounds of one fault together: a line of the table and of the record."""
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault; sent to other processes.
+
+    Args:
+        group: processes, storage, two at once, or surroundings.
+        happen: does one round.
+        rounds: of a whole campaign.
+        arguments: of the run that it happens to.
+    """
 
     name: str
     group: str
-    rounds: int
-    survived: int
-    lost_rows: int
-    differing: int
-    delay: float
-    ended: list[str]
-    counts: dict[str, int]
-    figures: dict[str, float]
-    broken: list[str]
+    happen: Callable[[Trial], None]
+    rounds: int = 4
+    arguments: tuple[str, ...] = RUN
 
-    @staticmethod
-    def of(fault: Fault, outcomes: Iterable[Outcome]) -> Line:
-        """The sum; of delays and figures the largest, of ends and breaches those that differ."""
-        outcomes = list(outcomes)
-        counts, figures = Counter[str](), dict[str, float]()
-        for outcome in outcomes:
-            counts.update(outcome.counts)
-            for name, value in outcome.figures.items():
-                figures[name] = max(value, figures.get(name, value))
-        return Line(
-            fault.name,
-            fault.group,
-            len(outcomes),
-            sum(outcome.ended == "survived" and not outcome.broken for outcome in outcomes),
-            sum(outcome.lost_rows for outcome in outcomes),
-            sum(outcome.differing for outcome in outcomes),
-            round(max((outcome.delay for outcome in outcomes), default=0.0), 2),
-            sorted({outcome.ended for outcome in outcomes} - {"survived"}),
-            dict(sorted(counts.items())),
-            figures,
-            sorted({breach for outcome in outcomes for breach in outcome.broken}),
-        )
-
-    def record(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return asdict(self)
+    def line(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """A line of the record: sums over the rounds, the longest delay, and all different ends and breaches."""
+        return {
+            "name": self.name,
+            "group": self.group,
+            "rounds": len(trials),
+            "survived": sum(trial.ended == "survived" and not trial.broken for trial in trials),
+            "lost_rows": sum(trial.lost_rows for trial in trials),
+            "differing": sum(trial.differing for trial in trials),
+            "delay": round(max((trial.delay for trial in trials), default=0.0), 2),
+            "ended": sorted({trial.ended for trial in trials} - {"survived"}),
+            "counts": dict(sorted(sum((trial.counts for trial in trials), Counter[str]()).items())),
+            "broken": sorted({breach for trial in trials for breach in trial.broken}),
+        }

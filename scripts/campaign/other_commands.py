@@ -1,121 +1,80 @@
-"""Atlases and reports: killed, twice in one folder, on a disk that is full."""
+"""Atlases twice in one folder, atlases and reports on a disk that is full."""
 
 from __future__ import annotations
 
 import json
-import random
-import signal
+import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from . import command
-from .command import RUN, Ended, end, left_behind, remount, small_disk, start, undisturbed, unreadable
+from .command import start, until
 from .concurrency import turned_away
-from .fault import Fault, Outcome
+from .fault import Fault, Trial
+from .run_folder import unreadable
+from .storage import remount, small_disk
 
 ATLAS = ("atlas.estimators=[tanh]", "atlas.optimizers=[sgd]", "atlas.seeds=[1,2]", "atlas.steps=40")
 ATLAS_KILOBYTES, REPORT_KILOBYTES = (8, 130), (8, 500)  # a whole atlas takes 110, a report 400
 
 
-def atlas(workplace: Path, output: Path) -> Ended:
-    """In the foreground."""
-    return command.run(*ATLAS, f"atlas.output={output}", program="qat-atlas", cwd=workplace)
+def atlas(trial: Trial, output: Path) -> subprocess.Popen[str]:
+    return start(*ATLAS, f"atlas.output={output}", program="qat-atlas", cwd=trial.workplace)
 
 
-def complete(workplace: Path, output: Path, outcome: Outcome) -> None:
-    """The same command again: it has to come to the cells of an atlas that nothing disturbs."""
-    done, undisturbed_one = atlas(workplace, output), atlas(workplace, workplace / "undisturbed")
-    outcome.broken += done.faults() + undisturbed_one.faults()
+def finish_atlas(trial: Trial, output: Path) -> None:
+    """The same command again comes to the cells of an atlas that nothing disturbs."""
+    done = trial.end(atlas(trial, output))
+    trial.end(atlas(trial, trial.workplace / "undisturbed"))
     if done.code:
-        outcome.broken.append(f"the same command ends with {done.code}: {done.line}")
+        trial.broken.append(f"the same command ends with {done.code}: {done.line}")
         return
-    ours, theirs = (json.loads((folder / "atlas.json").read_text()) for folder in (output, workplace / "undisturbed"))
-    outcome.differing += sum(a != b for a, b in zip(ours["cells"], theirs["cells"], strict=True))
-    outcome.broken += unreadable(output) + (["numbers differ"] if outcome.differing else [])
+    ours, theirs = (_cells(folder) for folder in (output, trial.workplace / "undisturbed"))
+    trial.differing += sum(a != b for a, b in zip(ours, theirs, strict=True))
+    trial.broken += unreadable(output) + (["numbers differ"] if trial.differing else [])
 
 
-@dataclass(frozen=True)
-class AtlasKilled:
-    """``kill -9`` to an atlas at any moment: its workers go too, and what is trained is not trained again."""
-
-    name: str = "atlas killed"
-    group: str = "processes"
-    rounds: int = 4
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        outcome, output = Outcome(), workplace / "atlas"
-        process = start(*ATLAS, f"atlas.output={output}", program="qat-atlas", cwd=workplace)
-        time.sleep(draw.uniform(1, 12))
-        process.send_signal(signal.SIGKILL)
-        at = time.monotonic()
-        end(process, at)
-        outcome.broken += left_behind(workplace) + (unreadable(output) if output.exists() else [])
-        outcome.delay = time.monotonic() - at
-        complete(workplace, output, outcome)
-        return outcome
+def _cells(folder: Path) -> Any:
+    return json.loads((folder / "atlas.json").read_text())["cells"]
 
 
-@dataclass(frozen=True)
-class SameAtlas:
+def same_atlas(trial: Trial) -> None:
     """The same atlas twice: the second stops and names the first."""
-
-    name: str = "one atlas, two commands"
-    group: str = "two at once"
-    rounds: int = 3
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        output = workplace / "atlas"
-        began = time.monotonic()
-        first = start(*ATLAS, f"atlas.output={output}", program="qat-atlas", cwd=workplace)
-        while not (output / ".lock").exists() and first.poll() is None:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 1))
-        second = atlas(workplace, output)
-        done = end(first, began)
-        outcome = Outcome(done.line, delay=second.seconds, broken=done.faults())
-        outcome.broken += turned_away(second, "atlas.output", first.pid)
-        complete(workplace, output, outcome)
-        return outcome
+    output = trial.workplace / "atlas"
+    first = atlas(trial, output)
+    until(first, (output / ".lock").exists)
+    time.sleep(trial.draw.uniform(0, 1))
+    moment = time.monotonic()
+    second = trial.end(atlas(trial, output))
+    trial.delay = time.monotonic() - moment
+    trial.ended = trial.end(first).line
+    turned_away(trial, second, "atlas.output", first.pid)
+    finish_atlas(trial, output)
 
 
-@dataclass(frozen=True)
-class AtlasOnSmallDisk:
+def atlas_on_small_disk(trial: Trial) -> None:
     """A disk of a size that is drawn: one line; with room made, the same command goes on."""
-
-    name: str = "atlas on a full disk"
-    group: str = "storage"
-    rounds: int = 4
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        with small_disk(workplace, draw.randint(*ATLAS_KILOBYTES)) as disk:
-            done = atlas(workplace, disk / "atlas")
-            outcome = Outcome(done.line, delay=done.seconds, broken=done.faults())
-            remount(disk, "size=100m")
-            complete(workplace, disk / "atlas", outcome)
-        return outcome
+    with small_disk(trial.workplace, trial.draw.randint(*ATLAS_KILOBYTES)) as disk:
+        trial.ended = trial.end(atlas(trial, disk / "atlas")).line
+        remount(disk, "size=100m")
+        finish_atlas(trial, disk / "atlas")
 
 
-@dataclass(frozen=True)
-class ReportOnSmallDisk:
+def report_on_small_disk(trial: Trial) -> None:
     """A report where there is no room for it: one line, and what was there before is whole; with room, all of it."""
-
-    name: str = "report on a full disk"
-    group: str = "storage"
-    rounds: int = 4
-
-    def happen(self, workplace: Path, draw: random.Random) -> Outcome:
-        source = undisturbed(*RUN)
-        with small_disk(workplace, draw.randint(*REPORT_KILOBYTES)) as disk:
-            (disk / "report.html").write_text("an earlier one</html>")
-            done = command.run(str(source), "--output", str(disk), program="qat-report", cwd=workplace)
-            outcome = Outcome(done.line, delay=done.seconds, broken=done.faults() + unreadable(disk))
-            remount(disk, "size=100m")
-            again = command.run(str(source), "--output", str(disk), program="qat-report", cwd=workplace)
-            outcome.broken += again.faults() + unreadable(disk)
-            outcome.broken += [again.line] if again.code else []
-            outcome.broken += [f"{path.name} is left" for path in disk.glob(".*.tmp")]
-        return outcome
+    with small_disk(trial.workplace, trial.draw.randint(*REPORT_KILOBYTES)) as disk:
+        (disk / "report.html").write_text("an earlier one</html>")
+        report = (str(trial.reference), "--output", str(disk))
+        trial.ended = trial.end(start(*report, program="qat-report", cwd=trial.workplace)).line
+        trial.broken += unreadable(disk)
+        remount(disk, "size=100m")
+        again = trial.end(start(*report, program="qat-report", cwd=trial.workplace))
+        trial.broken += unreadable(disk) + ([again.line] if again.code else [])
+        trial.broken += [f"{path.name} is left" for path in disk.glob(".*.tmp")]
 
 
-OTHER_COMMANDS: tuple[Fault, ...] = (AtlasKilled(), SameAtlas(), AtlasOnSmallDisk(), ReportOnSmallDisk())
+OTHER_COMMANDS: tuple[Fault, ...] = (
+    Fault("one atlas, two commands", "two at once", same_atlas, rounds=3),
+    Fault("atlas on a full disk", "storage", atlas_on_small_disk),
+    Fault("report on a full disk", "storage", report_on_small_disk),
+)

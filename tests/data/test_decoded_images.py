@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from qat_ste.data.decoded_images import RECORD
+from qat_ste.data.decoded_images import RECORD, DecodedImages, make_cache
+from qat_ste.data.image_files import find_images
 from qat_ste.data.imagenet import imagenet
-from tests.conftest import ROOT
 from tests.data.images import CPU, same, training
+from tests.strangers import damaged
+from tests.watching import each
 
 
 def content(folder: Path) -> dict[str, bytes | bool]:
@@ -73,14 +78,14 @@ def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
     imagenet(tiny, 32, 0, cache=tmp_path).prepare()
     folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
     pixels, index = (folder / "pixels").read_bytes(), (folder / "index").read_bytes()
-    for name, damaged in (
+    for name, changed in (
         ("pixels", pixels[:5000] + bytes([pixels[5000] ^ 1]) + pixels[5001:]),
         ("pixels", pixels[:-1]),
         ("index", index[:-28]),
         ("index", index[:8] + bytes([index[8] ^ 1]) + index[9:]),
     ):
         (folder / name).unlink()  # workers of the last round may have it mapped
-        (folder / name).write_bytes(damaged)
+        (folder / name).write_bytes(changed)
         with pytest.raises(ValueError, match=rf"^{folder}/pixels is damaged \(.*\): delete {folder}$"):
             training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
         (folder / name).unlink()
@@ -114,13 +119,41 @@ def test_sizes_of_which_only_the_sum_is_right_are_refused(tiny, tmp_path):
             training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
 
 
-@pytest.mark.slow
-def test_fuzz(monkeypatch, tmp_path, real):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    from campaign.caches import CachedImages
+def test_whatever_is_damaged_no_pixel_is_wrong(real, tmp_path):
+    """Index or pixels gone, cut, or with flipped bits; then every image is read for the first time."""
+    for split in ("train", "val"):
+        for path in sorted((real / "val").glob("*/*.JPEG"))[::42]:
+            (tmp_path / split / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / split / path.parent.name)
+    _, files = find_images(tmp_path)
+    cache, draw = tmp_path / "cache", random.Random(0)
+    make_cache(cache, files, 32, 0, None)
+    expected = [DecodedImages(cache, files).read(index).clone() for index in range(len(files))]
+    good = {name: (cache / name).read_bytes() for name in ("pixels", "index")}
 
-    outcome = CachedImages(inputs=400).happen(tmp_path, random.Random(0))
-    assert outcome.broken == []
+    def read(given: tuple[str, bytes | None]) -> str:
+        name, content = given
+        for file, whole in good.items():
+            (cache / file).unlink(missing_ok=True)  # another file: the old one may be mapped
+            if file != name or content is not None:
+                (cache / file).write_bytes(content if file == name else whole)
+        cached = DecodedImages(cache, files)
+        assert all(torch.equal(cached.read(index), image) for index, image in enumerate(expected)), "wrong pixels"
+        return "no harm"
+
+    def documented(error: Exception) -> bool:
+        lines = str(error).splitlines()
+        named = isinstance(error, ValueError) and len(lines) == 1 and f"delete {cache}" in lines[0]
+        return named or "delete that folder" in str(error)
+
+    def contents() -> Iterator[tuple[str, bytes | None]]:
+        yield from itertools.product(good, (None, b""))
+        for name in ("pixels", "index") * 200:
+            flipped = bytearray(good[name])
+            flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+            yield name, draw.choice((good[name][: draw.randrange(len(flipped))], damaged(good[name], draw), flipped))
+
+    assert each(contents(), read, documented)[1] == []
 
 
 def test_a_cache_of_other_images_of_the_same_names_is_refused(tiny, tmp_path):

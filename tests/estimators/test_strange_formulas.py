@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from qat_ste.estimators import Formula
+from tests.strangers import formula
+from tests.watching import CODE, NEVER, each
 
 
 @pytest.mark.parametrize("inputs", [300, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_fuzz(monkeypatch, inputs):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    from campaign.readers import Expressions
+def test_fuzz(inputs):
+    draw = random.Random(0)
 
-    outcome = Expressions(inputs=inputs).happen(Path(), random.Random(0))
-    assert outcome.broken == []
-    assert min(outcome.counts["refused"], outcome.counts["accepted"]) > inputs // 20
+    def read(text: str) -> str:
+        Formula(text, {"a": 0.5} if "a" in text and draw.random() < 0.5 else None)
+        return "accepted"
+
+    def documented(error: Exception) -> bool:
+        message = str(error)
+        one_line = len(message.splitlines()) == 1 and len(message) < 1000
+        return isinstance(error, ValueError) and one_line and message.startswith(("expression", "parameters"))
+
+    each(("u", "where(u < w, 1, sin(u))", "1 +"), read, documented)  # imports what is imported late
+    counts, broken = each((formula(draw) for _ in range(inputs)), read, documented, (*NEVER, *CODE))
+    assert broken == []
+    assert min(counts["refused"], counts["accepted"]) > inputs // 20
 
 
-def test_what_executes_or_raises_something_else_would_be_told(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    from campaign.watching import CODE, each
-
+def test_what_executes_or_raises_something_else_would_be_told():
     def read(text: str) -> str:
         return str(eval(text))
 
-    outcome = each(iter(["1 + 1", "1 +"]), read, lambda error: isinstance(error, ValueError), CODE)
-    assert [line.partition(" ")[0] for line in outcome.broken] == ["executed:", "SyntaxError:"]
+    _, broken = each(["1 + 1", "1 +"], read, lambda error: isinstance(error, ValueError), CODE)
+    assert [line.partition(" ")[0] for line in broken] == ["executed:", "SyntaxError:"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import sys
 import zipfile
 
 import pytest
@@ -13,7 +11,6 @@ import torch
 
 from qat_ste import Checkpoints
 from qat_ste.experiment.lockstep import Stopped
-from tests.conftest import ROOT
 from tests.experiment.tiny import ADAM, run
 
 TINY = {"steps": 4, "log_every": 1, "optimizer": ADAM, "counterparts": ["ste"]}
@@ -159,23 +156,3 @@ def test_a_foreign_configuration_is_told_in_few_printable_lines(tmp_path):
     lines = str(caught.value).splitlines()
     assert len(lines) == 20
     assert all(line.isprintable() and len(line) < 1000 for line in lines)
-
-
-@pytest.mark.parametrize(("fault", "inputs"), [("CheckpointFiles", 60), ("StrangeStates", 40)])
-def test_fuzz(monkeypatch, tmp_path, fault, inputs):
-    fuzz(monkeypatch, tmp_path, fault, inputs)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("fault", "inputs"), [("CheckpointFiles", 1000), ("StrangeStates", 200)])
-def test_fuzz_longer(monkeypatch, tmp_path, fault, inputs):
-    fuzz(monkeypatch, tmp_path, fault, inputs)
-
-
-def fuzz(monkeypatch, tmp_path, fault, inputs):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    from campaign import checkpoints
-
-    outcome = getattr(checkpoints, fault)(inputs=inputs).happen(tmp_path, random.Random(0))
-    assert outcome.broken == []
-    assert sum(outcome.counts.values()) == inputs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import zipfile
@@ -26,7 +25,6 @@ from qat_ste.report.sweep.page import render as render_sweep
 from qat_ste.report.sweep.paper_table import paper_tables
 from qat_ste.report.sweep.summary import summary
 from qat_ste.report.writers import csv_text
-from tests.conftest import ROOT
 from tests.report.matrix import ERRORS, copy_run
 
 
@@ -233,27 +231,3 @@ def test_names_are_no_mathematics():
     assert plain("$\\frac{1}{0}$") == r"\$\frac{1}{0}\$"
     assert plain("_hidden") == "hidden"
     assert len(plain("x" * 10**6)) == 40
-
-
-@pytest.mark.parametrize(
-    ("file", "inputs"), [("results.json", 60), ("status.json", 20), ("metrics.jsonl", 60), ("weights.npz", 60)]
-)
-def test_fuzz(finished_run, tmp_path, monkeypatch, file, inputs):
-    fuzz(finished_run, tmp_path, monkeypatch, file, inputs)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", ["results.json", "status.json", "metrics.jsonl", "weights.npz"])
-def test_fuzz_longer(finished_run, tmp_path, monkeypatch, file):
-    fuzz(finished_run, tmp_path, monkeypatch, file, 2000)
-
-
-def fuzz(finished_run, tmp_path, monkeypatch, file, inputs):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    from campaign import readers
-
-    monkeypatch.setattr(readers, "PAGES", 10**9)
-    run = copy_run(finished_run, tmp_path / "run", 1, None, ERRORS, drawn=True)
-    outcome = readers.read_altered(run, file, inputs, random.Random(0))
-    assert outcome.broken == []
-    assert sum(outcome.counts.values()) == inputs

@@ -5,8 +5,7 @@ What it does is told by the environment variable ``QAT_FAULT``, a JSON object, w
 - ``log``: a file to which it writes a line for each phase that begins or ends, and for what it does;
 - ``phase``, ``occurrence``, ``delay``, ``signal``: in that phase, when it has begun so often, after that many seconds,
   the process is sent that signal;
-- ``fail``, ``at``, ``times``: calls of "module:name" by number, from ``at`` on, that raise "no space left on device";
-- ``clock``: seconds by which the clock is set back when training begins.
+- ``fail``, ``at``, ``times``: calls of "module:name" by number, from ``at`` on, that raise "no space left on device".
 """
 
 from __future__ import annotations
@@ -58,9 +57,6 @@ class Agent:
         orders = self.orders
         if phase == orders.get("phase") and self.begun[phase] == orders["occurrence"]:
             threading.Thread(target=self.strike, daemon=True).start()
-        if phase == "training" and "clock" in orders:
-            now = time.time
-            time.time = lambda: now() - orders["clock"]
 
     def strike(self) -> None:
         time.sleep(self.orders["delay"])

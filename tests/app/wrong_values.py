@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from .calls import Done, command
+from qat_ste.app.compose import compose_file, config_dir, options
+from tests.conftest import SHARED, command
 
 # For every key, whatever it is: wrong in sign, size, kind or form.
 ANYWHERE = (
@@ -64,24 +63,18 @@ def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 @cache
 def groups() -> tuple[str, ...]:
     """Top-level parts of the configuration."""
-    from qat_ste.app.compose import compose_file, config_dir
-
     return tuple(str(name) for name in compose_file(config_dir(), []) if name != "dry_run")
 
 
 @cache
 def choices(group: str) -> tuple[tuple[str, ...], ...]:
     """The options of a top-level part; of one that has none, nothing to be said."""
-    from qat_ste.app.compose import config_dir, options
-
     return tuple((f"{group}={name}",) for name in options(group, config_dir())) or ((),)
 
 
 @cache
 def inputs(group: str, chosen: tuple[str, ...]) -> tuple[Input, ...]:
     """All wrong values for the keys of one top-level part under one of its options."""
-    from qat_ste.app.compose import compose_file, config_dir
-
     part: Any = OmegaConf.to_container(compose_file(config_dir(), list(chosen)))
     found = leaves(part[group], group)
     return tuple(Input(chosen, key, text) for key, value in found for text in dict.fromkeys(wrong(value)))
@@ -94,19 +87,18 @@ def needs(chosen: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         LookupError: the option cannot be had here.
     """
-    shared = Path(os.environ.get("QAT_STE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
     images = iter(("mnist", "imagenet"))
     more: list[str] = []
     for _ in range(6):
-        done = command(*chosen, *more, "logger=none", "dry_run=true") if chosen else Done(0, "", "", 0)
+        done = command(*chosen, *more, "logger=none", "dry_run=true")
         if not done.code:
             return tuple(more)
         example = done.err.splitlines()[0].rpartition("; for example ")[2].strip("'")
         if "images of" in done.err:
             more = [f"dataset={next(images)}"]
         elif example.startswith("paths.data="):
-            with_images = "imagenet" if "dataset=imagenet" in (*chosen, *more) else "mnist"
-            more.append(f"paths.data={shared / {'imagenet': 'imagenet-sample', 'mnist': 'mnist'}[with_images]}")
+            with_images = "imagenet-sample" if "dataset=imagenet" in (*chosen, *more) else "mnist"
+            more.append(f"paths.data={SHARED / 'data' / with_images}")
         else:
             more.append(example)
     raise LookupError(f"{' '.join(chosen)} cannot be had here: {done.err}")

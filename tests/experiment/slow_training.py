@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -16,8 +16,7 @@ from qat_ste.data.digits import digits
 from qat_ste.estimators import Estimator, Tanh
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.optimizers.schedules import by_name
-
-from .odd_networks import Build, plain
+from tests.experiment.odd_networks import Build, plain
 
 STEPS, LR = 24, 0.02
 Batches = list[tuple[Tensor, Tensor]]
@@ -57,11 +56,11 @@ class Slow:
     ranges: dict[str, float]
 
 
-def slow(build: Build, data: Batches, seed: int, estimator: Estimator, loss: Loss, exclude: Sequence[str] = ()) -> Slow:
+def slow(build: Build, data: Batches, seed: int, estimator: Estimator, loss: Loss) -> Slow:
     """A member that keeps weights and learning rate, as a loop of one's own has it: nothing flat, nothing shared."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = quantize_weights(build(), 2, estimator, exclude=exclude)
+        model = quantize_weights(build(), 2, estimator)
     optimizer = SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=LR)
     schedule, losses, ways = by_name("cosine", STEPS, 0.02), [], []
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""What a stranger may hand in: formulas, and good files with something done to them."""
+"""Inputs of strangers: formulas, and good files that are damaged or altered."""
 
 from __future__ import annotations
 

@@ -1,21 +1,20 @@
-"""Reads many inputs in one process, and tells what was executed, what was slow and what fell."""
+"""Reads many inputs in this process, and reports what was executed, what was slow and what raised another error."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from .fault import Outcome
 
 NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
          "shutil.rmtree", "webbrowser.open")  # fmt: skip
 CODE = ("exec", "open", "import")  # of a reader that needs none of these
 SLOW, LONG, HANG = 1.0, 20.0, 120  # seconds: of processor time, since others may be at work; of a clock
-DRAWN, TRAINED = "drawn as a whole", "trained on"  # what takes longer than to read it
+DRAWN, TRAINED = "drawn as a whole", "trained on"  # results that take longer than reading does
 
 _heard: list[str] | None = None
 _listening: list[tuple[str, ...]] = []
@@ -28,7 +27,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def listening(events: Sequence[str]) -> Iterator[list[str]]:
-    """Events of Python's audit hooks meanwhile. A hook cannot be taken away: there is one a process."""
+    """Collects events of Python's audit hooks. A hook cannot be removed: there is one a process."""
     global _heard
     if not _listening:
         sys.addaudithook(_hear)
@@ -49,41 +48,38 @@ def _hang(*_: object) -> None:
 
 
 def each(
-    inputs: Iterator[Any],
+    inputs: Iterable[Any],
     read: Callable[[Any], str],
-    stated: Callable[[Exception], bool],
+    documented: Callable[[Exception], bool],
     events: Sequence[str] = NEVER,
-) -> Outcome:
-    """What came of each input.
+) -> tuple[Counter[str], list[str]]:
+    """Reads each input; returns how often each result was met, and a line for each of the first 20 violations.
 
     Args:
-        read: returns the name under which it is counted.
-        stated: whether an error is one that the reader's documentation says; it is counted as refused.
+        read: returns the name under which the result is counted.
+        documented: whether an error is one that the reader's documentation names; it is counted as refused.
         events: those of the audit hooks that must not occur.
     """
-    outcome = Outcome()
+    counts, broken = Counter[str](), []
     signal.signal(signal.SIGALRM, _hang)
     for content in inputs:
-        before, began = time.process_time(), time.perf_counter()
-        broken = ""
+        began, violation = time.process_time(), ""
         signal.alarm(HANG)
         with listening(events) as heard:
             try:
                 name = read(content)
             except Hang:
-                name, broken = "hung", "it hangs"
+                name, violation = "hung", "it hangs"
             except Exception as error:
                 name = "refused"
-                if not stated(error):
-                    broken = f"{type(error).__name__}: {error}"
+                if not documented(error):
+                    violation = f"{type(error).__name__}: {error}"
         signal.alarm(0)
-        outcome.counts[name] = outcome.counts.get(name, 0) + 1
-        if name not in (DRAWN, TRAINED):
-            outcome.delay = max(outcome.delay, time.perf_counter() - began)
-        if (took := time.process_time() - before) > (LONG if name in (DRAWN, TRAINED) else SLOW):
-            broken = broken or f"it takes {took:.1f} s"
+        counts[name] += 1
+        if (took := time.process_time() - began) > (LONG if name in (DRAWN, TRAINED) else SLOW):
+            violation = violation or f"it takes {took:.1f} s"
         if heard:
-            broken = f"executed: {heard[0]}"
-        if broken and len(outcome.broken) < 20:
-            outcome.broken.append(f"{broken[:300]} at {content!r:.200}")
-    return outcome
+            violation = f"executed: {heard[0]}"
+        if violation and len(broken) < 20:
+            broken.append(f"{violation[:300]} at {content!r:.200}")
+    return counts, broken
