@@ -50,8 +50,10 @@ def _buffers(value: Any, seen: set[int]) -> Iterator[int]:
 
 def held_by(members: int, kept: int, width: int = WIDTH) -> int:
     """Bytes that the metrics of so many members of one layer hold, ``kept`` weights' sequences among them."""
-    model = quantize_weights(one_layer(width), 2, Tanh(5.5))
-    return held(DivergenceMonitor(Cohort(model, OPTIMIZER, LR, COUNTERPARTS[: members - 1]), kept, seed=0))
+    estimator = Tanh(5.5)
+    model = quantize_weights(one_layer(width), 2, estimator)
+    cohort = Cohort(model, estimator, OPTIMIZER, LR, COUNTERPARTS[: members - 1]).make_members()
+    return held(DivergenceMonitor(cohort, kept, seed=0))
 
 
 def bytes_a_weight(width: int = WIDTH) -> dict[str, float]:

@@ -92,8 +92,9 @@ class Members:
         include: Sequence[str] = ("Conv2d",),
     ) -> None:  # fmt: skip
         self.batch, self.watch = batch, watch
-        quantized = quantize_weights(model, 2, Tanh(5.5), include, biases=True)
-        self.cohort = Cohort(quantized, OPTIMIZER, LR, COUNTERPARTS[: members - 1])
+        estimator = Tanh(5.5)
+        quantized = quantize_weights(model, 2, estimator, include, biases=True)
+        self.cohort = Cohort(quantized, estimator, OPTIMIZER, LR, COUNTERPARTS[: members - 1]).make_members()
         self.lockstep = Lockstep(self.cohort, F.cross_entropy, constant(), seed=0)
         self.monitor = DivergenceMonitor(self.cohort, sequence_weights=1_000_000, seed=0) if metrics else None
         self._numbers = count()
@@ -103,7 +104,7 @@ class Members:
         self.lockstep.step(number, *self.batch)
         if self.monitor is not None:
             with self.watch("observe"):
-                self.monitor.observe(number + 1)
+                self.monitor.observe(number + 1, self.cohort.levels())
 
     def row(self) -> dict[str, float | None]:
         """What is logged of the metrics, by counterpart and name."""

@@ -104,7 +104,7 @@ def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
     batch, model = setting.batch(), setting.build()
     quantized = quantize_weights(copy.deepcopy(model), BITS, Ste(), [nn.Conv2d])
     execution = Execution(mode="compile" if compiled else "eager")
-    cohort = Cohort(copy.deepcopy(quantized), OPTIMIZER, LR, [], execution)
+    cohort = Cohort(copy.deepcopy(quantized), Ste(), OPTIMIZER, LR, [], execution).make_members()
     lockstep = Lockstep(cohort, F.cross_entropy, constant(), seed=0)
     contestants: dict[str, Contestant] = {
         "plain": loop(copy.deepcopy(model), batch, compiled),

@@ -108,10 +108,10 @@ def cut_off(qat_run, monkeypatch, at: int, *more: str):
 
     observe = DivergenceMonitor.observe
 
-    def fail(self, step):
+    def fail(self, step, levels):
         if step == at:
             raise RuntimeError("cut off")
-        observe(self, step)
+        observe(self, step, levels)
 
     with monkeypatch.context() as patch:
         patch.setattr(DivergenceMonitor, "observe", fail)

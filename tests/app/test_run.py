@@ -119,8 +119,8 @@ def test_a_signal_ends_the_run_at_the_next_step(qat_run, monkeypatch, number, co
 
     observe, handler = DivergenceMonitor.observe, signal.getsignal(number)
 
-    def signalled(self, step):
-        observe(self, step)
+    def signalled(self, step, levels):
+        observe(self, step, levels)
         if step == 13:
             signal.raise_signal(number)
 
