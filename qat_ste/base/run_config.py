@@ -21,8 +21,24 @@ FREE_TO_CHANGE = (
     "dataset.cache",
     "dataset.workers",
 )
-
-
+# Keys that runs of earlier versions lack, each with the value that does what was done before it was there. A new key
+# needs its line here: without it every older run would be another one.
+ADDED: dict[str, Any] = {
+    "quantizer.levels": None,
+    "train.accumulate": 1,
+    "train.length_scale": 1.0,
+    "train.lr_scale": 1.0,
+    "train.share": 1.0,
+    "train.clip_norm": None,
+    "train.clip_at": "latent",
+    "train.weight_decay": 0.0,
+    "runtime.devices": 1,
+    "runtime.placement": "together",
+    "runtime.precision": "fp32",
+    "runtime.tf32": False,
+    "runtime.execution": "auto",
+    "runtime.sync_batchnorm": False,
+}
 MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
 
 
@@ -39,7 +55,7 @@ class CheckpointMismatch(ValueError):
 
 def identity(config: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The part of a resolved configuration on which the numbers of a run depend, less the keys in ``leave_out``."""
-    kept = copy.deepcopy(dict(config))
+    kept = completed(config)
     for key in FREE_TO_CHANGE + leave_out:
         section, _, name = key.partition(".")
         if not name:
@@ -47,6 +63,16 @@ def identity(config: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict
         elif isinstance(kept.get(section), dict):
             kept[section].pop(name, None)
     return kept
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that has every key of ``ADDED`` in the sections that it has."""
+    found = copy.deepcopy(dict(config))
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        if isinstance(found.get(section), dict):
+            found[section].setdefault(name, value)
+    return found
 
 
 def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.base.files import remove_unfinished, replacing
-from qat_ste.base.run_config import CheckpointMismatch, differences
+from qat_ste.base.run_config import CheckpointMismatch, completed, differences
 from qat_ste.base.text import of_value, one_line
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.execution import MODES
@@ -107,7 +107,7 @@ class Checkpoints:
                 reason = one_line((str(error) or type(error).__name__).splitlines()[0], 200)
                 log.warning("%s cannot be read (%s): looking for an older one", path, reason)
                 continue
-            if found := differences(saved, self.config):
+            if found := differences(completed(saved), completed(self.config)):
                 raise CheckpointMismatch(path, found)
             return state
         return None

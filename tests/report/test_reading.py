@@ -6,11 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from qat_ste.base.run_config import ADDED
 from qat_ste.report.columns import CHUNKS, Columns
 from qat_ste.report.sweep.findings import NoRunsError, find
 from qat_ste.report.sweep.folders import Problem, Run, find_runs, read_run
 from qat_ste.report.sweep.groups import group_runs
-from qat_ste.report.sweep.labels import ADDED, labels
+from qat_ste.report.sweep.labels import labels
 from tests.report.matrix import ERRORS, copy_run
 
 

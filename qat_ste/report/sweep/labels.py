@@ -12,30 +12,12 @@ from qat_ste.base.run_config import identity
 from qat_ste.base.text import one_line
 
 LONGEST = 80  # characters of a label that names every key in which configurations differ
-# Keys that runs of earlier versions lack, with the value that changes nothing.
-ADDED = {
-    "quantizer.levels": None,
-    "train.accumulate": 1,
-    "train.length_scale": 1.0,
-    "train.lr_scale": 1.0,
-    "train.share": 1.0,
-    "train.clip_norm": None,
-    "train.clip_at": "latent",
-    "train.weight_decay": 0.0,
-    "runtime.devices": 1,
-    "runtime.placement": "together",
-    "runtime.precision": "fp32",
-    "runtime.tf32": False,
-    "runtime.execution": "auto",
-    "runtime.sync_batchnorm": False,
-}
 Flat = dict[str, Any]
 
 
 def comparable(config: Mapping[str, Any]) -> Flat:
     """What a run's numbers depend on but for its seed, by dotted keys, whichever version wrote it."""
-    kept = flat(identity(config, leave_out=("train.seed",)))
-    return kept | {key: value for key, value in ADDED.items() if key not in kept}
+    return flat(identity(config, leave_out=("train.seed",)))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Flat:
