@@ -32,6 +32,13 @@ def _seeded():
     torch.manual_seed(0)
 
 
+def every_fifth(cases):
+    """Parameters for a walk over many cases: every fifth in the default suite, the others with the slow tests."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if n % 5 else [], id=case[0][:40]) for n, case in enumerate(cases)
+    ]
+
+
 def shared(name: str, what: str) -> Path:
     """A path in the shared folder; the test is skipped where it is absent."""
     path = SHARED / name

@@ -60,6 +60,7 @@ def test_what_is_imported_is_declared(folder, extras):
     assert {name: those for name, those in found.items() if not {one.lower() for one in those} & allowed} == {}
 
 
+@pytest.mark.slow
 def test_installed_wheel_composes_its_configuration_in_another_folder(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

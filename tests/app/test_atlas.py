@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from qat_ste.app import atlas_cli
+from tests.conftest import every_fifth
 
 SMALL = ("atlas.steps=4", "atlas.smaller=2", "atlas.seeds=[1]", "atlas.workers=1", "train.batch_size=16")
 GRID = ('atlas.estimators=[tanh,"cosine estimator.a=1"]', 'atlas.optimizers=[sgd,"signsgd optimizer.lr=1e-3"]')
@@ -72,6 +73,7 @@ def test_grid_is_written_and_what_is_there_is_not_trained_again(qat_atlas):
     assert files[0].stat().st_mtime_ns == times[0]
 
 
+@pytest.mark.slow
 def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from qat_ste.estimators import Estimator\n\n\nclass Mine(Estimator):\n    def __init__(self, depth):\n"
@@ -97,7 +99,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("override", "told"),
-    [
+    every_fifth([
         ("atlas.estimators=[tanhh]", "atlas.estimators=[tanhh]: no such estimator, allowed are acos, approx_sign, arctan, "),
         ("atlas.optimizers=[sdg]", "atlas.optimizers=[sdg]: no such optimizer, allowed are adafactor, adagrad, "),
         ('atlas.estimators=["tanh estimator.k=0"]', "atlas.estimators=[tanh estimator.k=0]: estimator.k=0: must be a positive finite number; "),
@@ -109,7 +111,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
         ("atlas.smaller=1", "atlas.smaller=1: must be a whole number of at least 2; for example atlas.smaller=5"),
         ("train.batch_size=9999", "train.batch_size=9999: must be from 1 to 1437, the number of images; for example "),
         ("optimizer=sgd", "optimizer=sgd: an atlas takes atlas., dataset, model, quantizer, "),
-    ],
+    ]),
 )  # fmt: skip
 def test_bad_input_is_one_line(qat_atlas, override, told):
     run = qat_atlas(
@@ -127,6 +129,7 @@ def test_dry_run_lists_the_jobs_and_leaves_nothing(qat_atlas, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_cell_without_numbers_is_told_and_costs_no_other(qat_atlas):
     run = qat_atlas(*SMALL, "atlas.estimators=[tanh]", 'atlas.optimizers=["sgd optimizer.lr=1e30",adam]')
     assert run.code == 1
@@ -162,6 +165,7 @@ def until_cells(folder: Path, process: subprocess.Popen) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_told_in_a_line(qat_atlas):
     page = Path("outputs/atlas/atlas.html")
     page.mkdir(parents=True)
@@ -173,6 +177,7 @@ def test_what_cannot_be_written_is_told_in_a_line(qat_atlas):
     assert qat_atlas(*SMALL, "atlas.estimators=[tanh]", "atlas.optimizers=[sgd]").code == 0
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_process_s_at_a_time(qat_atlas):
     code = "import sys; from pathlib import Path; from qat_ste.base.files import locked\n"
     code += "with locked(Path(sys.argv[1]), 'atlas.output'): print('locked', flush=True); sys.stdin.read()"

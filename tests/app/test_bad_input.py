@@ -9,7 +9,7 @@ from subprocess import run
 
 import pytest
 
-from tests.conftest import SHORT
+from tests.conftest import SHORT, every_fifth
 
 CASES = [
     ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, approx_sign, arctan, "),
@@ -73,12 +73,13 @@ def lines(run) -> list[str]:
     return [line.removeprefix("qat-run: ") for line in found]
 
 
-@pytest.mark.parametrize(("override", "message"), CASES, ids=[override for override, _ in CASES])
+@pytest.mark.parametrize(("override", "message"), every_fifth(CASES))
 def test_one_fault_one_line(qat_run, override, message):
     (line,) = lines(qat_run(override))
     assert line.startswith(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -106,6 +107,7 @@ def test_one_bit_on_a_grid_is_told_by_its_levels(qat_run):
     assert line.endswith("; for example quantizer.levels=[-1,1]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["train.steps", "estimator.k", "paths.data", "train.nothing"])
 def test_a_long_value_does_not_flood_the_terminal(qat_run, key):
     (line,) = lines(qat_run(f"{key}={'x' * 10_000}"))
@@ -123,6 +125,7 @@ def test_several_faults_are_told_together(qat_run):
         "estimator=tanhh", "quantizer.bits=0", "optimizer.lr=abc", "train.batch_size=99999"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [["optimizer.lr=-1"], ["optimizer.momentum=-1"], ["optimizer.l=0.1", "estimator=tanh"], ["dataset=nope"]],

@@ -99,6 +99,7 @@ def test_all_yaml_files_are_reachable():
         assert str(relative) in ("config.yaml", "atlas.yaml") or f"{relative.parts[0]}/" in known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setup", ["mnist", "mnist_flax", "imagenet"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_rows_of_the_matrix_fit_each_experiment(setup, optimizer):

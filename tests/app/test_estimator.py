@@ -135,6 +135,7 @@ def test_ones_own_estimator_has_a_card(command, mine):
     assert ", mine, " in run.err[0] and run.err[0].endswith("; for example estimator=mine")
 
 
+@pytest.mark.slow
 def test_ones_own_estimator_is_listed_and_trains(qat_run, mine):
     run = qat_run("--config-dir", str(mine), *SHORT, "logger=none", "estimator=mine")
     assert run.code == 0, run.err
@@ -151,6 +152,7 @@ def test_of_two_yamls_with_the_same_name_all_commands_take_the_packaged_one(comm
     assert options("estimator", config_dir(), str(mine))["tanh"].is_relative_to(config_dir())
 
 
+@pytest.mark.slow
 def test_ones_own_estimator_in_the_catalogue(command, mine, monkeypatch):
     packaged = {name: path for name, path in options("estimator", config_dir()).items() if name in {"ste", "tanh"}}
     yaml = mine / "estimator" / "mine.yaml"
@@ -179,6 +181,7 @@ def test_ones_own_estimator_in_the_atlas(command, mine):
     assert "sgd" in run.out
 
 
+@pytest.mark.slow
 def test_the_catalogue_is_what_classes_and_files_give(command):
     run = command(catalogue_docs.main, "--check")
     assert run.code == 0, run.err

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import SHORT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "signsgd"])
 def test_one_bit(qat_run, check_run, optimizer):
     run = qat_run(*SHORT, "logger=none", "quantizer.bits=1", "estimator=ede", f"optimizer={optimizer}")
@@ -29,6 +30,7 @@ def test_one_bit(qat_run, check_run, optimizer):
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "equivalence"), [("sgd", "remap"), ("adam", "keep"), ("signsgd", "exact")])
 def test_ewgs_is_compared_and_said_not_to_be_covered_but_where_signs_alone_count(qat_run, optimizer, equivalence):
     run = qat_run(*SHORT, "logger=none", "estimator=ewgs", f"optimizer={optimizer}")

@@ -33,6 +33,7 @@ def test_what_has_to_hold_after_each_fault_does():
     assert all(any(line.startswith(f"{name}: ") for line in done.stdout.splitlines()) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["kill -9", "disk full", "one run folder", "no home"])
 def test_faults_are_found_by_their_names(word):
     listed = faults("--list", "--only", word).stdout

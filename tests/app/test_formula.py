@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.conftest import SHORT
+from tests.conftest import SHORT, every_fifth
 
 E = "(k/3)"
 TANH = f"exp(abs(u) * (-4*{E})) * (4*{E}/tanh({E})) / (exp(abs(u) * (-4*{E})) + 1)**2"
@@ -23,6 +23,7 @@ def numbers(node, path=""):
                 yield f"{path}{key}", value
 
 
+@pytest.mark.slow
 def test_tanh_written_out_trains_as_tanh(qat_run):
     formula = ("estimator=formula", f"estimator.expression={TANH}")  # as the shell hands it on, without quotes
     own, written, other = (
@@ -67,7 +68,7 @@ def one_line(run) -> str:
     return line
 
 
-@pytest.mark.parametrize(("expression", "message"), REFUSED, ids=[expression[:20] for expression, _ in REFUSED])
+@pytest.mark.parametrize(("expression", "message"), every_fifth(REFUSED))
 def test_what_is_no_formula_is_told_in_one_line(qat_run, expression, message):
     line = one_line(qat_run("estimator=formula", f"estimator.expression={expression}"))
     shown = expression.lower() if expression == "True" else expression
@@ -104,6 +105,7 @@ def test_parameters_are_told_in_one_line(qat_run, parameters, message):
     assert one_line(run).startswith(f"qat-run: estimator.parameters={message}; for example")
 
 
+@pytest.mark.slow
 def test_keys_of_the_chosen_estimator_are_no_faults_where_another_key_is_one(qat_run):
     run = qat_run("estimator.expression=1 + abs(u)", "train.steps=x", "estimator=formula")
     assert run.err == "qat-run: train.steps=x: must be a whole number; for example train.steps=1500\n"
@@ -121,6 +123,7 @@ def test_a_sweep_over_formulas_and_over_a_parameter(qat_run):
     assert "min(abs(u), 0.1)" in run.out
 
 
+@pytest.mark.slow
 def test_the_theorem_is_asked_of_a_formula_too(qat_run):
     results = qat_run(*SHORT, "logger=none", "estimator=formula", "estimator.expression=1 + w**2").read("results.json")
     assert results["equivalence"] == "none"

@@ -151,16 +151,11 @@ def try_wrong_values(folder: Path, seed: int, count: int, most_trained: int) -> 
     return refused
 
 
-def test_a_sample_of_wrong_values(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused = try_wrong_values(tmp_path, seed=8, count=12, most_trained=1)
-    assert 4 <= refused <= 12
-
-
 @pytest.mark.slow
-def test_many_wrong_values(tmp_path, monkeypatch):
+def test_wrong_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    try_wrong_values(tmp_path, seed=9, count=300, most_trained=5)
+    refused = try_wrong_values(tmp_path, seed=9, count=100, most_trained=3)
+    assert 50 <= refused <= 100
 
 
 def test_values_are_made_from_every_key():

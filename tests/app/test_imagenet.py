@@ -29,6 +29,7 @@ def few_images(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights"), [("mobilenet_v2", 2_189_760), pytest.param("resnet18", 11_166_912, marks=pytest.mark.slow)]
 )
@@ -62,6 +63,7 @@ def test_the_papers_network(qat_run, few_images):
     assert run.read("results.json")["quantized_weights"] == 23_454_912
 
 
+@pytest.mark.slow
 def test_a_model_of_the_users_own_package(qat_run, few_images, tmp_path, monkeypatch):
     package = tmp_path / "somewhere" / "their_nets"
     package.mkdir(parents=True)
@@ -81,6 +83,7 @@ def test_a_model_of_the_users_own_package(qat_run, few_images, tmp_path, monkeyp
     assert run.read("results.json")["quantized_weights"] == 6 * 3 * 9
 
 
+@pytest.mark.slow
 def test_decoded_images_are_kept_and_used_again(qat_run, few_images, tmp_path):
     arguments = (*TWO_STEPS, f"paths.data={few_images}", "model=small_cnn", "dataset.image_size=32",
                  f"dataset.cache={tmp_path / 'cache'}")  # fmt: skip
@@ -123,6 +126,7 @@ def test_bad_arguments(qat_run, few_images):
         assert one_line(run).startswith(f"qat-run: {message}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["first", "in the middle"])
 def test_a_text_file_among_the_images(qat_run, few_images, tmp_path, first):
     shutil.copytree(few_images, tmp_path / "images")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import SHORT
+from tests.conftest import SHORT, every_fifth
 
 MINE = """
 import torch
@@ -39,7 +39,7 @@ class Summed(Mine):
 """
 
 
-@pytest.mark.parametrize("name", ["signsgd", "rprop"])
+@pytest.mark.parametrize("name", ["signsgd", pytest.param("rprop", marks=pytest.mark.slow)])
 def test_where_signs_alone_count_the_ste_run_is_the_same_run(qat_run, name):
     run = qat_run(*SHORT, "logger=none", "estimator=tanh", f"optimizer={name}", "counterparts=[ste,naive]")
     assert run.code == 0, run.err
@@ -51,7 +51,9 @@ def test_where_signs_alone_count_the_ste_run_is_the_same_run(qat_run, name):
     assert "the same run, bit for bit" in results["verdict"]["statement"]
 
 
-@pytest.mark.parametrize(("name", "equivalence"), [("lion", "keep"), ("adagrad", "none"), ("muon", "none")])
+@pytest.mark.parametrize(
+    ("name", "equivalence"), every_fifth([("lion", "keep"), ("adagrad", "none"), ("muon", "none")])
+)
 def test_elsewhere_it_is_not(qat_run, name, equivalence):
     run = qat_run(*SHORT, "logger=none", "estimator=tanh", f"optimizer={name}", "counterparts=[ste,naive]")
     results = run.read("results.json")
@@ -63,6 +65,7 @@ def test_elsewhere_it_is_not(qat_run, name, equivalence):
         assert text.lower().count(told.lower()) == (equivalence == "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "equivalence"), [("Signs", "exact"), ("Scaled", "remap"), ("Summed", "none")])
 def test_an_optimizer_of_ones_own_is_told_by_testing(qat_run, tmp_path, monkeypatch, name, equivalence):
     (tmp_path / "mine_tested.py").write_text(MINE)

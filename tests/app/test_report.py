@@ -45,6 +45,7 @@ def test_page_escapes_what_it_shows(finished_run, tmp_path):
     assert "<script>" not in (copy / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["jitter only", "zero errors", "no validation"])
 def test_figures_of_unusual_runs(finished_run, tmp_path, change):
     copy = tmp_path / "copy"

@@ -83,6 +83,7 @@ def test_killed_at_random_moments(undisturbed, seconds, tmp_path, kills):
     assert read(folder) == read(undisturbed), seen
 
 
+@pytest.mark.slow
 def test_terminated_and_continued(undisturbed, tmp_path):
     folder = tmp_path / "run"
     process = start(folder, "checkpoint.every_steps=null")

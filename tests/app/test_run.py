@@ -47,6 +47,7 @@ def test_default_is_the_papers_sgd_claim(finished_run):
     assert json.loads((finished_run / "status.json").read_text())["step"] == 24
 
 
+@pytest.mark.slow
 def test_same_seed_same_results_and_members_do_not_touch_each_other(qat_run):
     first = qat_run(*SHORT, "logger=none", folder="a").read("results.json")
     again = qat_run(*SHORT, "logger=none", folder="b").read("results.json")
@@ -64,6 +65,7 @@ def test_same_seed_same_results_and_members_do_not_touch_each_other(qat_run):
     assert other["counterparts"] != first["counterparts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["ste", "pwl"])
 def test_ste_against_ste_is_exactly_zero(qat_run, estimator):
     ste = qat_run(*SHORT, "logger=none", f"estimator={estimator}", "counterparts=[ste]").read("results.json")
@@ -78,6 +80,7 @@ def test_adam_keeps_everything(qat_run):
     assert results["counterparts"]["ste"] == results["counterparts"]["naive"]
 
 
+@pytest.mark.slow
 def test_mnist_as_in_the_paper(qat_run, mnist_folder):
     run = qat_run("experiment=mnist_sgd", f"paths.data={mnist_folder}", "train.epochs=1", "train.steps_per_epoch=3",
                   "logger=none")  # fmt: skip
@@ -136,6 +139,7 @@ def test_a_signal_ends_the_run_at_the_next_step(qat_run, monkeypatch, number, co
     assert signal.getsignal(number) is handler
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_overwritten_and_a_cut_off_one_kept_aside(qat_run):
     first = qat_run(*SHORT, "logger=none")
     before = first.read("results.json")

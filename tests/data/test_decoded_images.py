@@ -30,6 +30,7 @@ def content(folder: Path) -> dict[str, bytes | bool]:
     return {str(path.relative_to(folder)): path.suffix != ".lock" and path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_cached_test_batches_equal_the_others_to_the_last_bit(real, tmp_path):
     for root, size in ((real / "fullsize", 64), (real / "fullsize", 224)):  # at 224 some images are smaller than that
         cached = imagenet(root, size, 2, cache=tmp_path)
@@ -37,6 +38,7 @@ def test_cached_test_batches_equal_the_others_to_the_last_bit(real, tmp_path):
         assert same(cached.test_batches(CPU), imagenet(root, size, 2).test_batches(CPU))
 
 
+@pytest.mark.slow
 def test_a_cut_cache_is_continued_and_in_the_end_the_same(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("qat_ste.data.decoded_images.CHUNK", 3)
     whole = tmp_path / "whole"

@@ -24,6 +24,7 @@ from tests.data.images import CPU, same, training
 # What a batch holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_real_batches_are_the_same_for_any_number_of_workers_and_ranks_and_after_a_restart(
     real, tmp_path, monkeypatch, cached

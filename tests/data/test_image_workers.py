@@ -41,6 +41,7 @@ assert len(multiprocessing.active_children()) == 2
 """
 
 
+@pytest.mark.slow
 def test_signals_to_the_process_group_end_no_worker_and_closing_does(tiny):
     done = subprocess.run(
         [sys.executable, "-c", READS + SIGNALLED, tiny],

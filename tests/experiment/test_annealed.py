@@ -82,6 +82,7 @@ def test_momentum_carries_both_alike_over_a_change(optimizer, scaled):
     assert ratio > 50 if scaled else ratio < 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(KerasSGD, momentum=0.9)], ids=["plain", "momentum"])
 def test_sgd_follows_ever_closer_as_the_learning_rate_falls_if_it_is_re_mapped(optimizer):
     reach = 1.0 if optimizer is torch.optim.SGD else 0.1

@@ -45,6 +45,7 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     torch.testing.assert_close(found, expected * min(1, norm / length))
 
 
+@pytest.mark.slow
 def test_a_norm_before_the_estimator_keeps_the_equivalence_and_one_after_it_has_to_be_mirrored():
     before, after = ([errors(torch.optim.SGD, 2 / steps, steps, clipping=Clipping(5.0, at)) for steps in (100, 800)]
                      for at in ("quantized", "latent"))  # fmt: skip

@@ -99,7 +99,14 @@ def test_what_the_theorem_does_not_cover_is_trained_without_adjustment():
     assert vars(found.counterparts["ste"]) == vars(found.counterparts["naive"])
 
 
-@pytest.mark.parametrize("levels", ["nf4", "fp4_e2m1", [-1.0, -0.3, 0.2, 0.5]])
+@pytest.mark.parametrize(
+    "levels",
+    [
+        pytest.param("nf4", marks=pytest.mark.slow),
+        pytest.param("fp4_e2m1", marks=pytest.mark.slow),
+        [-1.0, -0.3, 0.2, 0.5],
+    ],
+)
 def test_other_grids_are_compared_alike(levels):
     found = run(
         levels=levels, estimator=Dsq(0.2), counterparts=["ste", "naive", "replica"], steps=200, lr=0.01,

@@ -38,6 +38,7 @@ def test_what_decays_instead_is_the_reference_decay_seen_through_the_map(estimat
     assert (found - v).abs().max() > 0.03, "negative control: it is not v itself"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [{"l2": L2Penalty(0.5)}, {"weight_decay": WeightDecay(1.0)}], ids=["l2", "decoupled"])
 def test_sgd_follows_only_the_mirrored_decay_as_the_learning_rate_falls(decay):
     large, small = (errors(torch.optim.SGD, 1 / steps, steps, **decay) for steps in (100, 800))
@@ -46,6 +47,7 @@ def test_sgd_follows_only_the_mirrored_decay_as_the_learning_rate_falls(decay):
     assert small["mirrored"] < small["ste"] / 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "decay", [{"l2": L2Penalty(0.5)}, {"weight_decay": WeightDecay(10.0)}], ids=["l2", "decoupled"]
 )
@@ -55,6 +57,7 @@ def test_with_momentum_too(decay):
     assert found["mirrored"] < found["ste"] / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"weight_decay": WeightDecay(1.0)}], ids=["l2", "both"])
 def test_adam_follows_a_mirrored_penalty(more):
     found = errors(SHORT_ADAM, 0.4 / 1500, 1500, l2=L2Penalty(1.0), **more)
@@ -62,6 +65,7 @@ def test_adam_follows_a_mirrored_penalty(more):
     assert found["mirrored"] < found["ste"] / 2, "negative control: v/g(v), not v"
 
 
+@pytest.mark.slow
 def test_adam_needs_nothing_for_a_decay_beside_the_gradient():
     beside = errors(SHORT_ADAM, 0.4 / 1500, 1500, weight_decay=WeightDecay(1.0))
     assert beside["ste"] == beside["mirrored"] < 0.03

@@ -109,6 +109,7 @@ def assert_the_same_run(found: dict, expected: dict) -> None:
                 assert own[key] == pytest.approx(value, abs=5e-4), key
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one(one, two):
     assert_the_same_run(two[0]["together"], one["together"])
 

@@ -33,7 +33,14 @@ def errors(optimizer, lr: float, steps: int) -> tuple[float, float]:
     return found.counterparts["ste"].weight_alignment_error, found.counterparts["naive"].weight_alignment_error
 
 
-@pytest.mark.parametrize("momentum", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
+@pytest.mark.parametrize(
+    "momentum",
+    [
+        {},
+        pytest.param({"momentum": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"momentum": 0.9, "nesterov": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_sgd_follows_the_remapped_ste_ever_closer_as_the_learning_rate_falls(momentum):
     optimizer = partial(torch.optim.SGD, **momentum)
     reach = 1 - momentum.get("momentum", 0)  # momentum multiplies the learning rate by 1/(1 - μ)
@@ -43,6 +50,7 @@ def test_sgd_follows_the_remapped_ste_ever_closer_as_the_learning_rate_falls(mom
     assert small[1] > 0.03, "negative control: without α and M a smaller learning rate does not bring them together"
 
 
+@pytest.mark.slow
 def test_adam_follows_the_ste_with_nothing_adjusted_if_its_memory_is_short():
     steps = 3000
     short, long = (partial(torch.optim.Adam, betas=(0.9, beta2), eps=1e-12) for beta2 in (0.95, 0.999))

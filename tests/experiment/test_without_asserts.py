@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import qat_ste
 
 PROGRAM = """
@@ -32,6 +34,7 @@ def numbers(*flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
+@pytest.mark.slow
 def test_the_same_numbers_without_assertions():
     asserted, numbers_asserted = numbers().split("\n", 1)
     assert asserted == "asserted"

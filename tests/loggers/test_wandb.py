@@ -46,6 +46,7 @@ def test_offline_run_holds_configuration_curves_and_summary(finished_run):
         results["counterparts"]["ste"]["weight_alignment_error"])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, "0" * 40])
 def test_online_without_key_or_network_still_finishes_and_says_so_once(qat_run, monkeypatch, key):
     monkeypatch.setenv("WANDB_MODE", "online")

@@ -186,6 +186,7 @@ def test_steps_to_and_fro_are_thinned_too(tmp_path):
     assert len(Columns(tmp_path / "metrics.jsonl", ["a"]).series("a")) <= 900
 
 
+@pytest.mark.slow
 def test_folders_within_folders_deeper_than_python_recurs(monkeypatch, deep_folder):
     assert len(list(find_runs(deep_folder))) == 1
     monkeypatch.setattr("qat_ste.report.sweep.folders.MOST_RUNS", 0)
