@@ -35,3 +35,14 @@ def test_there_are_examples_and_the_pictures_exist():
             f"python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/{command.removeprefix('.venv/bin/')}"
             in text
         )
+
+
+def test_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert len(text.splitlines()) <= 90
+    paths = re.findall(r"(?:qat_ste|conf|docs|scripts|tests)/[\w/.]*\w(?![\w/<])", text)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for room in re.findall(r"^\d  ([\w/ ]+/)", text, re.MULTILINE):
+        assert all((ROOT / "qat_ste" / name).is_dir() for name in room.split()), room

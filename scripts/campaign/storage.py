@@ -135,7 +135,7 @@ CALLS = {  # that write files, and how often a run makes them
     "a checkpoint": ("qat_ste.experiment.checkpoint:torch.save", 24),
     "rows": ("qat_ste.loggers.files:RunFolder._append", 30),
     "status or results": ("qat_ste.loggers.files:write_json", 3),
-    "figures or page": ("qat_ste.report.page:write", 4),
+    "figures or page": ("qat_ste.report.pages:write", 4),
 }
 FILES = ("checkpoint.pt", "metrics.jsonl", "status.json", "results.json")
 STORAGE: tuple[Fault, ...] = (

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from qat_ste.base.files import write
 from qat_ste.report.atlas.cells import DISGUISE, NOT, OPEN, SAME, UNKNOWN, Atlas, Pair, read_atlas, rule
 from qat_ste.report.atlas.figures import errors_at_both_rates, heat_maps
-from qat_ste.report.page import Picture, draw_all, fill
+from qat_ste.report.pages import Picture, draw_all, fill
 from qat_ste.report.seeds import Summary
 from qat_ste.report.writers import csv_text, markdown_lines
 

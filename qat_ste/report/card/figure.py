@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from qat_ste.base.estimator_card import Card
-from qat_ste.report.page import png
+from qat_ste.report.pages import png
 from qat_ste.report.style import COLORS, STYLE
 
 SIZE = (6.4, 4.5)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qat_ste.base.files import write
 from qat_ste.report.files import no_link, regular
-from qat_ste.report.page import Picture, draw_all, fill
+from qat_ste.report.pages import Picture, draw_all, fill
 from qat_ste.report.run.figures import FIGURES
 from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.tables import OF_LAYER, added, shown, table_rows

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from qat_ste.report.files import no_link
-from qat_ste.report.page import Picture, Plan, draw_all
+from qat_ste.report.pages import Picture, Plan, draw_all
 from qat_ste.report.run import figures
 from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.sweep.claims import NEGLIGIBLE, column_title

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from qat_ste.base.files import write
 from qat_ste.base.text import one_line
-from qat_ste.report.page import Picture, fill
+from qat_ste.report.pages import Picture, fill
 from qat_ste.report.sweep.claims import ERROR, TEST, counted, orders
 from qat_ste.report.sweep.findings import Findings, find
 from qat_ste.report.sweep.folders import Run
