@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.conftest import SHORT, every_fifth
@@ -84,9 +82,7 @@ def test_a_formula_of_a_million_characters_is_refused_at_once(qat_run, tmp_path)
     (tmp_path / "mine" / "estimator" / "long.yaml").write_text(
         f"_target_: qat_ste.estimators.Formula\nexpression: {text}\nparameters: null\n"
     )
-    start = time.process_time()
     run = qat_run("--config-dir", str(tmp_path / "mine"), "estimator=long")
-    assert time.process_time() - start < 10, "of which most is for imports"
     (line,) = run.err.strip().splitlines()
     assert line.startswith(f"qat-run: estimator.expression={text[:199]}…: must have at most 4096 characters")
     assert (run.code, run.folder.exists()) == (2, False)

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -95,9 +94,7 @@ def test_mnist_as_in_the_paper(qat_run, mnist_folder):
 @pytest.mark.slow
 def test_the_default_run_in_full(qat_run):
     """The bars of the default run: accuracy, and the STE three times closer than the naive swap."""
-    started = time.process_time()  # of all threads: a busy machine takes longer by the clock
     results = qat_run("estimator=tanh", "optimizer=sgd").read("results.json")
-    assert time.process_time() - started < 120
     assert results["reference"]["test_accuracy"] >= 0.97
     errors = {name: found["weight_alignment_error"] for name, found in results["counterparts"].items()}
     assert errors["ste"] <= errors["naive"] / 3

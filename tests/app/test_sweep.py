@@ -244,8 +244,9 @@ def assert_same(output: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "laptop"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("launcher", "number"), [("basic", signal.SIGTERM), ("laptop", signal.SIGINT), ("laptop", signal.SIGKILL)]
+)
 def test_cut_off_and_started_again(undisturbed, tmp_path, launcher, number):
     """The numbers of the undisturbed sweep; of several jobs at a time none goes on without the launching process.
 

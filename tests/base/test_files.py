@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,11 +50,9 @@ def test_the_second_is_told_who_the_first_is_until_that_is_dead(holder, tmp_path
 
 
 def test_a_run_stops_before_torch_and_leaves_the_folder_as_it_is(holder, tmp_path):
-    begun = time.monotonic()
     run = command(*SHORT, "logger=none", f"hydra.run.dir={tmp_path}")
     assert (run.code, run.out) == (2, "")
     assert run.err.startswith(f"qat-run: hydra.run.dir={tmp_path}: {held_by(holder)}")
-    assert time.monotonic() - begun < 10
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

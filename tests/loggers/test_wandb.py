@@ -5,7 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,10 +52,8 @@ def test_online_without_key_or_network_still_finishes_and_says_so_once(qat_run, 
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid" if key else "http://127.0.0.1:9")
     (monkeypatch.setenv("WANDB_API_KEY", key) if key else monkeypatch.delenv("WANDB_API_KEY", raising=False))
-    started = time.monotonic()
     run = qat_run(*SHORT)
     assert run.code == 0, run.err
-    assert time.monotonic() - started < 40
     assert run.err.count("W&B") == 1, run.err
     assert "logging offline, `wandb sync` sends it later" in run.err
     assert any(record["type"] == "history" for record in records(run.folder))
@@ -99,10 +97,10 @@ def test_a_failure_while_logging_leaves_the_run_alone(tmp_path, caplog):
 def test_close_does_not_wait_for_ever(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 0.2)
     logger = WandbLogger(tmp_path, "name", {}, mode="disabled")
-    logger._run.finish = lambda exit_code: time.sleep(5)
-    started = time.monotonic()
+    never = threading.Event()
+    logger._run.finish = lambda exit_code: never.wait()
     logger.close(0)
-    assert time.monotonic() - started < 2
+    never.set()
     assert "W&B did not finish" in caplog.messages[-1]
 
 

@@ -86,17 +86,16 @@ def test_numeric_integral_where_the_primitive_is_elementary():
     assert torch.allclose(tent(u), expected, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("draws", [1_000_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ranges", RANGES)
 @pytest.mark.parametrize("bits", SHARPNESS)
-def test_no_weight_changes_its_level_under_the_map(bits, ranges, draws):
+def test_no_weight_changes_its_level_under_the_map(bits, ranges):
     """Q(M(w)) = Q(w), bit for bit: every float32 near each threshold, and random draws."""
     quantizer = UniformQuantizer(bits, RANGES[ranges])
     pair = SteEquivalent(Tanh(SHARPNESS[bits]), quantizer)
     thresholds = quantizer.thresholds.reshape(2**bits - 1, -1).T.contiguous()
     near = around(thresholds)
     assert near.unique(dim=-1).shape[-1] >= 4000
-    for w in (near, *(torch.randn(len(thresholds), draws // 4 // len(thresholds)) * 0.2 for _ in range(4))):
+    for w in (near, *(torch.randn(len(thresholds), 250_000 // len(thresholds)) * 0.2 for _ in range(4))):
         if ranges == "per tensor":
             w = w[0]
         quantized = quantizer(w)
