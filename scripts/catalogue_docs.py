@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from docs_page import DOCS, parser, publish
+from docs_page import DOCS, filled, parser, publish
 from qat_ste import SteEquivalent
 from qat_ste.app.compose import compose_file, config_dir, options
 from qat_ste.app.schema import ConfigError
@@ -37,22 +37,6 @@ from qat_ste.report.writers import markdown_text
 
 SETTINGS = ((2, "range"), (1, "range"), (2, "bin"))  # bits and saturation: the first that the theorem covers is shown
 NOT_COVERED = "not covered"
-INTRODUCTION = """\
-# Catalogue of estimators
-
-Made by `scripts/catalogue_docs.py` from the classes in `qat_ste/estimators` and the files in `conf/estimator`: change
-those, not this page. `qat-estimator NAME` shows the same of any estimator with any values, grid and optimizer.
-
-g is the factor on the gradient, u the signed distance from the nearest rounding threshold in steps. The theorem
-([arXiv 2405.05171](https://arxiv.org/abs/2405.05171)) asks of g that it is positive and bounded, the same in every
-interval between two levels (cyclical) and Lipschitz; where it jumps the STE run is still α and M away, but the error
-of a step shrinks with the learning rate and not with its square. Where g is not even in u, M moves the levels.
-"""
-FIGURE = """\
-In each figure: g; its integral beside the staircase of the forward pass; the weight map M; and the density of
-re-mapped weights whose originals are spread evenly. Thin lines are thresholds, ticks are levels, and in grey no
-gradient passes.
-"""
 
 
 @dataclass(frozen=True)
@@ -99,8 +83,7 @@ def _entry(name: str, cfg: DictConfig, adam: Equivalence) -> Entry:
 
 def page(found: Sequence[Entry]) -> str:
     """The whole page as Markdown."""
-    parts = [INTRODUCTION, _overview(found), _grids(found), FIGURE, *map(_section, found)]
-    return "\n".join(parts)
+    return filled("catalogue", overview=_overview(found), **_grids(found), sections="\n".join(map(_section, found)))
 
 
 def _overview(found: Sequence[Entry]) -> str:
@@ -111,23 +94,11 @@ def _overview(found: Sequence[Entry]) -> str:
     for entry in found:
         card, alpha = entry.card, entry.card.lr_factor
         numbers = ["–", "–"] if alpha is None else [significant(alpha), f"{alpha * lr:.3g}"]
-        held = [HOLDS[flag.holds] for flag in card.flags]
-        rows.append(
-            [
-                f"[`{entry.name}`](#{entry.name})",
-                _sources(card),
-                *held,
-                *numbers,
-                _seen(entry, card.equivalence),
-                _seen(entry, entry.adam),
-            ]
-        )
-    return f"""\
-At the values that are customary, or the defaults of the class where none are. What an optimizer sees of the estimator
-is what has to be adjusted for the STE to take its place: α in the learning rate, M in the initial weights.
-
-{_table(header, rows)}
-"""
+        sources = ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in card.sources) or "–"
+        seen = [_seen(entry, equivalence) for equivalence in (card.equivalence, entry.adam)]
+        holds = [HOLDS[flag.holds] for flag in card.flags]
+        rows.append([f"[`{entry.name}`](#{entry.name})", sources, *holds, *numbers, *seen])
+    return _table(header, rows)
 
 
 def _seen(entry: Entry, equivalence: str) -> str:
@@ -143,11 +114,8 @@ def _seen(entry: Entry, equivalence: str) -> str:
     return " and ".join(seen) or "nothing"
 
 
-def _sources(card: Card) -> str:
-    return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in card.sources) or "–"
-
-
-def _grids(found: Sequence[Entry]) -> str:
+def _grids(found: Sequence[Entry]) -> dict[str, str]:
+    """What the page says of the grids: a table of them, and for which estimators α differs from grid to grid."""
     rows, alphas = [], {}
     bits = SETTINGS[0][0]
     for name, path in options("quantizer", config_dir()).items():
@@ -156,25 +124,22 @@ def _grids(found: Sequence[Entry]) -> str:
         about = f" (`quantizer.bits={bits}`)" if levels is None else ""
         values = " ".join(f"{level:.3g}" for level in quantizer.levels.tolist())
         rows.append([f"`{name}`{about}", str(quantizer.num_levels), values])
-        alphas[name] = {
-            entry.name: _alpha(entry, make_quantizer(1.0, entry.cfg.quantizer.saturation, bits=bits, levels=levels))
+        alphas[f"`{name}`"] = [
+            _alpha(entry, make_quantizer(1.0, entry.cfg.quantizer.saturation, bits=bits, levels=levels))
             for entry in found
-        }
-    names = [entry.name for entry in found if any(values[entry.name] != NOT_COVERED for values in alphas.values())]
-    same = [name for name in names if len({values[name] for values in alphas.values()} | {NOT_COVERED}) == 2]
-    told = [name for name in names if name not in same or NOT_COVERED in {values[name] for values in alphas.values()}]
-    differing = [[f"`{name}`", *(values[name] for values in alphas.values())] for name in told]
-    return f"""\
-## Grids
-
-{_table(["`quantizer=`", "levels", "in units of max"], rows)}
-
-g is a function of the offset in units of the interval, so one α serves intervals of any width: for {len(same)} of the
-{len(names)} estimators for more than one bit it is the same on each of these grids that the theorem covers. Those that
-know the number of levels, or are not covered everywhere:
-
-{_table(["α of", *(f"`{name}`" for name in alphas)], differing)}
-"""
+        ]
+    by_entry = {entry.name: values for entry, *values in zip(found, *alphas.values(), strict=True)}
+    covered = {name: values for name, values in by_entry.items() if set(values) != {NOT_COVERED}}
+    same = {name for name, values in covered.items() if len({*values} - {NOT_COVERED}) == 1}
+    differing = [
+        [f"`{name}`", *values] for name, values in covered.items() if name not in same or NOT_COVERED in values
+    ]
+    return {
+        "grids": _table(["`quantizer=`", "levels", "in units of max"], rows),
+        "same": str(len(same)),
+        "covered": str(len(covered)),
+        "differing": _table(["α of", *alphas], differing),
+    }
 
 
 def _alpha(entry: Entry, quantizer: Quantizer) -> str:
@@ -230,7 +195,6 @@ def _draw(entry: Entry, file: Path) -> None:
 
 
 def main() -> int:
-    """Returns the exit code."""
     line = parser(__doc__)
     line.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files of your own")
     line.add_argument("--output", type=Path, default=DOCS, metavar="DIR", help="where the page goes (default: docs)")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import Template
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -15,6 +16,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--check", action="store_true", help="write nothing, say whether the page is up to date")
     return made
+
+
+def filled(name: str, **parts: str) -> str:
+    """The template of a page with these parts in the place of its ``$names``."""
+    return Template((DOCS / "templates" / f"{name}.md").read_text(encoding="utf-8")).substitute(parts)
 
 
 def publish(path: Path, text: str, check: bool, figures: Mapping[str, Callable[[Path], object]] = {}) -> int:

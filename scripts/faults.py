@@ -21,7 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,11 @@ from typing import Any
 from campaign.command import NotHere
 from campaign.concurrency import CONCURRENCY
 from campaign.fault import Fault, Trial
-from campaign.other_commands import OTHER_COMMANDS
 from campaign.processes import PROCESSES
-from campaign.several_processes import SEVERAL
 from campaign.storage import STORAGE
 from campaign.surroundings import SURROUNDINGS
 
-FAULTS: tuple[Fault, ...] = (*PROCESSES, *SEVERAL, *STORAGE, *CONCURRENCY, *OTHER_COMMANDS, *SURROUNDINGS)
+FAULTS: tuple[Fault, ...] = (*PROCESSES, *STORAGE, *CONCURRENCY, *SURROUNDINGS)
 
 
 def one_round(fault: Fault, seed: str) -> Trial:
@@ -53,22 +51,18 @@ def one_round(fault: Fault, seed: str) -> Trial:
 
 
 def campaign(faults: Sequence[Fault], rounds: int | None, seed: int, jobs: int) -> Iterator[dict[str, Any]]:
-    """Rounds of all faults on ``jobs`` processes; yields the line of each fault when its last round is done."""
+    """Rounds of all faults on ``jobs`` processes; yields a line for each fault."""
     with (
         tempfile.TemporaryDirectory(prefix="faults-") as kept,
         ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
     ):
         os.environ["QAT_FAULTS"] = kept  # where undisturbed runs lie
-        left: dict[str, list[Future[Trial]]] = {}
-        of: dict[Future[Trial], Fault] = {}
-        for fault in faults:
-            seeds = (f"{seed} {fault.name} {number}" for number in range(rounds or fault.rounds))
-            left[fault.name] = [pool.submit(one_round, fault, each) for each in seeds]
-            of |= dict.fromkeys(left[fault.name], fault)
-        for done in as_completed(of):
-            fault = of[done]
-            if fault.name in left and all(future.done() for future in left[fault.name]):
-                yield fault.line([future.result() for future in left.pop(fault.name)])
+        futures = {
+            fault: [pool.submit(one_round, fault, f"{seed} {fault.name} {n}") for n in range(rounds or fault.rounds)]
+            for fault in faults
+        }
+        for fault, trials in futures.items():
+            yield fault.line([trial.result() for trial in trials])
 
 
 def main() -> None:

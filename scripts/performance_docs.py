@@ -13,14 +13,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from docs_page import DOCS, parser, publish
+from docs_page import DOCS, filled, parser, publish
 from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE
 from qat_ste.report.writers import markdown_lines
 
@@ -33,33 +32,23 @@ def page(record: dict[str, Any]) -> str:
     """The whole page as Markdown."""
     sections = record["sections"]
     every = [figure for figures in sections.values() for figure in figures]
-    template = Template((FOLDER / "template.md").read_text(encoding="utf-8"))
-    return template.substitute(
-        machine=_machine(record["machine"]),
+    return filled(
+        "performance",
         bars=_bars([figure for figure in every if figure["bar"] is not None]),
         weights=_weights(sections["weights"]),
         steps=_pivot(sections["steps"], "what", "setting"),
         **{name: _pivot(sections[name], "setting", "what") for name in ("parts", "others", "members", "memory")},
+        **record["machine"],
     )
-
-
-def _machine(about: dict[str, Any]) -> str:
-    return f"On {about['processor']}, threads: {about['threads']}, Python {about['python']}, torch {about['torch']}."
 
 
 def _bars(figures: Figures) -> str:
     lines = [["setting", "what", "measured", "at most", ""]]
     for figure in figures:
-        lines.append(
-            [figure["setting"], figure["what"], _shown(figure), _with_unit(figure["bar"], figure["unit"]), _met(figure)]
-        )
+        value, bar = figure["value"], figure["bar"]
+        met = "not measured" if value is None else "met" if value <= bar else "missed"
+        lines.append([figure["setting"], figure["what"], _shown(figure), _with_unit(bar, figure["unit"]), met])
     return markdown_lines(lines, left=2)
-
-
-def _met(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "not measured"
-    return "met" if figure["value"] <= figure["bar"] else "missed"
 
 
 def _pivot(figures: Figures, columns: str, rows: str) -> str:
@@ -144,7 +133,6 @@ def _draw(record: dict[str, Any], file: Path) -> None:
 
 
 def main() -> int:
-    """Returns the exit code."""
     check = parser(__doc__).parse_args().check
     record = json.loads((FOLDER / "record.json").read_text(encoding="utf-8"))
     if lacking := [name for name in SECTIONS if name not in record["sections"]]:

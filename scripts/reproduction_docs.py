@@ -14,35 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from docs_page import DOCS, parser, publish
+from docs_page import DOCS, filled, parser, publish
 from qat_ste.report.sweep.claims import TEST, counted
 from qat_ste.report.sweep.paper_table import paper_tables
 from qat_ste.report.sweep.summary import read_summary
 from qat_ste.report.writers import markdown_claims, markdown_lines, markdown_table, markdown_text
 
-INTRODUCTION = """\
-# Reproduction
-
-Made by `scripts/reproduction_docs.py` from the files in `docs/results`: change those, not this page.
-
-What the paper ([arXiv 2405.05171](https://arxiv.org/abs/2405.05171)) says, in words:
-
-1. With SGD and momentum, training with a custom estimator is training with the STE, once the learning rate is rescaled
-   by α and the initial weights are re-mapped by M; with Adam, β₂ = 0.95, nothing needs adjusting. The two runs
-   (`default`) end about as close as two runs whose learning rates differ by 1 % (`jitter`).
-2. With SGD both adjustments are needed: without them (`no-warp`) the runs do not stay close.
-3. The agreement improves as the learning rate goes to 0 (`scaledown`: 0.1 η, 3 × the epochs; that mixes smaller steps
-   with less training, so `scaledown (matched)` takes 10 × the epochs).
-4. It is not peculiar to 2 bits (`1 bit`, `4 bits`).
-"""
-
 
 def page(results: Path) -> str:
     """The whole page as Markdown, from the ``*.json`` files in the folder, by name."""
-    parts = [INTRODUCTION, f"{TEST}\n"]
-    for path in sorted(results.glob("*.json")):
-        parts.append(_section(path))
-    return "\n".join(parts)
+    sections = map(_section, sorted(results.glob("*.json")))
+    return filled("reproduction", test=TEST, sections="\n".join(sections))
 
 
 def _section(path: Path) -> str:
@@ -63,21 +45,12 @@ def _section(path: Path) -> str:
 
 def _conditions(content: dict[str, Any]) -> str:
     header = ["set-up", "row", "seeds", "steps", "length", "share of the epochs", "time of all seeds", "device"]
-    lines = [
-        [
-            setup,
-            row,
-            _listed(about["seeds"]),
-            _listed(about["steps"]),
-            _listed(about["reproduce"]),
-            _listed(about["fraction_of_epochs"]),
-            f"{about['wall_seconds']:.0f} s",
-            _listed(about["devices"]),
-        ]
-        for setup, rows in content["experiments"].items()
-        for row, about in rows.items()
-    ]
-    return markdown_lines([header, *lines], left=2)
+    lines = [header]
+    for setup, rows in content["experiments"].items():
+        for row, about in rows.items():
+            listed = [_listed(about[key]) for key in ("seeds", "steps", "reproduce", "fraction_of_epochs")]
+            lines.append([setup, row, *listed, f"{about['wall_seconds']:.0f} s", _listed(about["devices"])])
+    return markdown_lines(lines, left=2)
 
 
 def _machine(content: dict[str, Any]) -> str:
@@ -95,7 +68,6 @@ def _listed(values: list[Any]) -> str:
 
 
 def main() -> int:
-    """Returns the exit code."""
     check = parser(__doc__).parse_args().check
     return publish(DOCS / "reproduction.md", page(DOCS / "results"), check)
 

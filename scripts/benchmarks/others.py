@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -66,21 +67,11 @@ def with_brevitas(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
             quantizer: Any = Int8WeightPerTensorFloat.let(
-                bit_width=BITS,
-                narrow_range=False,
-                scaling_impl_type=ScalingImplType.CONST,
-                restrict_scaling_type=RestrictValueType.FP,
-                scaling_const=scale_of(module.weight) * 2 ** (BITS - 1),
-            )
-            theirs = QuantConv2d(
-                module.in_channels,
-                module.out_channels,
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                bias=module.bias is not None,
-                weight_quant=quantizer,
-            )
+                bit_width=BITS, narrow_range=False, scaling_impl_type=ScalingImplType.CONST,
+                restrict_scaling_type=RestrictValueType.FP, scaling_const=scale_of(module.weight) * 2 ** (BITS - 1),
+            )  # fmt: skip
+            shape = module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding
+            theirs = QuantConv2d(*shape, bias=module.bias is not None, weight_quant=quantizer)
             theirs.load_state_dict(module.state_dict(), strict=False)  # their quantizer has a state of its own
             model.set_submodule(name, theirs)
     return model
@@ -117,14 +108,9 @@ def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
     seconds = interleaved(contestants, setting.steps, setting.rounds, Stopwatch())
     where = f"{setting}, {'torch.compile' if compiled else 'eager'}"
     found = []
-    for own in OURS:
-        for other, bar in OTHERS.items():
-            what = f"{own}, beside {other}"
-            if other in seconds:
-                found.append(Figure(where, what, "×", *ratios(seconds[own], seconds[other]), bar=bar))
-            else:
-                found.append(Figure(where, what, "×", None, bar=bar, note=MISSING))
-    for name in contestants:
-        if name != "plain":
-            found.append(Figure(where, f"{name}, beside no quantizer", "×", *ratios(seconds[name], seconds["plain"])))
+    for own, (other, bar) in itertools.product(OURS, OTHERS.items()):
+        figure = partial(Figure, where, f"{own}, beside {other}", "×", bar=bar)
+        found.append(figure(*ratios(seconds[own], seconds[other])) if other in seconds else figure(None, note=MISSING))
+    for name in (name for name in contestants if name != "plain"):
+        found.append(Figure(where, f"{name}, beside no quantizer", "×", *ratios(seconds[name], seconds["plain"])))
     return found

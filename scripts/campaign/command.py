@@ -13,15 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-RUN = (
-    "train.steps=120",
-    "train.steps_per_epoch=10",
-    "metrics.every=7",
-    "checkpoint.every_steps=5",
-    "runtime.threads=1",
-)
+LENGTH = ("train.steps=120", "train.steps_per_epoch=10")
+RUN = (*LENGTH, "metrics.every=7", "checkpoint.every_steps=5", "runtime.threads=1")
 AGENT = Path(__file__).with_name("agent")
 SECONDS = 180  # within which every command has to end
 
@@ -122,8 +117,7 @@ def undisturbed(*arguments: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(NamedTuple):
     """When a phase of an undisturbed run began, seconds from the start of the command, and how long it took."""
 
     begin: float

@@ -1,7 +1,8 @@
-"""Processes of a run that die or are told to stop, in every phase."""
+"""Processes that die or are told to stop: in every phase of a run, ranks, and sweeps on several workers."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -11,24 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .command import RUN, phases, until
+from .command import RUN, end, phases, start, undisturbed, until
 from .fault import Fault, Trial
-from .run_folder import processes
+from .run_folder import processes, run_of_seed
 
 EARLY = ("start", "data", "W&B's start", "training", "checkpoint", "evaluation")
 LATE = ("results", "figures", "page")
 LAST = ("W&B's end",)  # the run is done by then
 SHARED = Path(os.environ.get("QAT_STE_SHARED", "../shared")).resolve()
 IMAGES = (
-    *RUN,
-    "dataset=imagenet",
-    "dataset.image_size=32",
-    "dataset.workers=2",
-    "train.epochs=1",
-    "train.steps_per_epoch=60",
-    "train.batch_size=16",
-    f"paths.data={SHARED / 'data' / 'imagenet-sample'}",
+    *(*RUN, "dataset=imagenet", "dataset.image_size=32", "dataset.workers=2", "train.epochs=1"),
+    *("train.steps_per_epoch=60", "train.batch_size=16", f"paths.data={SHARED / 'data' / 'imagenet-sample'}"),
 )
+TWO_RANKS = (*RUN, "runtime.devices=2", "runtime.device=cpu", "train.steps=400", "train.steps_per_epoch=100")
+LAUNCHER = "the launching process"
 
 
 def orders(reference: Path, phase: str, draw: random.Random, number: int, log: Path) -> dict[str, Any]:
@@ -114,6 +111,49 @@ def kill_helper(trial: Trial, command: str, goes_on: bool) -> None:
         trial.finish()
 
 
+def kill_rank(trial: Trial, victim: str) -> None:
+    """``kill -9`` to one rank of two, or to the process that started them, once there is a checkpoint."""
+    main = trial.start()
+    until(main, (trial.folder / "checkpoint.pt").exists)
+    time.sleep(trial.draw.uniform(0, 1.5))
+    children = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+    ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    moment = time.monotonic()
+    os.kill(main.pid if victim == LAUNCHER else int(ranks[int(victim[-1])]), signal.SIGKILL)
+    done = end(main)
+    trial.stopped(moment)
+    if victim != LAUNCHER:
+        trial.ended = done.line
+        trial.broken += done.faults()
+        expected, status = f"{victim} was killed by SIGKILL", json.loads((trial.folder / "status.json").read_text())
+        if expected not in done.err or expected not in str(status["error"]) or done.code != 1:
+            trial.broken.append(f"does not name the rank: {done.code}: {done.line}")
+    trial.look()
+    trial.finish()
+
+
+def end_sweep(trial: Trial, number: int) -> None:
+    """A sweep on two workers loses the process that runs it, or is told to end by Ctrl-C: no process is left behind."""
+    sweep = ("-m", *RUN, "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4", "train.steps=400")
+    place = f"hydra.sweep.dir={trial.workplace / 'sweep'}"
+    main = start(*sweep, place, cwd=trial.workplace)
+    until(main, lambda: list(trial.workplace.glob("sweep/*/job.json")))
+    time.sleep(trial.draw.uniform(3, 12))
+    moment = time.monotonic()
+    (os.kill if number == signal.SIGKILL else os.killpg)(main.pid, number)
+    ended = end(main)
+    trial.stopped(moment)
+    if number != signal.SIGKILL:
+        trial.broken += ended.faults()
+    done = trial.end(start(*sweep, place, cwd=trial.workplace))
+    if done.code:
+        trial.broken.append(f"the same command ends with {done.code}: {done.line}")
+        return
+    for seed in range(1, 5):
+        reference = undisturbed(*RUN, "train.steps=400", f"train.seed={seed}")
+        trial.compare(run_of_seed(trial.workplace / "sweep", seed), reference)
+
+
 PROCESSES: tuple[Fault, ...] = (
     Fault("kill -9 in each phase", "processes", kill, rounds=24),
     Fault("SIGTERM in a phase", "processes", partial(signal_in_a_phase, number=signal.SIGTERM), rounds=8),
@@ -121,11 +161,10 @@ PROCESSES: tuple[Fault, ...] = (
     Fault("SIGUSR2 in a phase", "processes", partial(signal_in_a_phase, number=signal.SIGUSR2), rounds=8),
     Fault("Ctrl-C, once or twice", "processes", ctrl_c, rounds=12),
     Fault("W&B's service killed", "processes", partial(kill_helper, command="wandb-core", goes_on=True), rounds=10),
-    Fault(
-        "DataLoader worker killed",
-        "processes",
-        partial(kill_helper, command="qat-run", goes_on=False),
-        rounds=10,
-        arguments=IMAGES,
-    ),
+    Fault("DataLoader worker killed", "processes", partial(kill_helper, command="qat-run", goes_on=False), 10, IMAGES),
+    Fault("rank 0 of two killed", "processes", partial(kill_rank, victim="rank 0"), arguments=TWO_RANKS),
+    Fault("rank 1 of two killed", "processes", partial(kill_rank, victim="rank 1"), arguments=TWO_RANKS),
+    Fault("launcher of two ranks killed", "processes", partial(kill_rank, victim=LAUNCHER), arguments=TWO_RANKS),
+    Fault("launcher of a sweep killed", "processes", partial(end_sweep, number=signal.SIGKILL)),
+    Fault("sweep on workers told by Ctrl-C", "processes", partial(end_sweep, number=signal.SIGINT)),
 )

@@ -1,23 +1,22 @@
-"""Disks that are full or read-only, folders that go away, writes that fail, files that are damaged between two runs."""
+"""Disks that are full or read-only, folders that go away, writes that fail."""
 
 from __future__ import annotations
 
-import os
-import random
 import resource
 import shutil
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .command import NotHere, until
+from .command import NotHere, start, until
+from .concurrency import atlas, finish_atlas
 from .fault import Fault, Trial
 from .run_folder import unreadable
 
 LEAST, MOST = 50, 9_000  # kB; a whole run takes 8,000
+ATLAS_KILOBYTES, REPORT_KILOBYTES = (8, 130), (8, 500)  # a whole atlas takes 110, a report 400
 
 
 @contextmanager
@@ -103,32 +102,25 @@ def fail(trial: Trial, call: str, most: int) -> None:
     trial.finish()
 
 
-def damage(trial: Trial, file: str, done: bool) -> None:
-    """A file of a run that was cut off, or is done, is truncated or has a bit flipped; then the same command."""
-    if done:
-        shutil.copytree(trial.reference, trial.folder)
-    else:
-        orders = {"log": str(trial.workplace / "log"), "phase": "checkpoint", "occurrence": trial.draw.randint(3, 20)}
-        trial.run(orders=orders | {"delay": 0.2, "signal": signal.SIGKILL})
-    change: Callable[[Path, random.Random], None] = trial.draw.choice([cut, flip])
-    change(trial.folder / file, trial.draw)
-    again = trial.run()
-    if again.code == 2 and "was made with" in again.err:  # a flipped bit in the configuration that is kept there
-        trial.ended = again.line
-    elif not (done and change is flip and "finished already" in again.out):  # nobody can know that of a number
-        trial.survive(again)
+def atlas_on_small_disk(trial: Trial) -> None:
+    """A disk of a size that is drawn: one line; with room made, the same command goes on."""
+    with small_disk(trial.workplace, trial.draw.randint(*ATLAS_KILOBYTES)) as disk:
+        trial.ended = trial.end(atlas(trial, disk / "atlas")).line
+        remount(disk, "size=100m")
+        finish_atlas(trial, disk / "atlas")
 
 
-def cut(path: Path, draw: random.Random) -> None:
-    """Ends anywhere."""
-    os.truncate(path, draw.randrange(path.stat().st_size))
-
-
-def flip(path: Path, draw: random.Random) -> None:
-    """One bit is another."""
-    content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
+def report_on_small_disk(trial: Trial) -> None:
+    """A report where there is no room for it: one line, and what was there before is whole; with room, all of it."""
+    with small_disk(trial.workplace, trial.draw.randint(*REPORT_KILOBYTES)) as disk:
+        (disk / "report.html").write_text("an earlier one</html>")
+        report = (str(trial.reference), "--output", str(disk))
+        trial.ended = trial.end(start(*report, program="qat-report", cwd=trial.workplace)).line
+        trial.broken += unreadable(disk)
+        remount(disk, "size=100m")
+        again = trial.end(start(*report, program="qat-report", cwd=trial.workplace))
+        trial.broken += unreadable(disk) + ([again.line] if again.code else [])
+        trial.broken += [f"{path.name} is left" for path in disk.glob(".*.tmp")]
 
 
 CALLS = {  # that write files, and how often a run makes them
@@ -137,7 +129,6 @@ CALLS = {  # that write files, and how often a run makes them
     "status or results": ("qat_ste.loggers.files:write_json", 3),
     "figures or page": ("qat_ste.report.pages:write", 4),
 }
-FILES = ("checkpoint.pt", "metrics.jsonl", "status.json", "results.json")
 STORAGE: tuple[Fault, ...] = (
     Fault("disk full", "storage", fill_disk, rounds=8),
     Fault("files limited in size", "storage", limit_files, rounds=8),
@@ -149,5 +140,6 @@ STORAGE: tuple[Fault, ...] = (
         Fault(f"{what} cannot be written", "storage", partial(fail, call=call, most=most))
         for what, (call, most) in CALLS.items()
     ),
-    *(Fault(f"{file} damaged", "storage", partial(damage, file=file, done=file == "results.json")) for file in FILES),
+    Fault("atlas on a full disk", "storage", atlas_on_small_disk),
+    Fault("report on a full disk", "storage", report_on_small_disk),
 )

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from .command import start
 from .fault import Fault, Trial
 
 NOWHERE = "/proc/nowhere"  # where not even root can make a folder
 ODD = "a b'c\"d=e<f>,ü→[g]{h}$i\\j"
-NO_FOLDERS: dict[str, str | None] = {"XDG_CONFIG_HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None}
+NO_FOLDERS = {"XDG_CONFIG_HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None}
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-UNWRITABLE = {"WANDB_DIR": NOWHERE, "WANDB_CACHE_DIR": NOWHERE, "WANDB_CONFIG_DIR": NOWHERE, "WANDB_DATA_DIR": NOWHERE}
-ENVIRONMENTS: dict[str, dict[str, str | None]] = {
-    "W&B's folders unwritable": {**UNWRITABLE},
-    "no home folder": NO_FOLDERS | {"HOME": NOWHERE},
-    "HOME not set": NO_FOLDERS | {"HOME": None},
-    "LANG=C, in earnest": {**ASCII},
-    "Python's -O": {"PYTHONOPTIMIZE": "1"},
-}
-STREAMS = {
-    "no terminal: streams closed": "<&- >&- 2>&-",
-    "no terminal: nobody reads": "| true; exit ${PIPESTATUS[0]}",
+UNWRITABLE = dict.fromkeys(("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"), NOWHERE)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "W&B's folders unwritable": {"environment": UNWRITABLE},
+    "no home folder": {"environment": NO_FOLDERS | {"HOME": NOWHERE}},
+    "HOME not set": {"environment": NO_FOLDERS | {"HOME": None}},
+    "LANG=C, in earnest": {"environment": ASCII},
+    "Python's -O": {"environment": {"PYTHONOPTIMIZE": "1"}},
+    "no terminal: streams closed": {"prefix": ["bash", "-c", '"$@" <&- >&- 2>&-', "bash"]},
+    "no terminal: nobody reads": {"prefix": ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash"]},
 }
 
 
-def in_environment(trial: Trial, changes: Mapping[str, str | None]) -> None:
-    """The run comes to its end with the same numbers, whatever the environment variables are."""
-    trial.survive(trial.run(environment=changes))
-
-
-def with_streams(trial: Trial, streams: str) -> None:
-    """Standard streams are closed or lead nowhere."""
-    trial.survive(trial.run(prefix=["bash", "-c", f'"$@" {streams}', "bash"]))
+def surrounded(trial: Trial, **options: Any) -> None:
+    """The run comes to its end with the same numbers, whatever its environment variables and streams are."""
+    trial.survive(trial.run(**options))
 
 
 def in_odd_folder(trial: Trial) -> None:
@@ -52,11 +45,7 @@ def from_odd_folder(trial: Trial) -> None:
 
 
 SURROUNDINGS: tuple[Fault, ...] = (
-    *(
-        Fault(name, "surroundings", partial(in_environment, changes=changes), rounds=1)
-        for name, changes in ENVIRONMENTS.items()
-    ),
-    *(Fault(name, "surroundings", partial(with_streams, streams=how), rounds=1) for name, how in STREAMS.items()),
+    *(Fault(name, "surroundings", partial(surrounded, **options), rounds=1) for name, options in OPTIONS.items()),
     Fault("run folder with an odd name", "surroundings", in_odd_folder, rounds=1),
     Fault("working folder with an odd name", "surroundings", from_odd_folder, rounds=1),
 )

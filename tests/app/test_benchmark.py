@@ -109,15 +109,10 @@ def test_brevitas_rounds_to_the_same_levels_as_torch():
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_record_and_a_trace(tmp_path):
-    def benchmark(*arguments: object) -> str:
-        command = [sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-
-    assert "of each counterpart" in benchmark("--only", "memory", "--json", "out/record.json")
+def test_the_command_writes_a_record(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "benchmark.py", "--only", "memory", "--json", "out/record.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "of each counterpart" in done.stdout
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert [figure["what"] for figure in record["sections"]["memory"]] == list(bytes_a_weight(100))
     assert record["machine"]["torch"] == torch.__version__
-    benchmark("--profile", "trace.json")
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    assert any("convolution_backward" in event.get("name", "") for event in events)

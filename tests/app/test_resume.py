@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,21 @@ def test_a_damaged_checkpoint_leaves_the_one_before(qat_run, undisturbed, monkey
     assert "goes on after step 15" in run.out
     assert not Path("harmed").exists()
     assert read(run.folder) == read(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize(("name", "done"), [("metrics.jsonl", False), ("status.json", False), ("results.json", True)])
+def test_other_damaged_files_are_written_anew(qat_run, undisturbed, monkeypatch, name, done, damage):
+    if done:
+        shutil.copytree(undisturbed, "run")
+    else:
+        cut_off(qat_run, monkeypatch, 23)
+    path = Path("run", name)
+    content = bytearray(path.read_bytes())
+    content[0] ^= 4
+    path.write_bytes(content if damage == "flipped" else path.read_bytes()[: len(content) // 2])
+    assert qat_run(*RUN).code == 0
+    assert read(path.parent) == read(undisturbed)
 
 
 def test_no_room_for_a_checkpoint_costs_a_warning(qat_run, undisturbed):

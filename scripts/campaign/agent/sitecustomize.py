@@ -24,6 +24,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 PHASES = {
     "qat_ste.app.validate:Preparation.parts": "data",
     "qat_ste.loggers.wandb:WandbLogger.__init__": "W&B's start",
@@ -46,6 +47,9 @@ class Agent:
         self.phases = ["start"]
         self.begun = Counter[str]()
         self.calls = 0
+        self.places: dict[str, Wrapper] = {place: partial(self.seen, phase) for place, phase in PHASES.items()}
+        if "fail" in orders:
+            self.places[orders["fail"]] = self.failing
         self.begin("start")
 
     def tell(self, *words: object) -> None:
@@ -54,8 +58,7 @@ class Agent:
     def begin(self, phase: str) -> None:
         self.begun[phase] += 1
         self.tell("begin", phase)
-        orders = self.orders
-        if phase == orders.get("phase") and self.begun[phase] == orders["occurrence"]:
+        if phase == self.orders.get("phase") and self.begun[phase] == self.orders["occurrence"]:
             threading.Thread(target=self.strike, daemon=True).start()
 
     def strike(self) -> None:
@@ -91,14 +94,12 @@ class Agent:
 
     def hook(self, module: ModuleType) -> None:
         """Wraps what is looked for in a module that has just been imported."""
-        for place, phase in PHASES.items():
+        for place, wrapped in self.places.items():
             if place.startswith(f"{module.__name__}:"):
-                _wrap(module, place, partial(self.seen, phase))
-        if self.orders.get("fail", "").startswith(f"{module.__name__}:"):
-            _wrap(module, self.orders["fail"], self.failing)
+                _wrap(module, place, wrapped)
 
 
-def _wrap(module: ModuleType, place: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap(module: ModuleType, place: str, wrapped: Wrapper) -> None:
     *path, name = place.partition(":")[2].split(".")
     owner: Any = module
     for part in path:
@@ -111,7 +112,7 @@ class Finder(MetaPathFinder):
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.modules = {place.partition(":")[0] for place in [*PHASES, agent.orders.get("fail", "")]}
+        self.modules = {place.partition(":")[0] for place in agent.places}
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name in self.modules else None
