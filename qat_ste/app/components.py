@@ -1,4 +1,4 @@
-"""What the ``_target_`` of each group makes and, where it fails, which key is at fault."""
+"""Builds the ``_target_`` of each group; when that fails, finds the key at fault."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
-from qat_ste.app.schema import ConfigError, Problem, section_problems, shown
+from qat_ste.app.schema import ConfigError, Problem, section_problems
 from qat_ste.app.values import OPEN, mend, of_another_kind, unusable
+from qat_ste.base.text import shown
 from qat_ste.estimators import Estimator
 from qat_ste.optimizers import MakeOptimizer
 
@@ -69,7 +70,7 @@ def make_logger(node: DictConfig) -> Callable[..., Any] | None:
     return make
 
 
-class Targets:
+class ComponentBuilder:
     """A configuration whose values are looked at, and the problems found in it; what is wrong is mended meanwhile.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where the YAML files are, and why overrides do not compose: a line each, so that no fault hides another."""
+"""Finds and composes the YAML files; reports every problem of the overrides, a line each."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.app.job import locked_or_leave, outer_rank, tell
-from qat_ste.app.schema import ConfigError, RunConfig, problems_in, shown
+from qat_ste.app.schema import ConfigError, RunConfig, problems_in
 from qat_ste.app.values import unusable
+from qat_ste.base.text import shown
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
 

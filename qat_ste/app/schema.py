@@ -13,6 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.base.errors import BITS, COUNT, POSITIVE, SEED, STEPS, Bounds
+from qat_ste.base.text import shown
 
 LONGEST_SCALE = 10_000  # of the packaged length
 
@@ -38,19 +39,6 @@ class ConfigError(Exception):
     def __init__(self, problems: list[Any]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
-
-
-def shown(value: Any, longest: int = 200) -> str:
-    """A value as an override has it, in one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, list | tuple):
-        text = "[" + ",".join(shown(item) for item in value) + "]"
-    elif isinstance(value, dict):
-        text = "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
-    else:
-        text = str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _checked(test: Callable[[Any], bool], allowed: str, example: str) -> Any:

@@ -1,4 +1,4 @@
-"""A sweep: what its jobs came to, told by a file in each run folder and a table at the end."""
+"""A sweep and its jobs: each outcome is a file in its run folder, all of them a table at the end."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat_ste.app.components import Targets, made_optimizer, make_estimator, make_logger, make_optimizer
+from qat_ste.app.components import ComponentBuilder, made_optimizer, make_estimator, make_logger, make_optimizer
 from qat_ste.app.schema import ConfigError, length
 from qat_ste.base.errors import STEPS
 from qat_ste.data.dataset import Dataset, Shard
@@ -72,7 +72,7 @@ class Preparation:
     def __init__(
         self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None, known: Sequence[Any] = ()
     ) -> None:
-        self.found = Targets(cfg, default, known)
+        self.found = ComponentBuilder(cfg, default, known)
         self.cfg, self.problems = self.found.cfg, self.found.problems
 
     def parts(self) -> Parts:

@@ -1,4 +1,4 @@
-"""What can be wrong with a value whatever its key: not given, leading nowhere, endless, or of another kind."""
+"""Checks values whatever their key: missing, unresolved, too long, or of the wrong type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from qat_ste.app.schema import Problem, shown
+from qat_ste.app.schema import Problem
+from qat_ste.base.text import shown
 
 Default = Callable[[str], Any]  # the packaged value of a key; None where there is none
 OPEN = ("dataset", "model", "estimator", "optimizer", "logger")  # any _target_ with its arguments

@@ -1,4 +1,4 @@
-"""Between which numbers the arguments of ``compare`` and the keys of the configuration lie."""
+"""Bounds of numeric arguments and keys, and the errors for values outside them."""
 
 from __future__ import annotations
 

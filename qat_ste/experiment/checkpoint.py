@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, the last few, only for the configuration that they were made with."""
+"""Checkpoints of a run: written whole, the last few kept, checked before a run continues from them."""
 
 from __future__ import annotations
 

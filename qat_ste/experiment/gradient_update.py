@@ -1,4 +1,4 @@
-"""Weight decay, in the gradient or beside it."""
+"""What is done to gradients and weights before an optimizer step: clipping, L2 penalty, weight decay, and its mirror."""
 
 from __future__ import annotations
 

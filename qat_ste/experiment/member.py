@@ -1,4 +1,4 @@
-"""One network of a cohort: its weights, its optimizer, its steps."""
+"""One network of a cohort: its weights, its optimizer, its steps, and its re-mapping when the estimator changes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrize
 from qat_ste.estimators import Estimator
 from qat_ste.quantizers.grids import make_quantizer
 from qat_ste.quantizers.quantizer import Quantizer, check_latent
+from qat_ste.quantizers.scales import he_uniform_bound
 
 Pattern = str | type[nn.Module]
 WEIGHTED: tuple[Pattern, ...] = (_ConvNd, nn.Linear)  # what is quantized unless told otherwise
@@ -65,12 +65,6 @@ class FakeQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.quantizer}, {self.estimator}"
-
-
-def he_uniform_bound(w: Tensor) -> float:
-    """√(6 / fan_in), the end of the range in arXiv 2405.05171; for a bias fan_in is its length."""
-    fan_in = w.numel() if w.ndim == 1 else nn.init._calculate_fan_in_and_fan_out(w)[0]
-    return math.sqrt(6 / fan_in)
 
 
 def quantize_weights(

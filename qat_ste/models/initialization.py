@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qat_ste.fake_quant.fake_quantize import he_uniform_bound
+from qat_ste.quantizers.scales import he_uniform_bound
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from qat_ste.estimators import Ste
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.execution import Execution
 from qat_ste.experiment.lockstep import Lockstep
-from qat_ste.fake_quant.fake_quantize import he_uniform_bound, quantize_weights
+from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.optimizers.schedules import constant
+from qat_ste.quantizers.scales import he_uniform_bound
 
 from .networks import LR, OPTIMIZER, Setting
 from .timing import Contestant, Figure, Stopwatch, interleaved, ratios

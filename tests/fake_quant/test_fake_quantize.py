@@ -8,7 +8,7 @@ from torch import nn
 
 from qat_ste import UniformQuantizer, quantize_weights, quantized_tensors, remove_quantizers
 from qat_ste.estimators import Ste, Tanh
-from qat_ste.fake_quant.fake_quantize import FakeQuantize, he_uniform_bound
+from qat_ste.fake_quant.fake_quantize import FakeQuantize
 
 
 def network() -> nn.Module:
@@ -94,16 +94,6 @@ def test_a_name_pattern_leaves_normalization_alone_unless_it_is_named_by_type():
 
     assert quantized("*") == ["0.weight"]
     assert quantized("BatchNorm2d") == ["1.weight"]
-
-
-def test_range_is_the_he_uniform_bound():
-    assert he_uniform_bound(torch.empty(64, 32, 3, 3)) == pytest.approx((6 / 288) ** 0.5)
-    assert he_uniform_bound(torch.empty(10, 128)) == pytest.approx((6 / 128) ** 0.5)
-    assert he_uniform_bound(torch.empty(64)) == pytest.approx((6 / 64) ** 0.5)
-    model = quantize_weights(network(), 2, Ste(), max=lambda w: w.detach().abs().amax((1, 2, 3), keepdim=True),
-                             include=["Conv2d"])  # fmt: skip
-    weight = model[0].weight
-    assert len(weight[0].unique()) <= 4 < len(weight.unique())
 
 
 def test_refuses():

@@ -7,9 +7,9 @@ from torch import nn
 
 from qat_ste import quantize_weights, quantized_tensors
 from qat_ste.estimators import Ste
-from qat_ste.fake_quant.fake_quantize import he_uniform_bound
 from qat_ste.models import flax_cnn, keras_cnn, small_cnn, torchvision_model
 from qat_ste.models.layout import ChannelsLast
+from qat_ste.quantizers.scales import he_uniform_bound
 from scripts.benchmarks.networks import textbook
 
 
