@@ -1,4 +1,4 @@
-"""What is done to gradients and weights before an optimizer step: clipping, L2 penalty, weight decay, and its mirror."""
+"""What is done to gradients and weights before an optimizer step: clipping, L2 penalty, weight decay."""
 
 from __future__ import annotations
 

@@ -186,3 +186,10 @@ def test_a_weight_that_is_made_anew_in_each_forward_pass_is_refused_by_name():
     with pytest.raises(ValueError, match="1.weight is neither a parameter nor a buffer of its module"):
         quantize_weights(model, 2, Ste())
     assert type(model[0]) is nn.Linear
+
+
+def test_a_range_by_channel_gives_each_channel_its_levels():
+    model = quantize_weights(network(), 2, Ste(), max=lambda w: w.detach().abs().amax((1, 2, 3), keepdim=True),
+                             include=["Conv2d"])  # fmt: skip
+    weight = model[0].weight
+    assert len(weight[0].unique()) <= 4 < len(weight.unique())
