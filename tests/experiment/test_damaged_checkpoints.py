@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from qat_ste import Checkpoints, compare, estimators
 from qat_ste.experiment.lockstep import Stopped
 from tests.strangers import VALUES, altered, damaged
-from tests.watching import TRAINED, each
+from tests.watching import each
 
 STEPS = 6
 
@@ -211,7 +211,7 @@ def test_files_that_are_no_checkpoints_leave_the_older_one(newest, tmp_path, inp
             went_on = train(Checkpoints(tmp_path, {}))
             shutil.copy(tmp_path / "kept.pt", tmp_path / "checkpoint.1.pt")
             assert went_on == undisturbed
-            return TRAINED
+            return "trained on"
         return {3: "taken", 2: "the older one taken"}.get(step, "another state")
 
     counts, broken = each(map(content, range(inputs)), read, lambda error: False)

@@ -22,7 +22,7 @@ from qat_ste.report.sweep.summary import summary
 from qat_ste.report.writers import to_csv, to_latex, to_markdown
 from tests.report.matrix import ERRORS, copy_run
 from tests.strangers import altered, damaged
-from tests.watching import DRAWN, each
+from tests.watching import each
 
 DRAWN_EVERY = 400  # one accepted folder in so many is drawn as a whole
 
@@ -37,7 +37,7 @@ def read_results(run: Path, config: dict[str, Any], number: int) -> str:
     except NoRunsError as error:
         check_lines("\n".join(map(str, error.problems)))
         return f"told: {error.problems[0].status}"
-    tables = paper_tables(findings.measured)
+    tables = paper_tables(findings.measured, findings.added)
     pages = [render(RunFiles(run)), render_sweep(findings, tables, [], {}, run)]
     json.dumps(summary(findings))
     for text in (*pages, to_csv(tables), to_latex(tables), to_markdown(tables)):
@@ -46,7 +46,7 @@ def read_results(run: Path, config: dict[str, Any], number: int) -> str:
     if number % DRAWN_EVERY == DRAWN_EVERY - 1:
         write_report(run)
         write_sweep_report([run], run / "report")
-        return DRAWN
+        return "drawn as a whole"
     return "accepted"
 
 
