@@ -137,7 +137,9 @@ def test_another_configuration_stops_and_names_the_keys(qat_run, undisturbed, mo
     assert read(again.folder)[1] == read(undisturbed)[1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "pickle"])
+@pytest.mark.parametrize(
+    "damage", ["cut", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("flipped", "empty", "pickle"))]
+)
 def test_a_damaged_checkpoint_leaves_the_one_before(qat_run, undisturbed, monkeypatch, caplog, damage):
     cut_off(qat_run, monkeypatch, 23)
     path = Path("run/checkpoint.pt")
@@ -179,6 +181,7 @@ def test_other_damaged_files_are_written_anew(qat_run, undisturbed, monkeypatch,
     assert read(path.parent) == read(undisturbed)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_checkpoint_costs_a_warning(qat_run, undisturbed):
     """A file may grow to 600 kB, a checkpoint takes 1 MB: the run goes on without."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -209,6 +212,7 @@ def test_only_the_last_checkpoints_stay(qat_run):
     assert not [name for member in state["members"].values() for name in member["model"] if "_orig_mod" in name]
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_one_run_for_wandb(qat_run, monkeypatch):
     cut_off(qat_run, monkeypatch, 23, "logger=wandb")
     qat_run(*RUN, "logger=wandb")

@@ -105,6 +105,7 @@ def test_a_re_map_is_no_way_that_weights_went():
     assert [trajectory.path.item() for trajectory in monitor.trajectories] == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [10, 13])
 def test_cut_off_and_continued_it_is_the_same_run(tmp_path, done):
     """At a change, which comes with step 11, and between two."""

@@ -125,6 +125,7 @@ def test_what_is_not_finite_ends_the_run_and_costs_nothing(tmp_path, gradient, l
     spoil(tmp_path, gradient, log_every, last, seed)
 
 
+@pytest.mark.slow
 def test_a_fault_that_nobody_notices_is_found(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -183,6 +184,7 @@ def test_odd_batches_train_as_in_a_slow_training(seed):
     assert violations("scalar", seed=seed, data=of_type(torch.float32, True), loss=F.mse_loss) == []
 
 
+@pytest.mark.slow
 def test_numbers_of_another_network_or_training_are_found(monkeypatch):
     assert violations("transposed", "plain") == []
     assert violations("zeros", "plain") == ["twin"]

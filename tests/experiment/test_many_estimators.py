@@ -25,7 +25,9 @@ def cells(**changes):
     return train_cells(network, batches(), **(arguments | changes))
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAM, torch.optim.Adagrad, SignSGD])
+@pytest.mark.parametrize(
+    "optimizer", [SGD, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (ADAM, torch.optim.Adagrad, SignSGD))]
+)
 def test_a_cell_is_what_compare_finds(optimizer):
     """Dropout and batch norm included; 20 runs through 5 batches."""
     found = cells(optimizer=optimizer, seed=3)

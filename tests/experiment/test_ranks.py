@@ -114,6 +114,7 @@ def test_two_ranks_are_one(one, two):
     assert_the_same_run(two[0]["together"], one["together"])
 
 
+@pytest.mark.slow
 def test_two_ranks_with_members_apart_are_one(one, two):
     assert_the_same_run(two[0]["spread"], one["together"])
 

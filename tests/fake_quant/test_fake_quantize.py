@@ -34,7 +34,7 @@ def test_forward_is_the_quantizer_and_backward_the_estimator():
     assert torch.equal(w.grad, incoming * estimator.derivative(w.detach(), quantizer))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_of_edge_levels_and_beyond_are_what_the_saturation_says(compiled):
     """Both edge levels stay alive in every mode: autograd's own clamp would freeze them."""
     points = torch.tensor([-1.5, -1.3, -1.1, -1.0, -1 / 3, 1 / 3, 1.0, 1.1, 1.3, 1.5])
