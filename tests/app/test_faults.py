@@ -13,7 +13,7 @@ import pytest
 
 from scripts.campaign.fault import Fault, Trial
 from scripts.campaign.storage import CALLS
-from tests.conftest import ROOT, shared
+from tests.conftest import ROOT
 
 GROUPS = {"processes", "storage", "two at once", "surroundings"}
 
@@ -24,13 +24,16 @@ def faults(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_what_has_to_hold_after_each_fault_does():
-    shared("data/imagenet-sample", "the ImageNet sample")
+def test_what_has_to_hold_after_a_fault_of_each_group_does():
+    """All of them take the campaign itself, which leaves a record."""
     names = [line.rpartition(" (")[0] for line in faults("--list").stdout.splitlines()]
     assert {name.partition(":")[0] for name in names} == GROUPS
-    done = faults("--rounds", "1", "--seed", "1")
+    words = ("SIGTERM in", "checkpoint cannot", "one run folder", "no home")
+    done = faults("--rounds", "1", "--seed", "1", "--only", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(any(line.startswith(f"{name}: ") for line in done.stdout.splitlines()) for name in names)
+    chosen = [name for name in names if any(word in name for word in words)]
+    assert {name.partition(":")[0] for name in chosen} == GROUPS
+    assert all(any(line.startswith(f"{name}: ") for line in done.stdout.splitlines()) for name in chosen)
 
 
 @pytest.mark.slow
