@@ -64,7 +64,7 @@ class Divergence:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         for metric in self.metrics:
-            metric.load_state_dict(state[metric.name])
+            metric.load_state_dict(state.get(metric.name, {}))
 
 
 def metric_titles() -> dict[str, dict[str, str]]:

@@ -185,9 +185,9 @@ def misfit(saved: Any, now: Any, where: str) -> str | None:
         fits = isinstance(saved, dict) and all(_is_number(value) for value in saved.values())
         return None if fits else f"{where} holds no numbers"
     if isinstance(now, dict):
-        if not isinstance(saved, dict) or saved.keys() != now.keys():
+        if not isinstance(saved, dict) or _filled(saved) != _filled(now):
             return f"{where} has other keys"
-        return next(filter(None, (misfit(saved[key], now[key], f"{where}.{key}") for key in now)), None)
+        return next(filter(None, (misfit(saved[key], now[key], f"{where}.{key}") for key in now if key in saved)), None)
     if isinstance(now, list | tuple):
         if not _is_list(saved, len(now)):
             return f"{where} is no list of {len(now)}"
@@ -197,6 +197,11 @@ def misfit(saved: Any, now: Any, where: str) -> str | None:
     if _is_number(now):
         return None if _is_number(saved) else f"{where} is no number"
     return None if now is ... or type(saved) is type(now) else f"{where} is no {type(now).__name__}"
+
+
+def _filled(values: dict[Any, Any]) -> set[Any]:
+    """Keys but for those of empty dictionaries: a metric that gathers nothing may have come since."""
+    return {key for key, value in values.items() if value is ANY_NUMBERS or not (isinstance(value, dict) and not value)}
 
 
 def _unfit_optimizers(members: Mapping[int, Any], like: Member) -> str | None:

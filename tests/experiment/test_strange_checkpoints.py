@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qat_ste import Checkpoints
+from qat_ste.divergence import Metric
 from qat_ste.experiment.lockstep import Stopped
 from tests.experiment.tiny import ADAM, run
 
@@ -156,3 +157,26 @@ def test_a_foreign_configuration_is_told_in_few_printable_lines(tmp_path):
     lines = str(caught.value).splitlines()
     assert len(lines) == 20
     assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
+def test_a_metric_that_came_since_goes_on_unless_it_has_to_gather(folder, saved):
+    """A metric that is taken from the weights alone needs nothing of the steps before."""
+
+    class Since(Metric):
+        """Share of latent weights with the same sign."""
+
+        name = "since"
+
+        def terms(self, block):
+            same = self.pair.reference.weights[block.where].sign() == self.pair.counterpart.weights[block.where].sign()
+            return same, torch.ones_like(same)
+
+    try:
+        found = go_on(folder)
+        assert found.rows == saved[2]
+        assert 0 < found.counterparts["ste"].since <= 1
+        Since.state_dict = lambda self: {"seen": torch.zeros(3)}
+        with pytest.raises(ValueError, match="has other keys"):
+            go_on(folder)
+    finally:
+        Metric.registry.remove(Since)
