@@ -30,9 +30,7 @@ def few_images(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "weights"), [("mobilenet_v2", 2_189_760), pytest.param("resnet18", 11_166_912, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("name", "weights"), [("mobilenet_v2", 2_189_760)])
 def test_a_residual_network_with_batch_norm(qat_run, few_images, check_run, name, weights):
     run = qat_run(*TWO_STEPS, f"paths.data={few_images}", "model=torchvision", f"model.name={name}",
                   "dataset.image_size=32", "counterparts=[ste,replica]", "train.accumulate=2")  # fmt: skip

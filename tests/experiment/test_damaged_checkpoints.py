@@ -175,7 +175,8 @@ def newest(tmp_path) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:Detected pickle protocol")
-@pytest.mark.parametrize("inputs", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", [300])
 def test_files_that_are_no_checkpoints_leave_the_older_one(newest, tmp_path, inputs):
     undisturbed, hit, draw = train(None), tmp_path / "hit", random.Random(0)
     pickles = gadgets(hit)
@@ -219,7 +220,8 @@ def test_files_that_are_no_checkpoints_leave_the_older_one(newest, tmp_path, inp
     assert sum(counts.values()) == inputs
 
 
-@pytest.mark.parametrize("inputs", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", [60])
 def test_states_that_do_not_fit_are_refused_in_one_line_or_made_no_difference(newest, tmp_path, inputs):
     draw = random.Random(0)
 

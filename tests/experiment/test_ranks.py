@@ -120,7 +120,7 @@ def test_two_ranks_with_members_apart_are_one(one, two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["together", "spread"])
+@pytest.mark.parametrize("placement", ["spread"])
 def test_four_ranks_are_one(one, four, placement):
     assert_the_same_run(four[0][placement], one["together"])
 
@@ -133,7 +133,8 @@ def test_another_seed_is_another_run(one):
     del SCENARIOS["other"]
 
 
-@pytest.mark.parametrize("size", ["two", pytest.param("four", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["two", "four"])
 def test_every_rank_knows_all_numbers(request, size):
     first, *others = request.getfixturevalue(size)
     for name, numbers in first.items():

@@ -115,4 +115,4 @@ def test_fuzz(finished_run, tmp_path, file, inputs):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", READERS)
 def test_fuzz_longer(finished_run, tmp_path, file):
-    fuzz(finished_run, tmp_path, file, 2000)
+    fuzz(finished_run, tmp_path, file, 300)
