@@ -48,6 +48,7 @@ def test_help_and_configuration_import_nothing_heavy_and_are_quick(flag):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
 
 
+@pytest.mark.slow
 def test_what_only_some_runs_need_is_not_imported_to_tell_of_bad_input(tmp_path):
     done = call("train.steps=-1", f"hydra.run.dir={tmp_path}")
     assert done.stderr.startswith("qat-run: train.steps=-1: must be ")

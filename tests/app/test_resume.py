@@ -166,6 +166,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(qat_run, undisturbed, monkey
     assert read(run.folder) == read(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 @pytest.mark.parametrize(("name", "done"), [("metrics.jsonl", False), ("status.json", False), ("results.json", True)])
 def test_other_damaged_files_are_written_anew(qat_run, undisturbed, monkeypatch, name, done, damage):

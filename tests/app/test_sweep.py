@@ -75,6 +75,7 @@ def test_each_run_has_a_folder_named_by_its_overrides(four):
     assert out.splitlines()[-1] == f"4 done: {folder}"
 
 
+@pytest.mark.slow
 def test_wandb_has_one_group_and_tags_by_row(four):
     (folder,) = (four[0] / "sweeps").iterdir()
     runs = [path for path in folder.iterdir() if path.is_dir()]
@@ -119,6 +120,7 @@ def test_a_failing_job_stops_no_other_and_the_table_says_why(tmp_path):
     assert out.splitlines()[-1].startswith("2 failed, 1 skipped: ")
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_is_told_too(qat_run, monkeypatch):
     """In this process, where one of two jobs meets an exception that nobody foresaw."""
     from qat_ste.app import run as runner
@@ -141,6 +143,7 @@ def test_a_fault_of_ours_is_told_too(qat_run, monkeypatch):
     assert run.out.splitlines()[-1].startswith("1 failed, 1 done: "), cells
 
 
+@pytest.mark.slow
 def test_dry_run_lists_commands_that_can_be_run_and_leaves_nothing(tmp_path):
     output = tmp_path / "out"
     output.mkdir()

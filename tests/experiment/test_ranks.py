@@ -144,6 +144,7 @@ def test_every_rank_knows_all_numbers(request, size):
             }
 
 
+@pytest.mark.slow
 def test_a_sample_of_sequences_is_the_same_on_any_number_of_ranks(one, two):
     for name in ("ste", "naive"):
         key = "compressed_change_point_sequence_agreement"

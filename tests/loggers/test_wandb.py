@@ -79,6 +79,7 @@ def test_disabled_writes_nothing(qat_run, monkeypatch):
     assert not list(run.folder.glob("wandb/*run-*"))
 
 
+@pytest.mark.slow
 def test_logger_none_writes_nothing(qat_run):
     assert not (qat_run(*SHORT, "logger=none").folder / "wandb").exists()
 
