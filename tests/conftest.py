@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+
+# Tests run in several processes: their threads, and those of what they start, must not spin on a core while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,9 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
 SHARED = Path(os.environ.get("QAT_STE_SHARED", ROOT.parent / "shared"))
 
-
-# Tests run in several processes: their threads, and those of what they start, must not spin on a core while they wait.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell's background ignores Ctrl-C, nohup a terminal's end, and so would the commands that tests tell to end by these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
