@@ -197,9 +197,17 @@ def test_a_folder_is_one_process_s_at_a_time(qat_atlas):
 LONG = ("atlas.steps=60", "atlas.smaller=5", "atlas.seeds=[1,2]", "atlas.workers=2", *GRID)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The cells of the atlas undisturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "atlas"
+    assert start(folder, *LONG).wait(timeout=500) == 0
+    return read(folder)["cells"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_cut_off_and_started_again(tmp_path, number, code):
+def test_cut_off_and_started_again(whole, tmp_path, number, code):
     """Whether the launching process alone gets the signal (SIGKILL) or all do; no worker stays behind."""
     process = start(tmp_path / "cut", *LONG)
     before = until_cells(tmp_path / "cut", process)
@@ -224,6 +232,4 @@ def test_cut_off_and_started_again(tmp_path, number, code):
     _, err = again.communicate(timeout=500)
     assert again.returncode == 0, err
     assert [path.stat().st_mtime_ns for path in before] == times
-    whole = start(tmp_path / "whole", *LONG)
-    assert whole.wait(timeout=500) == 0
-    assert read(tmp_path / "cut")["cells"] == read(tmp_path / "whole")["cells"]
+    assert read(tmp_path / "cut")["cells"] == whole

@@ -197,11 +197,14 @@ def test_folders_within_folders_deeper_than_python_recurs(monkeypatch, deep_fold
 @pytest.fixture
 def deep_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for _ in range(sys.getrecursionlimit() + 100):
+    limit = sys.getrecursionlimit()  # what ran before may have raised it beyond what a path can hold
+    sys.setrecursionlimit(1000)
+    for _ in range(1100):
         Path("d").mkdir()
         os.chdir("d")
     Path(".hydra").mkdir()
     yield tmp_path
+    sys.setrecursionlimit(limit)
     os.chdir(tmp_path)
     subprocess.run(["rm", "-rf", "d"], check=True)  # Python's own recurs too
 
