@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import torch
 
 from qat_ste.base.files import read_json, write_json
 from qat_ste.base.process import when_parent_ends
-from qat_ste.base.run_config import ADDED, completed, differences
+from qat_ste.base.run_config import completed, differences, without_added
 from qat_ste.experiment.many_estimators import Cell
 
 
@@ -46,7 +45,7 @@ class Job:
 
     def path(self, folder: Path, estimator: str) -> Path:
         """The file of a cell, named by its configuration."""
-        content = json.dumps(_as_first_written(self.cells[estimator]), sort_keys=True)
+        content = json.dumps(without_added(self.cells[estimator]), sort_keys=True)
         return folder / f"{sha256(content.encode()).hexdigest()[:20]}.json"
 
     def read(self, folder: Path, estimator: str) -> dict[str, Any] | None:
@@ -62,16 +61,6 @@ class Job:
         found = {name: self.read(folder, name) for name in self.cells}
         left = {name: cell for name, cell in self.cells.items() if (found[name] or {"fault": "missing"})["fault"]}
         return replace(self, cells=left)
-
-
-def _as_first_written(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration less the keys that came later, where they change nothing: its file keeps its name."""
-    found = copy.deepcopy(dict(config))
-    for key, value in ADDED.items():
-        section, _, name = key.partition(".")
-        if key != "quantizer.levels" and found.get(section, {}).get(name, ...) == value:  # levels were there already
-            del found[section][name]
-    return found
 
 
 Train = Callable[[Job], Mapping[str, Cell]]

@@ -75,6 +75,19 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def without_added(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the keys of ``ADDED`` that change nothing: by it a file keeps the name that older versions gave.
+
+    ``quantizer.levels`` stays: it is older than any file named so.
+    """
+    found = copy.deepcopy(dict(config))
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        if key != "quantizer.levels" and found.get(section, {}).get(name, ...) == value:
+            del found[section][name]
+    return found
+
+
 def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """(key, value saved, value now) wherever two nested configurations differ."""
     if isinstance(saved, dict) and isinstance(now, dict):

@@ -139,7 +139,7 @@ class Cohort:
                 self.layout.scatter(number, member.weights.buffer if member else None, out)
 
     def levels(self) -> Iterator[Tensor]:
-        """Levels of ``slices``, block by block.
+        """Levels of ``slices``, block by block; to be read to the end.
 
         Where this rank has all weights their quantized values follow from these at once, and the next step, whose
         forward pass takes them, does not look for levels again.

@@ -176,8 +176,8 @@ def newest(tmp_path) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:Detected pickle protocol")
 @pytest.mark.slow
-@pytest.mark.parametrize("inputs", [300])
-def test_files_that_are_no_checkpoints_leave_the_older_one(newest, tmp_path, inputs):
+def test_files_that_are_no_checkpoints_leave_the_older_one(newest, tmp_path):
+    inputs = 300
     undisturbed, hit, draw = train(None), tmp_path / "hit", random.Random(0)
     pickles = gadgets(hit)
 
@@ -221,8 +221,8 @@ def test_files_that_are_no_checkpoints_leave_the_older_one(newest, tmp_path, inp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inputs", [60])
-def test_states_that_do_not_fit_are_refused_in_one_line_or_made_no_difference(newest, tmp_path, inputs):
+def test_states_that_do_not_fit_are_refused_in_one_line_or_made_no_difference(newest, tmp_path):
+    inputs = 60
     draw = random.Random(0)
 
     def read(state: dict[str, Any]) -> str:

@@ -119,10 +119,9 @@ def numbers(found: Comparison) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [3])
 @pytest.mark.parametrize(("gradient", "log_every", "last"), SPOILED)
-def test_what_is_not_finite_ends_the_run_and_costs_nothing(tmp_path, gradient, log_every, last, seed):
-    spoil(tmp_path, gradient, log_every, last, seed)
+def test_what_is_not_finite_ends_the_run_and_costs_nothing(tmp_path, gradient, log_every, last):
+    spoil(tmp_path, gradient, log_every, last, seed=3)
 
 
 @pytest.mark.slow
@@ -164,7 +163,6 @@ def of_type(dtype: torch.dtype, of_targets: bool = False) -> slow_training.Batch
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2])
 @pytest.mark.parametrize(
     ("network", "twin"),
     [
@@ -172,16 +170,15 @@ def of_type(dtype: torch.dtype, of_targets: bool = False) -> slow_training.Batch
         *((name, "plain") for name in ("no outputs", "no inputs", "transposed", "channels last")),
     ],
 )
-def test_odd_networks_train_as_a_slow_training_does(network, twin, seed):
-    assert violations(network, twin, seed) == []
+def test_odd_networks_train_as_a_slow_training_does(network, twin):
+    assert violations(network, twin, seed=2) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2])
-def test_odd_batches_train_as_in_a_slow_training(seed):
-    assert violations("float64", seed=seed, data=of_type(torch.float64)) == []
-    assert violations("plain", seed=seed, data=batches(1)) == []
-    assert violations("scalar", seed=seed, data=of_type(torch.float32, True), loss=F.mse_loss) == []
+def test_odd_batches_train_as_in_a_slow_training():
+    assert violations("float64", seed=2, data=of_type(torch.float64)) == []
+    assert violations("plain", seed=2, data=batches(1)) == []
+    assert violations("scalar", seed=2, data=of_type(torch.float32, True), loss=F.mse_loss) == []
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_two_ranks_with_members_apart_are_one(one, two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["spread"])
+@pytest.mark.parametrize("placement", ["together", "spread"])
 def test_four_ranks_are_one(one, four, placement):
     assert_the_same_run(four[0][placement], one["together"])
 
