@@ -4,6 +4,8 @@ import os
 
 # Tests run in several processes: their threads, and those of what they start, must not spin on a core while they wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 import json

@@ -29,7 +29,10 @@ def kept(tmp_path, monkeypatch):
     shutil.copytree(KEPT, tmp_path / "kept")
     monkeypatch.chdir(tmp_path / "kept")
     monkeypatch.syspath_prepend(str(KEPT))
-    return tmp_path / "kept"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(json.loads((KEPT / "machine.json").read_text())["threads"])
+    yield tmp_path / "kept"
+    torch.set_num_threads(threads)
 
 
 def rows(folder):
