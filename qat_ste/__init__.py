@@ -1,17 +1,19 @@
-"""Does the choice of gradient estimator matter? Custom estimators against the STE, in lockstep."""
+"""Does the choice of gradient estimator matter? Custom estimators against the STE, trained in lockstep."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qat_ste import estimators
+    from qat_ste.base.errors import ArgumentError
+    from qat_ste.base.sections import CheckpointSchedule, Execution, Metrics, Quantization, Training
     from qat_ste.experiment.card_of import card_of
     from qat_ste.experiment.checkpoint import Checkpoints
     from qat_ste.experiment.comparison import Comparison, compare
-    from qat_ste.experiment.execution import Execution
     from qat_ste.experiment.gradient_update import Clipping, L2Penalty, WeightDecay
+    from qat_ste.experiment.results import CounterpartResult, MemberResult
     from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.quantizers.grids import GridQuantizer
     from qat_ste.quantizers.quantizer import UniformQuantizer
@@ -20,13 +22,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ArgumentError": "base.errors",
+    "CheckpointSchedule": "base.sections",
     "Checkpoints": "experiment.checkpoint",
     "Clipping": "experiment.gradient_update",
     "Comparison": "experiment.comparison",
-    "Execution": "experiment.execution",
+    "CounterpartResult": "experiment.results",
+    "Execution": "base.sections",
     "GridQuantizer": "quantizers.grids",
     "L2Penalty": "experiment.gradient_update",
+    "MemberResult": "experiment.results",
+    "Metrics": "base.sections",
+    "Quantization": "base.sections",
     "SteEquivalent": "theory.equivalence",
+    "Training": "base.sections",
     "UniformQuantizer": "quantizers.quantizer",
     "WeightDecay": "experiment.gradient_update",
     "card_of": "experiment.card_of",
@@ -37,13 +46,20 @@ _HOME = {
     "remove_quantizers": "fake_quant.fake_quantize",
 }
 __all__ = [
+    "ArgumentError",
+    "CheckpointSchedule",
     "Checkpoints",
     "Clipping",
     "Comparison",
+    "CounterpartResult",
     "Execution",
     "GridQuantizer",
     "L2Penalty",
+    "MemberResult",
+    "Metrics",
+    "Quantization",
     "SteEquivalent",
+    "Training",
     "UniformQuantizer",
     "WeightDecay",
     "card_of",
@@ -55,9 +71,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports on first use: the command shows its help without importing torch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_HOME[name]}")
     return module if name == "estimators" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

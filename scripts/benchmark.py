@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a comparison costs, as ratios to plain fp32 steps of the same network, measured in turn in one process.
+"""Measure the cost of a comparison relative to plain fp32 steps of the same network, in turn in one process.
 
-    python scripts/benchmark.py                                          everything: some ten minutes on two cores
-    python scripts/benchmark.py --only others --rounds 5                 one section, rougher
+    python scripts/benchmark.py                                          everything: about ten minutes on two cores
+    python scripts/benchmark.py --only others --rounds 5                 one section, fewer rounds
     python scripts/benchmark.py --json docs/performance/record.json      the record that docs/performance.md shows
 
-`pip install -e '.[benchmark]'` adds Brevitas to the section others.
+`pip install -e '.[benchmark]'` adds Brevitas to the section `others`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison import COMPARISON, LOGGING, METRICS, METRICS_NET, TEXTBOOK, parts, whole_steps
+from benchmarks.comparison import COMPARISON, LOGGING, METRICS, METRICS_NET, TEXTBOOK, phases, whole_steps
 from benchmarks.memory import bytes_held
 from benchmarks.networks import Setting
-from benchmarks.others import other_ways
+from benchmarks.others import other_implementations
 from benchmarks.scaling import WIDTHS, over_members, over_weights
 from benchmarks.timing import Figure
 from qat_ste.base.process import keep_freed_memory
@@ -47,12 +47,14 @@ def _rounds(setting: Setting, rounds: int | None) -> Setting:
     return replace(setting, rounds=rounds or setting.rounds)
 
 
-SECTIONS: dict[str, Callable[[int | None], Iterable[Iterable[Figure]]]] = {  # by the number of rounds, None: their own
+SECTIONS: dict[
+    str, Callable[[int | None], Iterable[Iterable[Figure]]]
+] = {  # by number of rounds; None: each setting's default
     "steps": lambda rounds: (whole_steps(_rounds(setting, rounds), n, BARS[setting.network]) for setting, n in STEPS),
-    "parts": lambda rounds: (
-        parts(_rounds(setting, rounds or 9), BARS[setting.network]) for setting in (SMALL, KERAS, FLAX, *RESNETS)
+    "phases": lambda rounds: (
+        phases(_rounds(setting, rounds or 9), BARS[setting.network]) for setting in (SMALL, KERAS, FLAX, *RESNETS)
     ),
-    "others": lambda rounds: (other_ways(_rounds(KERAS, rounds), compiled) for compiled in (False, True)),
+    "others": lambda rounds: (other_implementations(_rounds(KERAS, rounds), compiled) for compiled in (False, True)),
     "weights": lambda rounds: (over_weights(width, steps, rounds or 5) for width, steps in WIDTHS.items()),
     "members": lambda rounds: [over_members(_rounds(replace(KERAS, steps=2, rounds=11), rounds), MOST_MEMBERS)],
     "memory": lambda rounds: [bytes_held()],
@@ -60,7 +62,7 @@ SECTIONS: dict[str, Callable[[int | None], Iterable[Iterable[Figure]]]] = {  # b
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Returns what the figures depend on: processor, threads, versions."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text() if info.is_file() else "", re.MULTILINE)
     processor = names[0].strip() if names else platform.processor() or platform.machine()
@@ -68,22 +70,22 @@ def machine() -> dict[str, Any]:
     return {"processor": processor, "threads": torch.get_num_threads(), **versions}
 
 
-def told(figure: Figure) -> str:
-    """A line for the terminal."""
+def line_of(figure: Figure) -> str:
+    """Formats a figure as a line for the terminal."""
     if figure.value is None:
         return f"{figure.what}: {figure.note}"
     factor = 100 if figure.unit == "%" else 1
-    between = "" if figure.low is None else f"  ({figure.low * factor:.4g} to {(figure.high or 0) * factor:.4g})"
+    quartiles = "" if figure.low is None else f"  ({figure.low * factor:.4g} to {(figure.high or 0) * factor:.4g})"
     bar = figure.bar
     met = "" if bar is None else f"  {'met' if figure.value <= bar else 'MISSED'}: {bar * factor:g}"
-    return f"{figure.value * factor:10.4g} {figure.unit} {figure.what}{between}{met}"
+    return f"{figure.value * factor:10.4g} {figure.unit} {figure.what}{quartiles}{met}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; may be given several times")
-    parser.add_argument("--rounds", type=int, help="for all sections, instead of their own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section; repeatable")
+    parser.add_argument("--rounds", type=int, help="rounds of each section (default: its own number)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record to FILE")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     keep_freed_memory()  # as qat-run does
@@ -95,7 +97,7 @@ def main() -> None:
             if figure.setting != setting:
                 setting = figure.setting
                 print(setting)
-            print(told(figure), flush=True)
+            print(line_of(figure), flush=True)
             figures.append(asdict(figure))
         record["sections"][name] = figures
     if arguments.json:

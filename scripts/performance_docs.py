@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes docs/performance.md and docs/performance/scaling.png from the record of scripts/benchmark.py.
+"""Write docs/performance.md and docs/performance/scaling.png from the record of scripts/benchmark.py.
 
 python scripts/benchmark.py --json docs/performance/record.json     measure
 python scripts/performance_docs.py                                  write the page and its figure
-python scripts/performance_docs.py --check                          exit code 1 if the page is not the record's
+python scripts/performance_docs.py --check                          exit with 1 if the page is stale
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from qat_ste.report.style import COLORS, DOTS_PER_INCH, STYLE
 from qat_ste.report.writers import markdown_lines
 
 FOLDER = DOCS / "performance"
-SECTIONS = ("steps", "parts", "others", "weights", "members", "memory")
+SECTIONS = ("steps", "phases", "others", "weights", "members", "memory")
 Figures = Sequence[dict[str, Any]]
 
 
 def page(record: dict[str, Any]) -> str:
-    """The whole page as Markdown."""
+    """Returns the page as Markdown."""
     sections = record["sections"]
-    every = [figure for figures in sections.values() for figure in figures]
+    all_figures = [figure for figures in sections.values() for figure in figures]
     return filled(
         "performance",
-        bars=_bars([figure for figure in every if figure["bar"] is not None]),
+        bars=_bars([figure for figure in all_figures if figure["bar"] is not None]),
         weights=_weights(sections["weights"]),
         steps=_pivot(sections["steps"], "what", "setting"),
-        **{name: _pivot(sections[name], "setting", "what") for name in ("parts", "others", "members", "memory")},
+        **{name: _pivot(sections[name], "setting", "what") for name in ("phases", "others", "members", "memory")},
         **record["machine"],
     )
 
@@ -52,7 +52,7 @@ def _bars(figures: Figures) -> str:
 
 
 def _pivot(figures: Figures, columns: str, rows: str) -> str:
-    """A table of figures by two of their keys, in the order in which they first appear."""
+    """Table of figures by two of their keys, in order of first appearance."""
     cells = {(figure[rows], figure[columns]): _shown(figure) for figure in figures}
     header = _unique(figure[columns] for figure in figures)
     titles = _unique(figure[rows] for figure in figures)
@@ -61,7 +61,7 @@ def _pivot(figures: Figures, columns: str, rows: str) -> str:
 
 
 def _weights(figures: Figures) -> str:
-    """Seconds a step of two members, and nanoseconds a weight and member."""
+    """Table of the time per step of two members, and per weight and member."""
     kinds = _unique(figure["what"] for figure in figures)
     cells = {(f["x"], f["what"]): f"{_shown(f)}, {1e9 * f['value'] / f['x'] / 2:.3g} ns" for f in figures}
     lines = [["quantized weights", *kinds]]
@@ -80,8 +80,8 @@ def _shown(figure: dict[str, Any]) -> str:
         return figure["note"]
     if unit == "s" and value < 1:
         value, low, high, unit = 1e3 * value, 1e3 * low, 1e3 * high, "ms"
-    between = "" if low is None else f" ({_number(low, unit)} to {_number(high, unit)})"
-    return f"{_with_unit(value, unit)}{between}"
+    quartiles = "" if low is None else f" ({_number(low, unit)} to {_number(high, unit)})"
+    return f"{_with_unit(value, unit)}{quartiles}"
 
 
 def _with_unit(value: float, unit: str) -> str:
@@ -97,7 +97,7 @@ def _number(value: float, unit: str) -> str:
 
 
 def scaling(record: dict[str, Any]) -> Figure:
-    """Time of a step against quantized weights, and against members."""
+    """Draws the time of a step against quantized weights and against members."""
     figure = Figure(figsize=(7.2, 2.9))
     left, right = figure.subplots(1, 2)
     weights, members = record["sections"]["weights"], record["sections"]["members"]
@@ -105,7 +105,7 @@ def scaling(record: dict[str, Any]) -> Figure:
     for what, color in zip(_unique(f["what"] for f in weights), colors, strict=True):
         _line(left, [f for f in weights if f["what"] == what], color, what)
     _guide(left, [f for f in weights if f["what"] == weights[0]["what"]][-1], min(f["x"] for f in weights))
-    left.set(xscale="log", yscale="log", xlabel="quantized weights", ylabel="seconds a step", title="Two members")
+    left.set(xscale="log", yscale="log", xlabel="quantized weights", ylabel="seconds per step", title="Two members")
     left.legend(loc="upper left")
     _line(right, members, COLORS["ste"], members[0]["setting"])
     _guide(right, members[0], members[-1]["x"])
@@ -122,9 +122,9 @@ def _line(axes: Axes, figures: Figures, color: str, label: str) -> None:
 
 
 def _guide(axes: Axes, through: dict[str, Any], to: float) -> None:
-    """In proportion, from a figure to another place."""
-    x = [through["x"], to]
-    axes.plot(x, [through["value"] / through["x"] * place for place in x], "--", color="#777777", lw=1, zorder=0)
+    """Draws proportional growth through one figure, from its x to another."""
+    ends = [through["x"], to]
+    axes.plot(ends, [through["value"] / through["x"] * x for x in ends], "--", color="#777777", lw=1, zorder=0)
 
 
 def _draw(record: dict[str, Any], file: Path) -> None:
@@ -135,8 +135,8 @@ def _draw(record: dict[str, Any], file: Path) -> None:
 def main() -> int:
     check = parser(__doc__).parse_args().check
     record = json.loads((FOLDER / "record.json").read_text(encoding="utf-8"))
-    if lacking := [name for name in SECTIONS if name not in record["sections"]]:
-        print(f"the record lacks {', '.join(lacking)}: run scripts/benchmark.py without --only", file=sys.stderr)
+    if missing := [name for name in SECTIONS if name not in record["sections"]]:
+        print(f"the record lacks {', '.join(missing)}: run scripts/benchmark.py without --only", file=sys.stderr)
         return 2
     return publish(DOCS / "performance.md", page(record), check, {"scaling.png": partial(_draw, record)})
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes docs/reproduction.md from the measured results in docs/results/*.json.
+"""Write docs/reproduction.md from the measured results in docs/results/*.json.
 
     qat-report outputs/mnist_full --summary docs/results/mnist_full.json
     python scripts/reproduction_docs.py            write the page
-    python scripts/reproduction_docs.py --check    exit code 1 if it is not what the results give
+    python scripts/reproduction_docs.py --check    exit with 1 if the page is stale
 
-Where results differ from the paper's and why stands in docs/results/<name>.md, written by hand, and is taken over.
+docs/results/<name>.md says where the results differ from the paper's, and why. It is written by hand and included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qat_ste.report.writers import markdown_claims, markdown_lines, markdown_tab
 
 
 def page(results: Path) -> str:
-    """The whole page as Markdown, from the ``*.json`` files in the folder, by name."""
+    """Returns the page as Markdown, with a section per ``*.json`` file in the folder, by name."""
     sections = map(_section, sorted(results.glob("*.json")))
     return filled("reproduction", test=TEST, sections="\n".join(sections))
 
@@ -36,7 +36,7 @@ def _section(path: Path) -> str:
     for table in paper_tables(measured, content.get("metrics", {})):
         lines += [f"### {markdown_text(table.setup)}", "", "Mean ± standard deviation over n seeds.", ""]
         lines += [markdown_table(table), ""]
-    lines += ["### On what, how long", "", _conditions(content), "", _machine(content), ""]
+    lines += ["### Runs and machine", "", _conditions(content), "", _machine(content), ""]
     differences = path.with_suffix(".md")
     if differences.is_file():
         lines += ["### Where we differ, and why", "", differences.read_text(encoding="utf-8").strip(), ""]
@@ -55,10 +55,10 @@ def _conditions(content: dict[str, Any]) -> str:
 
 def _machine(content: dict[str, Any]) -> str:
     cores = f" with {_listed(content['cpu_count'])} processors" if content["cpu_count"] else ""
-    versions = ", ".join(f"{markdown_text(name)} {_listed(found)}" for name, found in content["versions"].items())
+    versions = ", ".join(f"{markdown_text(name)} {_listed(version)}" for name, version in content["versions"].items())
     seconds = content["wall_seconds"]
     return (
-        f"{content['runs']} runs, {seconds / 60:.0f} minutes of training in all, on "
+        f"{content['runs']} runs, {seconds / 60:.0f} minutes of training in total, on "
         f"{markdown_text(_listed(content['devices']))}{cores}; {versions}."
     )
 

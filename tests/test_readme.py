@@ -1,4 +1,4 @@
-"""What the README shows runs, and says what was measured."""
+"""The examples of the README run, and its pictures and commands exist."""
 
 from __future__ import annotations
 

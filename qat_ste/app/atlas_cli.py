@@ -38,7 +38,9 @@ def main() -> None:
     if arguments.config_dir is not None:
         if not arguments.config_dir.is_dir():
             _refuse([f"--config-dir {arguments.config_dir}: is no folder"])
-        from qat_ste.app.compose import search_path
+        from qat_ste.app.compose import add_modules_beside, search_path
+
+        add_modules_beside(str(arguments.config_dir))
 
         overrides += search_path(str(arguments.config_dir))
     grid = _grid(overrides)
@@ -50,14 +52,11 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from qat_ste.app.compose import config_dir
-
-    yaml = (Path(config_dir()) / "atlas.yaml").read_text(encoding="utf-8")
     parser = argparse.ArgumentParser(
         prog="qat-atlas",
         description="Trains every estimator and its STE counterpart under every optimizer, and says on one page which "
         "are the STE in disguise.",
-        epilog=EXAMPLES + yaml[yaml.index("atlas:") :],
+        epilog=EXAMPLES + _default_grid() if {"-h", "--help"} & set(sys.argv) else "",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration below")
@@ -66,13 +65,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _default_grid() -> str:
+    """The packaged grid, with the comments of its keys."""
+    from omegaconf import OmegaConf
+
+    from qat_ste.app.compose import compose_file, config_dir
+    from qat_ste.app.help_text import commented
+
+    cfg = compose_file(config_dir(), [], "atlas")
+    return commented(OmegaConf.masked_copy(cfg, ["atlas"]))
+
+
 def _grid(overrides: list[str]) -> Grid:
-    from hydra.core.config_store import ConfigStore
-
     from qat_ste.app.compose import COMPOSE_ERRORS, compose_file, composition_problems, config_dir
-    from qat_ste.app.schema import AtlasRunConfig, ConfigError
+    from qat_ste.app.schema import ConfigError
 
-    ConfigStore.instance().store(name="atlas_schema", node=AtlasRunConfig)
     try:
         compose_file(config_dir(), overrides, "atlas")  # what fails here needs no torch
         from qat_ste.app.atlas_grid import grid_of
@@ -113,14 +120,15 @@ def _run(grid: Grid) -> int:
 
 def _train_and_write(grid: Grid) -> int:
     """Trains what is missing, writes numbers and page; returns the exit code."""
-    from qat_ste.app.atlas_jobs import collect, train_jobs
-    from qat_ste.app.run import versions
+    from qat_ste.app.atlas_jobs import CellFiles, collect, train_jobs
     from qat_ste.base.files import write_json
+    from qat_ste.experiment.run_report import versions
     from qat_ste.loggers.jobs import JobsProgress
     from qat_ste.report.atlas.page import write_atlas
 
     folder = grid.folder / "cells"
-    left = sum(job.missing(folder).work for job in grid.jobs)
+    files = CellFiles(folder)
+    left = sum(files.missing(job).work for job in grid.jobs)
     total = sum(job.work for job in grid.jobs)
     trained = closing(train_jobs(grid.jobs, grid.training, folder, grid.workers))
     with JobsProgress(total, total - left) as progress, trained as jobs:

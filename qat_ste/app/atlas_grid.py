@@ -1,11 +1,11 @@
-"""From a configuration to the jobs of an atlas, with every fault of an entry found before anything is trained."""
+"""Turns a configuration into the jobs of an atlas; finds every fault of an entry before training."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +17,49 @@ from torch import nn
 from qat_ste.app.atlas_jobs import Job
 from qat_ste.app.compose import COMPOSE_ERRORS, compose_file, composition_problems, config_dir, packaged_default
 from qat_ste.app.schema import ConfigError
-from qat_ste.app.validate import Parts, Preparation
+from qat_ste.app.validate import RunComponents, RunValidator
+from qat_ste.base.sections import Quantization, TrainConfig
 from qat_ste.data.dataset import Dataset
 from qat_ste.estimators import Estimator
-from qat_ste.experiment.gradient_update import L2Penalty
 from qat_ste.experiment.many_estimators import Cell, train_cells
 from qat_ste.optimizers import MakeOptimizer
-from qat_ste.optimizers.schedules import by_name
 
 OF_TRAINING = ("batch_size", "shuffle", "schedule", "warmup", "l2", "l2_include")
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Training:
-    """What all jobs share; trains the cells of one."""
+class CellTraining:
+    """Everything that all jobs share; called, it trains the cells of one job."""
 
     build_model: Callable[[], nn.Module]
     dataset: Dataset
     estimators: Mapping[str, Estimator]
     optimizers: Mapping[str, MakeOptimizer]
-    quantizer: Mapping[str, Any]
-    train: Mapping[str, Any]
+    quantization: Quantization
+    training: TrainConfig
 
     def __call__(self, job: Job) -> Mapping[str, Cell]:
-        train = self.train
+        training = replace(self.training, steps=job.steps, seed=job.seed)
         return train_cells(
             self.build_model,
-            self.dataset.train_batches(train["batch_size"], train["shuffle"], job.seed, CPU),
+            self.dataset.train_batches(training.batch_size, training.shuffle, job.seed, CPU),
             loss=F.cross_entropy,
             estimators={name: self.estimators[name] for name in job.cells},
             optimizer=self.optimizers[job.optimizer],
             lr=job.lr,
-            steps=job.steps,
+            quantization=self.quantization,
+            training=training,
             test=self.dataset.test_batches(CPU),
-            schedule=by_name(train["schedule"], job.steps, train["warmup"]),
-            l2=L2Penalty(train["l2"], tuple(train["l2_include"])) if train["l2"] else None,
-            seed=job.seed,
-            **self.quantizer,
         )
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All that an atlas trains, and where to. ``lrs``: by optimizer, the larger and the smaller learning rate."""
+    """The jobs of an atlas and its folder; ``lrs`` holds the larger and the smaller learning rate by optimizer."""
 
     jobs: list[Job]
-    training: Training
+    training: CellTraining
     folder: Path
     workers: int
     lrs: dict[str, tuple[float, float]]
@@ -74,31 +70,31 @@ def grid_of(overrides: list[str]) -> Grid:
     """The grid of ``atlas.yaml`` with these overrides.
 
     Raises:
-        ConfigError: with what is wrong in each entry.
-        Exception: one of ``COMPOSE_ERRORS``, for an override that is no part of an entry.
+        ConfigError: with the problems of all entries.
+        Exception: one of ``COMPOSE_ERRORS``, for an override outside the entries.
     """
     cfg = compose_file(config_dir(), overrides, "atlas", return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    parts = _checked(cfg, choices)
+    components = _checked(cfg, choices)
     entries = {
         group: [_Entry(group, text, overrides, choices) for text in dict.fromkeys(cfg.atlas[f"{group}s"])]
         for group in ("estimator", "optimizer")
     }
-    problems = [problem for found in entries.values() for entry in found for problem in entry.problems]
+    problems = [problem for of_group in entries.values() for entry in of_group for problem in entry.problems]
     if problems:
         raise ConfigError(problems)
-    parts.dataset.prepare()
+    components.dataset.prepare()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     atlas = plain["atlas"]
     shared = {
-        "data": parts.dataset.fingerprint,
+        "data": components.dataset.fingerprint,
         "model": plain["model"],
         "quantizer": plain["quantizer"],
         "train": {key: plain["train"][key] for key in OF_TRAINING},
     }
-    estimators, optimizers = (_by_label(found) for found in entries.values())
+    estimators, optimizers = (_by_label(of_group) for of_group in entries.values())
     jobs = [
         Job(label, seed, lr, steps, _cells(estimators, optimizer.node, shared, seed=seed, lr=lr, steps=steps))
         for seed in dict.fromkeys(atlas["seeds"])
@@ -107,13 +103,13 @@ def grid_of(overrides: list[str]) -> Grid:
         for label, optimizer in optimizers.items()
         for lr in (optimizer.node["lr"] / divisor,)
     ]
-    training = Training(
-        parts.build_model,
-        parts.dataset,
-        {label: entry.parts.estimator for label, entry in estimators.items()},
-        {label: entry.parts.optimizer for label, entry in optimizers.items()},
-        plain["quantizer"],
-        shared["train"],
+    training = CellTraining(
+        components.build_model,
+        components.dataset,
+        {label: entry.components.estimator for label, entry in estimators.items()},
+        {label: entry.components.optimizer for label, entry in optimizers.items()},
+        components.quantization,
+        TrainConfig(**shared["train"]),
     )
     lrs = {label: (entry.node["lr"], entry.node["lr"] / atlas["smaller"]) for label, entry in optimizers.items()}
     workers = min(atlas["workers"] or _cores(), len(jobs))
@@ -125,37 +121,37 @@ class _Entry:
 
     def __init__(self, group: str, text: str, overrides: list[str], choices: dict[str, Any]) -> None:
         self.text, self.problems = text, list[str]()
-        self.name, *own = text.split() or [""]
-        self.changes = [change.removeprefix(f"{group}.") for change in own]
+        self.name, *changes = text.split() or [""]
+        self.changes = [change.removeprefix(f"{group}.") for change in changes]
         sound = list(overrides)
-        for given in ([f"{group}={self.name}"], own):
+        for given in ([f"{group}={self.name}"], changes):
             try:
                 cfg = compose_file(config_dir(), [*sound, *given], "atlas")
             except COMPOSE_ERRORS as error:
-                found = composition_problems(config_dir(), given, error, "atlas", sound)
-                self._tell(group, [problem.removeprefix(f"{group}={text}: ") for problem in found])
+                problems = composition_problems(config_dir(), given, error, "atlas", sound)
+                self._add(group, [problem.removeprefix(f"{group}={text}: ") for problem in problems])
                 return
             sound += given
         self.node: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
         try:
-            self.parts = _checked(cfg, choices | {group: self.name})
+            self.components = _checked(cfg, choices | {group: self.name})
         except ConfigError as error:
-            self._tell(group, error.problems)
+            self._add(group, error.problems)
 
-    def _tell(self, group: str, problems: Sequence[Any]) -> None:
+    def _add(self, group: str, problems: Sequence[Any]) -> None:
         self.problems = [f"atlas.{group}s=[{self.text}]: {problem}" for problem in problems]
 
 
-def _checked(cfg: DictConfig, choices: dict[str, Any]) -> Parts:
-    """Raises ConfigError. Where the theorem cannot apply is no fault: the cell tells."""
+def _checked(cfg: DictConfig, choices: dict[str, Any]) -> RunComponents:
+    """Raises ConfigError. An estimator outside the theorem is no fault: its cell says so."""
     cfg = cfg.copy()
     cfg.counterparts = ["naive", "jitter"]
     cfg.runtime.device = "cpu"
-    return Preparation(cfg, packaged_default(config_dir(), choices)).parts()
+    return RunValidator(cfg, packaged_default(config_dir(), choices)).components()
 
 
 def _by_label(entries: list[_Entry]) -> dict[str, _Entry]:
-    """By name and changes, but for the learning rate where that is not needed to tell entries apart."""
+    """By name and changes; the learning rate only where entries differ in nothing else."""
     short = [", ".join([e.name, *(c for c in e.changes if not c.startswith("lr="))]) for e in entries]
     counts = Counter(short)
     labels = [
@@ -166,10 +162,10 @@ def _by_label(entries: list[_Entry]) -> dict[str, _Entry]:
 
 
 def _cells(
-    estimators: Mapping[str, _Entry], optimizer: dict[str, Any], shared: dict[str, Any], **own: float
+    estimators: Mapping[str, _Entry], optimizer: dict[str, Any], shared: dict[str, Any], **of_job: float
 ) -> dict[str, dict[str, Any]]:
     node = {key: value for key, value in optimizer.items() if key != "lr"}
-    return {label: {**shared, "optimizer": node, "estimator": e.node, **own} for label, e in estimators.items()}
+    return {label: {**shared, "optimizer": node, "estimator": e.node, **of_job} for label, e in estimators.items()}
 
 
 def _cores() -> int:

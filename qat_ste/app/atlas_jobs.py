@@ -1,4 +1,4 @@
-"""The jobs of an atlas: worker processes train them, and what has been trained is not trained again."""
+"""The jobs of an atlas: worker processes train the cells that the folder does not hold yet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 
 from qat_ste.base.files import read_json, write_json
 from qat_ste.base.process import when_parent_ends
-from qat_ste.base.run_config import completed, differences, without_added
+from qat_ste.base.run_config import completed
 from qat_ste.experiment.many_estimators import Cell
 
 
@@ -29,7 +29,7 @@ class Job:
     """Cells that are trained on the same batches: those of one optimizer, seed and learning rate.
 
     Args:
-        cells: by estimator, the configuration on which the numbers of its cell depend.
+        cells: the configuration on which the numbers of a cell depend, by estimator.
     """
 
     optimizer: str
@@ -40,27 +40,35 @@ class Job:
 
     @property
     def work(self) -> int:
-        """What it costs, in steps of cells."""
+        """The cost, in steps times cells."""
         return self.steps * len(self.cells)
 
-    def path(self, folder: Path, estimator: str) -> Path:
-        """The file of a cell, named by its configuration."""
-        content = json.dumps(without_added(self.cells[estimator]), sort_keys=True)
-        return folder / f"{sha256(content.encode()).hexdigest()[:20]}.json"
 
-    def read(self, folder: Path, estimator: str) -> dict[str, Any] | None:
-        """The cell as it was written; None where it was not, or not for this configuration."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found = read_json(self.path(folder, estimator))
-            if not differences(completed(found["config"]), completed(self.cells[estimator])):
-                return dict(found["cell"])
-        return None
+class CellFiles:
+    """The cells that a folder holds, found by the configuration on which their numbers depend.
 
-    def missing(self, folder: Path) -> Job:
-        """The job with those cells alone that are not there, or ended with a fault."""
-        found = {name: self.read(folder, name) for name in self.cells}
-        left = {name: cell for name, cell in self.cells.items() if (found[name] or {"fault": "missing"})["fault"]}
-        return replace(self, cells=left)
+    Older versions lack newer keys: what counts is the configuration completed with defaults.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._cells = folder, dict[str, dict[str, Any]]()
+        for path in folder.glob("*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # the file may hold anything
+                content = read_json(path)
+                self._cells[_key(content["config"])] = dict(content["cell"])
+
+    def cell(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The cell of this configuration, if the folder holds it."""
+        return self._cells.get(_key(config))
+
+    def missing(self, job: Job) -> Job:
+        """The job with only those cells that are not there or ended with a fault."""
+        cells = {name: (self.cell(config), config) for name, config in job.cells.items()}
+        return replace(job, cells={name: config for name, (cell, config) in cells.items() if not cell or cell["fault"]})
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    return json.dumps(completed(config), sort_keys=True)
 
 
 Train = Callable[[Job], Mapping[str, Cell]]
@@ -69,9 +77,9 @@ Train = Callable[[Job], Mapping[str, Cell]]
 def train_jobs(
     jobs: Sequence[Job], train: Train, folder: Path, workers: int
 ) -> Generator[tuple[Job, float], None, None]:
-    """Trains what is missing of the jobs; yields each when its files are there, with the seconds that it took.
+    """Trains the missing cells; yields each job when its files are written, with the seconds that it took.
 
-    Several workers are processes, with a thread each; one is this process. However this one ends, they end too.
+    With one worker this process trains; several workers are processes of one thread each, which end with this one.
 
     Args:
         train: trains the cells of a job; sent to the workers.
@@ -80,7 +88,8 @@ def train_jobs(
         concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    left = [job for job in (job.missing(folder) for job in jobs) if job.cells]
+    files = CellFiles(folder)
+    left = [job for job in map(files.missing, jobs) if job.cells]
     if workers == 1:
         for job in left:
             yield job, _train(job, train, folder)
@@ -91,19 +100,19 @@ def train_jobs(
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
-        for process in active_children():  # else they would finish their jobs first
+        for process in active_children():  # otherwise they would finish their jobs first
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def collect(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
-    """All cells, each with its place in the grid; those that were never written have a fault that says so."""
-    absent = asdict(Cell(fault="was not trained"))
+    """All cells with their places in the grid; a cell that is not there has a fault that says so."""
+    absent, files = asdict(Cell(fault="was not trained")), CellFiles(folder)
     return [
         {"estimator": name, "optimizer": job.optimizer, "seed": job.seed, "lr": job.lr, "steps": job.steps}
-        | (job.read(folder, name) or absent)
+        | (files.cell(config) or absent)
         for job in jobs
-        for name in job.cells
+        for name, config in job.cells.items()
     ]
 
 
@@ -112,7 +121,7 @@ _shared: list[Any] = []
 
 def _begin(train: Train, folder: Path) -> None:
     """In a worker, before its first job."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the launching process decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the launching process decides
         signal.signal(number, signal.SIG_IGN)
     when_parent_ends(partial(os.kill, os.getpid(), signal.SIGKILL))
     torch.set_num_threads(1)
@@ -128,5 +137,6 @@ def _train(job: Job, train: Train, folder: Path) -> float:
     cells = train(job)
     seconds = time.monotonic() - began
     for name, cell in cells.items():
-        write_json(job.path(folder, name), {"config": job.cells[name], "cell": asdict(cell)})
+        path = folder / f"{sha256(_key(job.cells[name]).encode()).hexdigest()[:20]}.json"
+        write_json(path, {"config": job.cells[name], "cell": asdict(cell)})
     return seconds

@@ -1,4 +1,4 @@
-"""Builds the ``_target_`` of each group; when that fails, finds the key at fault."""
+"""Builds the ``_target_`` of each group; if that fails, finds the key at fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from qat_ste.app.schema import ConfigError, Problem, section_problems
-from qat_ste.app.values import OPEN, mend, of_another_kind, unusable
+from qat_ste.app.value_checks import OPEN, mend, of_another_kind, unusable
+from qat_ste.base.errors import ArgumentError
 from qat_ste.base.text import shown
 from qat_ste.estimators import Estimator
 from qat_ste.optimizers import MakeOptimizer
@@ -20,7 +21,7 @@ UNLOCATED = ("Error locating", "Error loading", "Expected a callable", "Empty pa
 
 
 def make_estimator(node: DictConfig) -> Estimator:
-    """Raises whatever a foreign class does."""
+    """The estimator of this node. Raises whatever a foreign class raises."""
     estimator = instantiate(node)
     if not isinstance(estimator, Estimator):
         raise TypeError("_target_ must make an Estimator")
@@ -28,14 +29,14 @@ def make_estimator(node: DictConfig) -> Estimator:
 
 
 class _Accepted(Exception):
-    """An optimizer has looked at its arguments, and goes on to its parameters."""
+    """The optimizer accepted its arguments and asked for its parameters."""
 
 
 def make_optimizer(node: DictConfig) -> MakeOptimizer:
-    """A function of parameter groups and ``lr``; its other arguments are tried. Raises whatever a foreign class does.
+    """A function of parameter groups and ``lr``, its other arguments checked. Raises whatever a foreign class raises.
 
-    Optimizers check their arguments first. At the first group of parameters torch imports its compiler, which takes
-    1.2 s: too long for telling what else is wrong with a configuration.
+    Optimizers check their arguments first. At the first parameter group torch imports its compiler, which takes
+    1.2 s: too long while other problems may be found.
     """
 
     def groups() -> Iterator[dict[str, Any]]:
@@ -51,10 +52,10 @@ def make_optimizer(node: DictConfig) -> MakeOptimizer:
 
 
 def made_optimizer(make: MakeOptimizer, groups: Iterable[dict[str, Any]], lr: float) -> Optimizer:
-    """The optimizer of these groups.
+    """The optimizer of these parameter groups.
 
     Raises:
-        TypeError: it is none.
+        TypeError: ``make`` returns no optimizer.
     """
     made = make(groups, lr=lr)
     if not isinstance(made, Optimizer):
@@ -63,7 +64,7 @@ def made_optimizer(make: MakeOptimizer, groups: Iterable[dict[str, Any]], lr: fl
 
 
 def make_logger(node: DictConfig) -> Callable[..., Any] | None:
-    """A function of folder, name and config; None where nothing is logged to."""
+    """A function of folder, name and config; None without a logger."""
     make = instantiate(node) if node.get("_target_") else None
     if make is not None and not callable(make):
         raise TypeError("_target_ must make a function of folder, name and config")
@@ -71,14 +72,14 @@ def make_logger(node: DictConfig) -> Callable[..., Any] | None:
 
 
 class ComponentBuilder:
-    """A configuration whose values are looked at, and the problems found in it; what is wrong is mended meanwhile.
+    """Builds components from a configuration and collects its problems; wrong values get their packaged default.
 
     Args:
-        default: the packaged value of a key ("estimator.k"), for the example in a message.
-        known: problems to be told with those found.
+        default: returns the packaged value of a key ("estimator.k"), for examples in messages.
+        known: problems to report together with those found here.
 
     Raises:
-        ConfigError: a group is none.
+        ConfigError: a group has no keys.
     """
 
     def __init__(
@@ -87,41 +88,44 @@ class ComponentBuilder:
         self.cfg, self._default, self.problems = cfg.copy(), default, list(known)
         OmegaConf.set_struct(self.cfg, False)
         for find in (unusable, lambda cfg, _: section_problems(cfg), of_another_kind):
-            found = find(self.cfg, default)
-            self.problems += found
+            problems = find(self.cfg, default)
+            self.problems += problems
             if not all(isinstance(self.cfg._get_node(group), DictConfig) and self.cfg[group] for group in OPEN):
                 raise ConfigError(self.problems)
-            mend(self.cfg, found, default)
+            mend(self.cfg, problems, default)
 
     def add(self, key: str, allowed: str, example: Any = None) -> None:
-        """A problem with a key; its example is the packaged default unless given."""
+        """Adds a problem with a key, one per key; the example is the packaged default unless given."""
         if not any(getattr(problem, "key", None) == key for problem in self.problems):
             example = shown(self._default(key)) if example is None else example
             value = OmegaConf.select(self.cfg, key)
             value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             self.problems.append(Problem(key, value, allowed, example))
 
-    def refused(self, group: str, error: Exception, works: Callable[[DictConfig], object], what: str = "") -> None:
-        """What a constructor said: our own start with the argument's name, of which the key is made.
+    def refused(self, group: str, error: Exception, works: Callable[[DictConfig], object], attempt: str = "") -> None:
+        """Adds the problem that the constructor of a group raised.
 
         Args:
-            works: fails with arguments that are not right.
-            what: cannot be done; for where none of the arguments is at fault.
+            works: raises where the arguments are wrong.
+            attempt: what failed ("cannot train this network: "), for errors without a key at fault.
         """
-        text = " ".join(str(error.__cause__ or error).split()).partition(", set env var")[0]
-        argument = "_target_" if text.startswith(UNLOCATED) else text.split(" ")[0]
-        if argument in self.cfg[group]:
-            self.add(f"{group}.{argument}", text.removeprefix(argument).split(", got ")[0].strip())
-        elif culprit := self._culprit(group, error.__cause__ or error, works):
-            self.add(f"{group}.{culprit}", f"{what}{text}")
+        cause = error.__cause__ or error
+        text = " ".join(str(cause).split()).partition(", set env var")[0]
+        if isinstance(cause, ArgumentError) and cause.name in self.cfg[group]:
+            self.add(f"{group}.{cause.name}", f"must be {cause.allowed}")
+        elif text.startswith(UNLOCATED):
+            self.add(f"{group}._target_", text)
+        elif culprit := self._culprit(group, cause, works):
+            self.add(f"{group}.{culprit}", f"{attempt}{text}")
         elif group == "dataset" and "root" in self.cfg.dataset:
-            own = OmegaConf.to_container(self.cfg.dataset, resolve=False)["root"] != "${paths.data}"  # type: ignore[call-overload, index]
-            self.add("dataset.root" if own else "paths.data", text, "DIR_WITH_THE_FILES")
+            root: Any = OmegaConf.to_container(self.cfg.dataset, resolve=False)
+            key = "paths.data" if root["root"] == "${paths.data}" else "dataset.root"
+            self.add(key, text, "DIR_WITH_THE_FILES")
         else:
-            self.problems.append(shown(f"{group}: {what}{text}", 500))
+            self.problems.append(shown(f"{group}: {attempt}{text}", 500))
 
     def _culprit(self, group: str, error: BaseException, works: Callable[[DictConfig], object]) -> str | None:
-        """The argument that is at fault: with its packaged value there is no error, which may not be of the disk."""
+        """The argument whose packaged value removes the error; None for errors of the disk."""
         node: Any = OmegaConf.to_container(self.cfg[group], resolve=False)
         packaged = self._default(f"{group}._target_") is not None
         for name in sorted(node, key="_target_".__eq__) if packaged and not isinstance(error, OSError) else ():
@@ -136,7 +140,7 @@ class ComponentBuilder:
         return None
 
     def build(self, group: str, made: Callable[[DictConfig], Any] = instantiate) -> Any:
-        """What ``made`` makes of the group; None where it fails, and why is among the problems."""
+        """What ``made`` returns for the group; None if it raises, with the reason among the problems."""
         try:
             return made(self.cfg[group])
         except Exception as error:  # a foreign target may raise anything

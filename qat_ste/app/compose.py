@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -20,11 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.app.job import locked_or_leave, outer_rank, tell
-from qat_ste.app.schema import ConfigError, RunConfig, problems_in
-from qat_ste.app.values import unusable
+from qat_ste.app.schema import ConfigError, RunConfig, atlas_schema, problems_in, schema
+from qat_ste.app.value_checks import unusable
+from qat_ste.base.sections import DEFAULT_COUNTERPARTS, SECTIONS
 from qat_ste.base.text import shown
 
-ConfigStore.instance().store(name="schema", node=RunConfig)
+ConfigStore.instance().store(name="schema", node=schema(RunConfig))
+ConfigStore.instance().store(name="atlas_schema", node=atlas_schema())
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last of what is no option of a group
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -48,6 +52,13 @@ def user_dir(arguments: Sequence[str]) -> str | None:
     return found
 
 
+def add_modules_beside(user_dir: str) -> None:
+    """Lets ``_target_`` find modules beside the user's folder of YAML files, in jobs of other processes too."""
+    parent = str(Path(user_dir).resolve().parent)
+    sys.path.append(parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), parent]))
+
+
 def search_path(user_dir: str | None) -> list[str]:
     """The overrides, at most one, that have YAML files looked for in the user's folder too."""
     return [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
@@ -60,7 +71,7 @@ def options(group: str, *folders: str | None) -> dict[str, Path]:
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
-    """Looks a key up in the packaged configuration, under the choices of this run: a plain value, or None."""
+    """Returns a function that looks a key up in the packaged configuration of these choices: a plain value or None."""
 
     @cache
     def content(path: Path) -> dict[str, Any]:
@@ -71,12 +82,14 @@ def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str]
     def default(key: str) -> Any:
         group, _, name = key.partition(".")
         for path in (Path(config_dir) / group / f"{choices.get(group)}.yaml", Path(config_dir) / "config.yaml"):
-            found: Any = content(path)
+            value: Any = content(path)
             for part in (name if path.parent.name == group else key).split("."):
-                found = found.get(part) if isinstance(found, dict) else None
-            if found is not None:
-                return found
-        return None
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                return value
+        if key == "counterparts":
+            return list(DEFAULT_COUNTERPARTS)
+        return SECTIONS[group].defaults().get(name) if group in SECTIONS else None
 
     return default
 
@@ -144,14 +157,14 @@ def _problems_of(config_dir: str, overrides: list[str], known: list[str]) -> lis
 
 def value_problems(config_dir: str, cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
     """What is known to be wrong, then what is with the values of a configuration that has Hydra's own part too."""
-    from qat_ste.app.validate import Preparation
+    from qat_ste.app.validate import RunValidator
 
     choices, cfg = dict(cfg.hydra.runtime.choices), cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     try:
-        Preparation(cfg, packaged_default(config_dir, choices), known).parts()
+        RunValidator(cfg, packaged_default(config_dir, choices), known).components()
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
     return list(known)

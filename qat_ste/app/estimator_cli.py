@@ -1,15 +1,17 @@
-"""``qat-estimator``: the card of an estimator, and its figure. Nothing is trained.
+"""``qat-estimator``: prints the card of an estimator and writes its figure. Trains nothing.
 
-A command of its own, since the output of ``qat-run dry_run=true`` is read by machines, a line a job. Imports torch only
-to work the card out.
+It is a separate command because programs read the output of ``qat-run dry_run=true``, one line per job. Imports torch
+only to compute the card.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
-from contextlib import redirect_stdout
+import textwrap
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from qat_ste.app.compose import (
     COMPOSE_ERRORS,
+    add_modules_beside,
     compose_file,
     composition_problems,
     config_dir,
@@ -28,16 +31,25 @@ from qat_ste.app.compose import (
     user_dir,
 )
 from qat_ste.app.job import tell
-from qat_ste.app.schema import ConfigError
+from qat_ste.app.schema import ConfigError, Problem
+from qat_ste.base.text import of_error, shown
 
 if TYPE_CHECKING:
     from qat_ste.base.estimator_card import Card
 
+DESCRIPTION = (
+    "Shows an estimator: whether the theorem covers it, which STE run corresponds to it under an optimizer, α and M, "
+    "and a figure."
+)
 EXAMPLES = """\
+examples:
   qat-estimator tanh
   qat-estimator tanh estimator.k=9 quantizer.bits=3 optimizer=adam
   qat-estimator power quantizer=fp4_e2m1 --output power.png
-  qat-estimator mine --config-dir my_conf       # my_conf/estimator/mine.yaml names your class
+  qat-estimator mine --config-dir my_conf
+
+my_conf/estimator/mine.yaml names your class as _target_; its module lies
+beside my_conf, or anywhere on PYTHONPATH.
 
 Tab completion: eval "$(qat-estimator -sc install=bash)"
 """
@@ -45,37 +57,44 @@ WIDTH = 120
 
 
 def main() -> None:
-    """Entry point. Bad input: one line a problem and exit code 2."""
+    """Entry point. Bad input: one line for each problem and exit code 2."""
     if sys.argv[1:2] in (["-sc"], ["--shell-completion"]):
         _complete(sys.argv[2:])
         return
     arguments = _parser().parse_intermixed_args()
     name = arguments.name.removeprefix("estimator=")
-    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
-        _refuse([f"--config-dir {arguments.config_dir}: is no folder"])
+    if arguments.config_dir is not None:
+        if not Path(arguments.config_dir).is_dir():
+            _refuse([f"--config-dir {arguments.config_dir}: no such folder"])
+        add_modules_beside(arguments.config_dir)
     card = _card([f"estimator={name}", *arguments.overrides], arguments.config_dir)
-    _show(card)
-    _draw(card, arguments.output or Path(f"{Path(name).name}.png"))
+    _print(_as_text(card))
+    path = arguments.output or Path(f"{Path(name).name}.png")
+    _draw(card, path)
+    _print(f"{path.resolve()}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     folders = config_dir(), user_dir(sys.argv[1:])
+    titles = {"estimator": "estimators", "quantizer": "grids (quantizer=)", "optimizer": "optimizers (optimizer=)"}
+    width = shutil.get_terminal_size().columns - 2  # argparse's own width
+    lists = [
+        textwrap.fill(f"{title}: {', '.join(options(group, *folders))}", width, subsequent_indent="  ")
+        for group, title in titles.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="qat-estimator",
-        description="Shows an estimator: what the theorem asks of it and whether it holds, α and M, which run with the "
-        "STE it amounts to under an optimizer, and a figure.",
-        epilog=f"{EXAMPLES}\nestimators: {', '.join(options('estimator', *folders))}\n"
-        f"grids (quantizer=): {', '.join(options('quantizer', *folders))}\n"
-        f"optimizers (optimizer=): {', '.join(options('optimizer', *folders))}",
+        description=textwrap.fill(DESCRIPTION, width),
+        epilog="\n\n".join([EXAMPLES.rstrip(), *lists]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", help="an estimator, see below")
+    parser.add_argument("name", metavar="NAME", help="an estimator from the list below, or one of yours")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, as for qat-run"
     )
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with YAML files of your own")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with your YAML files")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.png", help="where the figure goes (default: NAME.png in this folder)"
+        "--output", type=Path, metavar="FILE.png", help="file of the figure (default: NAME.png in the current folder)"
     )
     return parser
 
@@ -86,18 +105,31 @@ def _card(overrides: list[str], user: str | None) -> Card:
         cfg = compose_file(folder, [*search_path(user), *overrides])
     except COMPOSE_ERRORS as error:
         _refuse(composition_problems(folder, [*overrides, *(["--config-dir", user] if user else [])], error))
-    from qat_ste.app.validate import Preparation
+    from qat_ste.app.validate import RunValidator
     from qat_ste.experiment.card_of import card_of
 
     choices = {group: choice for group, _, choice in (override.partition("=") for override in overrides)}
     try:
-        estimator, quantizer, optimizer = Preparation(cfg, packaged_default(folder, choices)).rule()
+        estimator, quantizer, optimizer = RunValidator(cfg, packaged_default(folder, choices)).rule()
+        return card_of(estimator, quantizer, optimizer, cfg.optimizer.lr)
     except ConfigError as error:
-        _refuse([str(problem) for problem in error.problems])
-    return card_of(estimator, quantizer, optimizer, cfg.optimizer.lr)
+        _refuse([_with_module_path(problem, user) for problem in error.problems])
+    except ValueError as error:
+        _refuse([" ".join(str(error).split())])
+    except Exception as error:  # a foreign estimator may raise anything
+        _refuse([f"{overrides[0]}: {of_error(error)}"])
 
 
-def _show(card: Card) -> None:
+def _with_module_path(problem: Problem | str, user: str | None) -> str:
+    """The problem as a line; if it is a class that cannot be imported, the line names the folders to put it in."""
+    if not isinstance(problem, Problem) or problem.key != "estimator._target_":
+        return str(problem)
+    beside = f"beside the folder {user} or " if user else ""
+    return f"{problem.key}={shown(problem.value)}: {shown(problem.allowed, 500)}; put its module {beside}on PYTHONPATH"
+
+
+def _as_text(card: Card) -> str:
+    """The card in lines, with colours if standard output is a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -107,21 +139,31 @@ def _show(card: Card) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    console.print(Text(f"{card.name} on {card.grid}", style="bold"))
-    console.print(Text(card.definition))
-    if card.about:
-        console.print(Text(card.about, style="dim"))
+    (_, theorem), *rest = card_numbers(card)
+    numbers = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for title, value in rest:
+        numbers.add_row(Text(title), Text(value, style="bold" if title == "amounts to" else ""))
     flags = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for flag in card.flags:
         style = {True: "green", False: "bold red", None: "dim"}[flag.holds]
         flags.add_row(flag.name, Text(HOLDS[flag.holds], style=style), Text(flag.told))
-    numbers = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for title, value in card_numbers(card):
-        numbers.add_row(Text(title), Text(value, style="bold" if title == "amounts to" else ""))
-    for table in (flags, numbers):
+    with console.capture() as captured:
+        console.print(Text(f"{card.name} on {card.grid}", style="bold"))
+        console.print(Text(f"The theorem {theorem}.", style="red" if card.refusal or card.not_covered else "green"))
+        console.print(Text(card.definition))
+        if card.about:
+            console.print(Text(card.about, style="dim"))
+        for table in (numbers, flags):
+            console.print()
+            console.print(table)
         console.print()
-        console.print(table)
-    console.print()
+    return captured.get()
+
+
+def _print(text: str) -> None:
+    """Prints unless whatever reads the output has ended, as ``head`` does."""
+    with suppress(BrokenPipeError):
+        print(text, end="")  # noqa: T201
 
 
 def _draw(card: Card, path: Path) -> None:
@@ -132,23 +174,22 @@ def _draw(card: Card, path: Path) -> None:
         write(path, card_png(card))
     except OSError as error:
         _refuse([f"--output {path}: {error.strerror or error}"])
-    print(path.resolve())  # noqa: T201
 
 
 def _complete(arguments: list[str]) -> None:
-    """As Hydra completes ``qat-run``, but that the first word is an estimator's name."""
+    """Completes words as Hydra does for ``qat-run``, except that the first word is the name of an estimator."""
     program, _, words = os.environ.get("COMP_LINE", "").partition(" ")
     first, *more = words.lstrip().split(" ") or [""]
     naming = "=" not in first and not first.startswith("-")
     if naming:
         os.environ["COMP_LINE"] = " ".join([program, f"estimator={first}", *more])
-    with initialize_config_dir(config_dir(), version_base="1.3"), redirect_stdout(StringIO()) as found:
+    with initialize_config_dir(config_dir(), version_base="1.3"), redirect_stdout(StringIO()) as output:
         hydra: Any = GlobalHydra.instance().hydra
         hydra.shell_completion("config", arguments)
-    told = found.getvalue()
+    completions = output.getvalue()
     if naming and not more:
-        told = told.replace("estimator=", "")
-    print(told, end="")  # noqa: T201
+        completions = completions.replace("estimator=", "")
+    print(completions, end="")  # noqa: T201
 
 
 def _refuse(problems: list[str]) -> NoReturn:

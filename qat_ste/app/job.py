@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.base.files import FolderInUse, locked, write_json
-from qat_ste.base.run_config import finished
+from qat_ste.base.run_config import CheckpointMismatch, finished
 from qat_ste.base.text import of_error
 
 log = logging.getLogger(__name__)
@@ -58,30 +58,31 @@ class Job:
             return self._say_finished(self.folder)
         from qat_ste.app.ranks import join, launch
         from qat_ste.app.run import run
-        from qat_ste.app.validate import Preparation
+        from qat_ste.app.validate import RunValidator
         from qat_ste.experiment.ranks import Ranks
 
-        parts, folder = Preparation(self.cfg, self.default).parts(), self.folder
+        components, folder = RunValidator(self.cfg, self.default).components(), self.folder
         if rank is not None:
-            join(parts.device)
+            join(components.device)
             folder = Ranks().broadcast(folder)  # each evaluated the time for itself
             if self.finished(folder):
                 return 0 if rank else self._say_finished(folder)
         elif self.cfg.runtime.devices > 1:
-            parts.dataset.prepare()
+            components.dataset.prepare()
             return launch(self.cfg, folder, self.origin, self.job_logging)
-        return run(self.cfg, parts, folder, self.origin)
+        return run(self.cfg, components, folder, self.origin)
 
     def describe(self) -> str:
         """The command that makes this run, and what it costs, found out without training."""
-        from qat_ste.app.validate import Preparation
+        from qat_ste.app.validate import RunValidator
 
-        parts = Preparation(self.cfg, self.default).parts()
+        components = RunValidator(self.cfg, self.default).components()
         overrides = [o for o in shlex.split(self.origin["command"]) if not o.startswith("dry_run=")]
         if self.cfg.logger.get("group"):
             overrides.append(quoted("logger.group", str(self.cfg.logger.group)))
         command = shlex.join([*overrides, quoted("hydra.run.dir", str(self.folder))])
-        return f"{command}  # {parts.members} members x {parts.steps} steps of {self.cfg.train.batch_size}"
+        training = components.training
+        return f"{command}  # {components.members} members x {training.steps} steps of {training.batch_size}"
 
     @staticmethod
     def _say_finished(folder: Path) -> int:
@@ -122,6 +123,7 @@ def tell_fault(error: Exception, folder: Path | None) -> int:
 
     bad_input = isinstance(error, TOLD_IN_ONE_LINE)
     lines = str(error).splitlines() if bad_input else [f"the run failed: {of_error(error)}"]
+    lines = error.lines("hydra.run.dir") if isinstance(error, CheckpointMismatch) else lines
     if outer_rank() and bad_input:  # rank 0 tells it
         return 2
     with suppress(OSError):

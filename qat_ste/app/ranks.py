@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from qat_ste.app.run import StopRequest, run
 from qat_ste.app.schema import ConfigError
-from qat_ste.app.validate import Preparation
+from qat_ste.app.validate import RunValidator
 from qat_ste.base.files import FolderInUse, read_json, write_json
 from qat_ste.base.process import when_parent_ends
 from qat_ste.base.run_config import CheckpointMismatch
@@ -108,9 +108,9 @@ def _rank(
         logging.config.dictConfig(job_logging)
     try:
         cfg = OmegaConf.create(plain)
-        parts = Preparation(cfg).parts()
-        join(parts.device, init_method, rank, size)
-        code = run(cfg, parts, folder, origin)
+        components = RunValidator(cfg).components()
+        join(components.device, init_method, rank, size)
+        code = run(cfg, components, folder, origin)
         if code != 2:  # all ranks come to the same end: they leave together
             Ranks().any([True])
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""``qat-report``: tables, figures and one page from the files of runs, without torch."""
+"""The command ``qat-report``: tables, figures and one page from run folders, without importing torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from qat_ste.report.sweep.findings import Findings
     from qat_ste.report.sweep.folders import Problem
 
-MOST_CLAIMS, MOST_PROBLEMS = 40, 20  # lines on a terminal; the page has all
+MOST_CLAIMS, MOST_PROBLEMS = 40, 20  # printed; the page lists all
 PIPED_WIDTH = 160
 
 
 def main() -> None:
-    """Entry point. Nothing to report on: one line and exit code 2."""
+    """Runs ``qat-report``; without a run to report on it prints one line and exits with 2."""
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.diff and (arguments.folders or arguments.output or arguments.summary):
-        parser.error("--diff takes its two folders alone")
+        parser.error("--diff takes two folders and no other argument")
     if not arguments.diff and not arguments.folders:
         parser.error("name a run folder, or a folder with runs below it")
     from qat_ste.report.sweep.findings import NoRunsError
@@ -35,7 +35,7 @@ def main() -> None:
         else:
             _report(arguments.folders, arguments.output, arguments.summary)
     except NoRunsError as error:
-        _tell(error.problems)
+        _print_problems(error.problems)
         print(f"qat-report: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except OSError as error:
@@ -50,17 +50,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qat-report",
         description="Tables, figures and one self-contained page from run folders: means over seeds, and which of the "
-        "paper's claims hold. Unfinished and broken folders are told of and left out.",
+        "paper's claims hold. Unfinished and broken folders are reported and skipped.",
     )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="RUN_OR_SWEEP", help="a run, or a folder of runs")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="RUN_OR_SWEEP", help="a run folder, or a folder of runs"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="where page, tables and figures go (default: the folder itself if one is given, else report/)",
+        help="folder for the page, tables and figures (default: the given folder if there is one, else report/)",
     )
     parser.add_argument("--summary", type=Path, metavar="FILE", help="also write all numbers as a small JSON file")
-    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="two runs or sweeps side by side")
+    parser.add_argument(
+        "--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two runs or sweeps side by side"
+    )
     return parser
 
 
@@ -69,27 +73,27 @@ def _report(folders: Sequence[Path], output: Path | None, summary: Path | None) 
     from qat_ste.report.sweep.findings import find
     from qat_ste.report.sweep.folders import find_runs
 
-    only = folders[0] if len(folders) == 1 and output is None else None
-    single = only is not None and next(find_runs(only), None) == only
-    if only is not None and single:
+    folder = folders[0] if len(folders) == 1 and output is None else None
+    is_run = folder is not None and next(find_runs(folder), None) == folder
+    if folder is not None and is_run:
         from qat_ste.report.run.page import write_report
 
         findings = find(folders)
-        failures = write_report(only)
-        page = only / "report.html"
+        failures = write_report(folder)
+        page = folder / "report.html"
     else:
         from qat_ste.report.sweep.page import write_sweep_report
 
-        report = write_sweep_report(folders, output or only or Path("report"))
+        report = write_sweep_report(folders, output or folder or Path("report"))
         findings, failures, page = report.findings, report.failures, report.page
     if summary is not None:
         from qat_ste.report.sweep.summary import write_summary
 
         write_summary(findings, summary)
-    _tell(findings.problems)
+    _print_problems(findings.problems)
     for name, reason in failures.items():
         print(f"qat-report: the figure {name} could not be drawn: {one_line(reason)}", file=sys.stderr)  # noqa: T201
-    if not single:  # whose page has its verdict
+    if not is_run:  # a run's page has its verdict
         _show_claims(findings)
     print(page.resolve())  # noqa: T201
 
@@ -102,7 +106,7 @@ def _show_claims(findings: Findings) -> None:
     from qat_ste.report.sweep.claims import FAILS, HOLDS, counted
     from qat_ste.report.writers import shown_interval, shown_ratio
 
-    def line(claim: Claim) -> list[Text]:
+    def table_row(claim: Claim) -> list[Text]:
         style = {HOLDS: "green", FAILS: "bold red"}.get(claim.word, "yellow")
         cells = [claim.setup, claim.ratio, claim.bound, shown_ratio(claim.value), shown_interval(claim), str(claim.n)]
         return [*(Text(one_line(cell)) for cell in cells), Text(claim.word, style=style)]
@@ -116,7 +120,7 @@ def _show_claims(findings: Findings) -> None:
             table.add_column(title, justify="right")
         table.add_column("claim")
         for claim in findings.claims[:MOST_CLAIMS]:
-            table.add_row(*line(claim))
+            table.add_row(*table_row(claim))
         console.print(table)
         if len(findings.claims) > MOST_CLAIMS:
             console.print(f"… and {len(findings.claims) - MOST_CLAIMS} more on the page")
@@ -132,10 +136,10 @@ def _diff(a: Path, b: Path) -> None:
 
     sides = [find([path]) for path in (a, b)]
     for findings in sides:
-        _tell(findings.problems)
-    found = compare_findings(*sides)
+        _print_problems(findings.problems)
+    differences = compare_findings(*sides)
     console = _console()
-    for difference in found.both:
+    for difference in differences.both:
         table = Table(title=Text(difference.name, style="bold"), title_justify="left", box=None, pad_edge=False)
         for title in ("", "A", "B"):
             table.add_column(title, justify="left" if not title else "right", overflow="fold")
@@ -148,7 +152,7 @@ def _diff(a: Path, b: Path) -> None:
             table.add_row(Text(name), Text(in_a), Text(in_b), style="" if in_a != in_b else "dim")
         console.print(table)
         console.print()
-    for side, path, names in (("A", a, found.only_a), ("B", b, found.only_b)):
+    for side, path, names in (("A", a, differences.only_a), ("B", b, differences.only_b)):
         for name in names:
             console.print(Text(f"only in {side} ({path}): {name}"))
 
@@ -158,11 +162,11 @@ def _console() -> Console:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = PIPED_WIDTH  # a file has room for every column
+        console.width = PIPED_WIDTH  # long lines are no problem in a file
     return console
 
 
-def _tell(problems: Sequence[Problem]) -> None:
+def _print_problems(problems: Sequence[Problem]) -> None:
     for problem in problems[:MOST_PROBLEMS]:
         print(f"qat-report: {problem}", file=sys.stderr)  # noqa: T201
     if len(problems) > MOST_PROBLEMS:

@@ -17,7 +17,19 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.app.compose import COMPOSE_ERRORS, composition_problems, config_dir, packaged_default
+from qat_ste import __version__
+from qat_ste.app.compose import (
+    COMPOSE_ERRORS,
+    add_modules_beside,
+    compose_file,
+    composition_problems,
+    config_dir,
+    options,
+    packaged_default,
+    search_path,
+    user_dir,
+)
+from qat_ste.app.help_text import run_help
 from qat_ste.app.job import Job, outer_rank, quoted, tell, tell_fault
 from qat_ste.app.sweep import Sweep, folder_name, run_of_sweep, sweep_name
 from qat_ste.base.process import run_program
@@ -92,6 +104,20 @@ def _formula_quoted(argument: str) -> str:
     return argument
 
 
+def _print_help(arguments: list[str]) -> None:
+    user = user_dir(arguments)
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    try:
+        cfg = compose_file(config_dir(), [*search_path(user), *overrides])
+    except COMPOSE_ERRORS as error:
+        tell(composition_problems(config_dir(), arguments, error))
+        raise SystemExit(2) from None
+    names = sorted(
+        {path.parent.name for folder in (config_dir(), user) if folder for path in Path(folder).glob("*/*.yaml")}
+    )
+    print(run_help(cfg, {group: list(options(group, config_dir(), user)) for group in names}))  # noqa: T201
+
+
 def main() -> None:
     """All of ``qat-run``. Bad input: one line a problem, exit code 2; a sweep of which not all runs are done: 1."""
     global _launching_process
@@ -99,6 +125,14 @@ def main() -> None:
     sys.argv = [_formula_quoted(argument) for argument in sys.argv]
     logging.raiseExceptions = False  # a full disk under run.log is no reason for a traceback a line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
+    if "--version" in sys.argv:
+        print(f"qat-run {__version__}")  # noqa: T201
+        return
+    if {"--help", "-h"} & set(sys.argv):
+        _print_help(sys.argv[1:])
+        return
+    if user := user_dir(sys.argv[1:]):
+        add_modules_beside(user)
     if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     if "dry_run=true" in sys.argv:

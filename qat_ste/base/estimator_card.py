@@ -1,4 +1,4 @@
-"""What is told of an estimator at a glance: plain numbers and arrays. Imports no torch."""
+"""The card of an estimator: what the theorem says about it, as plain numbers and arrays. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Flag:
-    """One assumption of arXiv 2405.05171: whether it holds (None: not looked at), and how well or where not."""
+    """One assumption of arXiv 2405.05171.
+
+    Attributes:
+        holds: None if it was not checked.
+        told: the constant that belongs to the assumption, or where it fails.
+    """
 
     name: str
     holds: bool | None
@@ -18,13 +23,23 @@ class Flag:
 
 @dataclass(frozen=True)
 class Card:
-    """An estimator on a grid under an optimizer; weights in units of max, arrays of equal length along ``w``.
+    """An estimator on a grid under an optimizer. Weights are in units of max; arrays have one value per ``w``.
 
-    ``g``, ``soft`` (∫ g dw, meeting the identity in the middle of the range) and ``mapped`` (M(w)) are sampled from
-    half an interval below the range to half an interval above it, on both sides of thresholds and levels. What the
-    theorem does not cover has a ``refusal`` in place of ``lr_factor`` (α), ``largest_shift`` (of |M(w) - w| inside the
-    range, in widths of the weight's interval) and ``mapped``. ``lower`` and ``upper`` are L₋ and L₊, ``lipschitz`` is
-    L' per width, ``mean`` that of g inside the range.
+    ``w`` ranges from half an interval below the range to half an interval above it, with points on both sides of each
+    threshold and level.
+
+    Attributes:
+        lower, upper: L₋ and L₊, the bounds of g.
+        lipschitz: L' for weights in steps; None if the theorem does not apply.
+        mean: of g inside the range.
+        lr_factor: α; None if the theorem does not apply.
+        largest_shift: of |M(w) - w| inside the range, in steps (widths of the weight's interval); None likewise.
+        refusal: why there are no α and M; empty if there are.
+        not_covered: why the theorem does not cover an estimator that has α and M; empty if it does.
+        ste_run: the STE run that corresponds to a run with the estimator.
+        alive: whether the gradient passes.
+        soft: ∫ g dw, equal to w in the middle of the range.
+        mapped: M(w); None if the theorem does not apply.
     """
 
     name: str
@@ -40,6 +55,7 @@ class Card:
     lr_factor: float | None
     largest_shift: float | None
     refusal: str
+    not_covered: str
     equivalence: str
     ste_run: str
     reason: str

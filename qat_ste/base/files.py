@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, JSON is read within bounds, and one process at a time works in a folder."""
+"""Atomic writing of files, reading of JSON files of limited size, and locks for folders."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
-MOST_BYTES = 16 << 20  # of a JSON file
+MOST_BYTES = 16 << 20  # limit for JSON files that are read
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
-    """Opens a new file that takes the place of ``path`` at the end; after an error ``path`` is what it was before.
+    """Opens a temporary file that replaces ``path`` at the end; after an error ``path`` is unchanged.
 
     A link at ``path`` is replaced, not followed.
 
     Args:
-        durable: waits until the content lies on the disk, where even the end of the machine leaves it.
+        durable: whether to flush the content to the disk, so that it survives a crash of the machine.
 
     Raises:
-        OSError: of the operating system, with ``path`` as its file.
+        OSError: the file cannot be written; its ``filename`` is ``path``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # of a process that had the same number and was killed
+        temporary.unlink(missing_ok=True)  # left by a killed process that had the same id
         with temporary.open("xb") as file:
             yield file
             if durable:
@@ -40,7 +40,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # a full disk names none, the temporary name helps nobody
+        error.filename, error.filename2 = str(path), None  # users do not know the temporary name
         raise
     finally:
         with suppress(OSError):
@@ -48,13 +48,13 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what killed processes left of a file that nobody else is writing; they may be as large as it is."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        left.unlink(missing_ok=True)
+    """Removes temporary files that killed processes left beside ``path``; no process may be writing ``path``."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes, durable: bool = False) -> None:
-    """Writes a file through ``replacing``; half characters, which JSON may hold, become ``?``."""
+    """Writes a file through ``replacing``; lone surrogates, which JSON may contain, become ``?``."""
     with replacing(path, durable) as file:
         file.write(content.encode(errors="replace") if isinstance(content, str) else content)
 
@@ -65,7 +65,7 @@ def write_json(path: Path, content: Any, durable: bool = False) -> None:
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """The content as JSON, which has no NaN and no infinity: they become null."""
+    """Returns the content as JSON, with null for NaN and infinity, which JSON does not have."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
@@ -73,13 +73,13 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        OSError: there is none, or it is too large.
-        ValueError: it is no JSON.
+        OSError: it is missing, not a regular file, or too large.
+        ValueError: it is not valid JSON.
     """
     if path.exists() and not path.is_file():
-        raise OSError(f"{path.name} is no file")
+        raise OSError(f"{path.name} is not a regular file")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise OSError(f"{path.name} has {size:,} bytes where {MOST_BYTES:,} are the most")
+        raise OSError(f"{path.name} has {size:,} bytes, at most {MOST_BYTES:,} are allowed")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -87,42 +87,44 @@ def read_json(path: Path) -> Any:
 
 
 class FolderInUse(ValueError):
-    """Another process works in the folder; says which."""
+    """Another process uses the folder; the message names it."""
 
 
 @contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Keeps other processes out of ``folder``, which must exist. Not reentrant: the inner one would end the lock.
+    """Locks an existing folder against other processes; not reentrant.
 
-    Where the file system knows no locks it goes on without, and says so.
+    If the file system does not support locks, logs a warning and continues without.
 
     Args:
-        key: of the configuration, that says which folder.
+        key: the configuration key that sets the folder, for the message.
 
     Raises:
-        FolderInUse: at once, if another process is in it.
+        FolderInUse: another process holds the lock.
     """
 
     def refuse(holder: str) -> None:
-        raise FolderInUse(f"{key}={folder}: in use by {holder}; wait until that ends, or choose another {key}")
+        raise FolderInUse(f"{key}={folder}: in use by {holder}; wait until it ends, or choose another {key}")
 
     with (folder / LOCK).open("a+b", buffering=0) as file:
         try:
             lock(file, refuse)
         except OSError as error:
-            log.warning("%s cannot be locked (%s): see to it that no other process uses it", folder, error.strerror)
+            log.warning("%s cannot be locked (%s): make sure that no other process uses it", folder, error.strerror)
         yield
 
 
 def lock(file: FileIO, held: Callable[[str], object]) -> None:
-    """Locks an open file, and writes into it by whom; closing it, or any end of the process, unlocks it.
+    """Locks an open file and writes the process that holds the lock into it; waits while another process holds it.
+
+    The lock is released when the file is closed or the process ends.
 
     Args:
         file: opened with mode a+b.
-        held: is called with the name of the process that has the lock; unless this raises, that process is waited for.
+        held: called before waiting, with the name of the process that holds the lock; raise to give up.
 
     Raises:
-        OSError: the file system knows no locks.
+        OSError: the file system does not support locks.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +132,7 @@ def lock(file: FileIO, held: Callable[[str], object]) -> None:
         file.seek(0)
         held(file.read().decode(errors="replace").strip() or "another process")
         fcntl.lockf(file, fcntl.LOCK_EX)
-    with suppress(OSError):  # a full disk: it is locked all the same
+    with suppress(OSError):  # the disk is full; the lock holds nevertheless
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
 

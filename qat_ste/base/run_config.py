@@ -1,4 +1,4 @@
-"""Which configurations make the same run, and whether a folder holds it, done. Imports no torch."""
+"""Which configurations make the same run, and whether a folder holds it, finished. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qat_ste.base.files import read_json
+from qat_ste.base.sections import SECTIONS
 from qat_ste.base.text import one_line
 
-# What may be different when a run is continued: where things lie, what is told, and how fast it goes.
+# Keys that may change when a run is resumed: paths, logging, speed.
 FREE_TO_CHANGE = (
     "dry_run",
     "paths",
@@ -21,40 +22,33 @@ FREE_TO_CHANGE = (
     "dataset.cache",
     "dataset.workers",
 )
-# Keys that runs of earlier versions lack, each with the value that does what was done before it was there. A new key
-# needs its line here: without it every older run would be another one.
-ADDED: dict[str, Any] = {
-    "quantizer.levels": None,
-    "train.accumulate": 1,
-    "train.length_scale": 1.0,
-    "train.lr_scale": 1.0,
-    "train.share": 1.0,
-    "train.clip_norm": None,
-    "train.clip_at": "latent",
-    "train.weight_decay": 0.0,
-    "runtime.devices": 1,
-    "runtime.placement": "together",
-    "runtime.precision": "fp32",
-    "runtime.tf32": False,
-    "runtime.execution": "auto",
-    "runtime.sync_batchnorm": False,
-}
-MOST_DIFFERENCES, LONGEST = 20, 200  # that are told, and characters of a value
+MOST_DIFFERENCES, LONGEST = 20, 200  # number shown, and characters of a value
+Config = Mapping[str, Any]
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint is there, but of another configuration; a line for each of (key, saved value, value now)."""
+    """A folder holds a run of another configuration.
+
+    Attributes:
+        path: the file that says so.
+        differences: (key, value there, value now).
+    """
 
     def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
-        lines = [
-            f"{key}={now}: {path} was made with {key}={saved}; go on with that, or choose another hydra.run.dir"
-            for key, saved, now in (_short(difference) for difference in differences[:MOST_DIFFERENCES])
+        self.path, self.differences = path, differences
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self, folder: str = "folder") -> list[str]:
+        """One line for each of the first differences; ``folder`` is what the user calls the folder."""
+        shown = [[one_line(str(value), LONGEST) for value in each] for each in self.differences[:MOST_DIFFERENCES]]
+        return [
+            f"{key}={now}: {self.path} was made with {key}={saved}; use that value, or choose another {folder}"
+            for key, saved, now in shown
         ]
-        super().__init__("\n".join(lines))
 
 
-def identity(config: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The part of a resolved configuration on which the numbers of a run depend, less the keys in ``leave_out``."""
+def identity(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The part of a resolved configuration that determines the numbers of a run, less the keys in ``leave_out``."""
     kept = completed(config)
     for key in FREE_TO_CHANGE + leave_out:
         section, _, name = key.partition(".")
@@ -65,39 +59,28 @@ def identity(config: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict
     return kept
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that has every key of ``ADDED`` in the sections that it has."""
-    found = copy.deepcopy(dict(config))
-    for key, value in ADDED.items():
-        section, _, name = key.partition(".")
-        if isinstance(found.get(section), dict):
-            found[section].setdefault(name, value)
-    return found
+def completed(config: Config) -> dict[str, Any]:
+    """A copy with the default of each missing key, in the sections that are there.
 
-
-def without_added(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without the keys of ``ADDED`` that change nothing: by it a file keeps the name that older versions gave.
-
-    ``quantizer.levels`` stays: it is older than any file named so.
+    Older versions lack newer keys. The default of a new key is what was done before, so this makes no other run.
     """
-    found = copy.deepcopy(dict(config))
-    for key, value in ADDED.items():
-        section, _, name = key.partition(".")
-        if key != "quantizer.levels" and found.get(section, {}).get(name, ...) == value:
-            del found[section][name]
-    return found
+    full = copy.deepcopy(dict(config))
+    for section, kind in SECTIONS.items():
+        if isinstance(full.get(section), dict):
+            full[section] = {**kind.defaults(), **full[section]}
+    return full
 
 
 def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, value saved, value now) wherever two nested configurations differ."""
+    """(key, saved value, value now) wherever two nested configurations differ."""
     if isinstance(saved, dict) and isinstance(now, dict):
         names = [*saved, *(name for name in now if name not in saved)]
         return [d for name in names for d in differences(saved.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
     return [] if saved == now else [(key, saved, now)]
 
 
-def finished(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the folder holds the run of this resolved configuration, done.
+def finished(folder: Path, config: Config) -> bool:
+    """Whether the folder holds the finished run of this resolved configuration.
 
     Raises:
         CheckpointMismatch: it holds a finished run of another configuration.
@@ -105,13 +88,10 @@ def finished(folder: Path, config: Mapping[str, Any]) -> bool:
     try:
         if read_json(folder / "status.json")["status"] != "done":
             return False
-        found = differences(identity(read_json(folder / "results.json")["config"]), identity(config))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # whatever may be in files of these names
+        saved = identity(read_json(folder / "results.json")["config"])
+        mismatches = differences(saved, identity(config))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # the files may hold anything
         return False
-    if found:
-        raise CheckpointMismatch(folder / "results.json", found)
+    if mismatches:
+        raise CheckpointMismatch(folder / "results.json", mismatches)
     return True
-
-
-def _short(values: tuple[Any, ...]) -> list[str]:
-    return [one_line(str(value), LONGEST) for value in values]

@@ -1,1 +1,1 @@
-"""Data sets; each a function that returns a ``Dataset``."""
+"""Data sets: each is a function that returns a ``Dataset``."""

@@ -1,4 +1,4 @@
-"""Crops of images: at random for training, a function of (seed, epoch, index) alone; in the centre for testing."""
+"""Crops of images: random ones for training, which depend on (seed, epoch, index) alone; central ones for testing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from qat_ste.data.image_files import BrokenImageError
 from qat_ste.data.in_memory import EpochOrder
 
 
-class Images(Protocol):
-    """Where images come from: their files or the cache."""
+class ImageSource(Protocol):
+    """Reads images, from their files or from the cache."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -27,8 +27,8 @@ class Images(Protocol):
     def read(self, index: int) -> Tensor: ...
 
 
-class Cropped(NamedTuple):
-    """Images of one size, uint8, height x width x channels, with labels, and those left out as broken."""
+class CropBatch(NamedTuple):
+    """Images of equal size (uint8, height x width x channels), their labels, and errors of images that were skipped."""
 
     images: list[Tensor]
     labels: list[int]
@@ -36,40 +36,40 @@ class Cropped(NamedTuple):
 
 
 class RandomCrops:
-    """RandomResizedCrop and RandomHorizontalFlip, a function of (seed, epoch, index) alone; keys are (epoch, index)."""
+    """RandomResizedCrop and RandomHorizontalFlip that depend on (seed, epoch, index) alone; keys are (epoch, index)."""
 
-    def __init__(self, images: Images, size: int, seed: int, skip: bool) -> None:
-        self.images, self.size, self.seed, self.skip = images, size, seed, skip
+    def __init__(self, source: ImageSource, size: int, seed: int, skip: bool) -> None:
+        self.source, self.size, self.seed, self.skip = source, size, seed, skip
         self._crop = v2.RandomResizedCrop(size, antialias=True)
 
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> Cropped:
-        cropped = Cropped([], [], [])
+    def __call__(self, keys: Sequence[tuple[int, int]]) -> CropBatch:
+        batch = CropBatch([], [], [])
         with torch.random.fork_rng(devices=[]):
             for epoch, index in keys:
-                image, label = self._readable(index, cropped.broken)
+                image, label = self._read_or_next(index, batch.broken)
                 digest = hashlib.blake2b(f"{self.seed} {epoch} {index}".encode(), digest_size=8).digest()
-                # torch.manual_seed would store a stack trace a call where CUDA has not started yet
+                # Until CUDA is initialized, each call of torch.manual_seed stores a stack trace.
                 torch.default_generator.manual_seed(int.from_bytes(digest))
-                cropped.images.append(self._augment(image))
-                cropped.labels.append(label)
-        return cropped
+                batch.images.append(self._augment(image))
+                batch.labels.append(label)
+        return batch
 
-    def _readable(self, index: int, broken: list[BrokenImageError]) -> tuple[Tensor, int]:
-        """The image or, if broken ones are skipped, the next that can be read, so that the batch keeps its size."""
-        for candidate in itertools.chain(range(index, len(self.images)), range(index)):
+    def _read_or_next(self, index: int, broken: list[BrokenImageError]) -> tuple[Tensor, int]:
+        """Reads the image; replaces a broken one by the next readable one if skipping, to keep the batch size."""
+        for candidate in itertools.chain(range(index, len(self.source)), range(index)):
             try:
-                return self.images.read(candidate), int(self.images.labels[candidate])
+                return self.source.read(candidate), int(self.source.labels[candidate])
             except BrokenImageError as error:
                 if not self.skip:
                     raise
                 broken.append(error)
-        raise ValueError(f"not one of {len(self.images)} training images can be read; the last: {broken[-1]}")
+        raise ValueError(f"none of the {len(self.source)} training images can be read; last error: {broken[-1]}")
 
     def _augment(self, image: Tensor) -> Tensor:
-        place = self._crop.make_params([image])
-        rows = slice(place["top"], place["top"] + place["height"])
-        columns = slice(place["left"], place["left"] + place["width"])
-        # A contiguous crop halves the time of the resize and changes no bit of it.
+        crop = self._crop.make_params([image])
+        rows = slice(crop["top"], crop["top"] + crop["height"])
+        columns = slice(crop["left"], crop["left"] + crop["width"])
+        # Making the crop contiguous halves the time of the resize; the result is bit-identical.
         image = image.permute(1, 2, 0)[rows, columns].contiguous().permute(2, 0, 1)
         image = functional.resize(image, [self.size, self.size], antialias=True)
         if torch.rand(1) < 0.5:
@@ -80,27 +80,27 @@ class RandomCrops:
 class CentreCrops:
     """Centre crops of images resized to ``resize`` on the shorter side; keys are indices."""
 
-    def __init__(self, images: Images, size: int, resize: int, skip: bool) -> None:
-        self.images, self.size, self.skip = images, size, skip
+    def __init__(self, source: ImageSource, size: int, resize: int, skip: bool) -> None:
+        self.source, self.size, self.skip = source, size, skip
         self._transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
 
-    def __call__(self, keys: Sequence[int]) -> Cropped:
-        cropped = Cropped([], [], [])
+    def __call__(self, keys: Sequence[int]) -> CropBatch:
+        batch = CropBatch([], [], [])
         for index in keys:
             try:
-                image = self.images.read(index)
+                image = self.source.read(index)
             except BrokenImageError as error:
                 if not self.skip:
                     raise
-                cropped.broken.append(error)
+                batch.broken.append(error)
             else:
-                cropped.images.append(self._transform(image).permute(1, 2, 0))
-                cropped.labels.append(int(self.images.labels[index]))
-        return cropped
+                batch.images.append(self._transform(image).permute(1, 2, 0))
+                batch.labels.append(int(self.source.labels[index]))
+        return batch
 
 
 def training_keys(order: EpochOrder, first: int) -> Iterator[list[tuple[int, int]]]:
-    """Endless batches of keys (epoch, index), from step ``first`` on."""
+    """Yields endless batches of keys (epoch, index), starting at step ``first``."""
     for step in itertools.count(first):
         epoch = order.epoch(step)
         yield [(epoch, index) for index in order.rows(step).tolist()]

@@ -1,4 +1,4 @@
-"""What the command asks of a data set, whether it lives in memory or on disk."""
+"""The interface of data sets, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Shard(NamedTuple):
-    """The part of every global batch that one of several ranks reads."""
+    """Selects the part of every global batch that rank ``rank`` of ``ranks`` reads."""
 
     rank: int = 0
     ranks: int = 1
@@ -25,34 +25,34 @@ class TrainingBatches(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def starting_at(self, step: int) -> Iterator[Batch]:
-        """The batches of ``step``, ``step + 1``, …, whatever was read before; what reads them ahead starts now."""
+        """Batches of ``step``, ``step + 1``, …, independent of earlier reads; prefetching, if any, starts now."""
 
 
 class Dataset(Protocol):
     """Images for training and testing; batches are (float32 N x channels x height x width, int64 N) on a device."""
 
     num_classes: int
-    image_shape: tuple[int, int, int]  # channels, height, width of what a model gets
+    image_shape: tuple[int, int, int]  # channels, height, width of the model's input
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal images: a run is not continued on others."""
+        """Identifies the images: a run resumes only on a data set of equal fingerprint."""
 
     @property
     def skipped(self) -> list[str]:
-        """Images left out so far because they could not be read."""
+        """Paths of unreadable images skipped so far."""
 
     def prepare(self) -> None:
-        """What has to be done before the first batch; of several ranks one does it and the others wait."""
+        """Does one-time work before the first batch; with several ranks, one does it while the others wait."""
 
     def train_batches(
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> TrainingBatches:
-        """This shard of global batches of ``batch_size``.
+        """This shard of global batches of ``batch_size`` images.
 
         Raises:
-            ValueError: the batch is larger than the split, or the ranks do not divide it.
+            ArgumentError: the batch is larger than the split, or not divisible by the number of ranks.
         """
 
     def test_batches(self, device: torch.device, shard: Shard = Shard()) -> Iterable[Batch]:
-        """The test images once, in order; of several ranks each reads a part."""
+        """All test images once, in order; each of several ranks reads a part."""

@@ -1,11 +1,12 @@
-"""A cache of decoded images: one flat file of pixels that is mapped into memory, and an index.
+"""A cache of decoded images: one memory-mapped file of pixels and an index.
 
-A split's cache is a folder whose name tells split, size and file list, with
+The cache of a split is a folder, named after split, size and file list, with
 
 - ``pixels``: uint8, the images one after the other, height x width x channels;
-- ``index``: a ``RECORD`` an image, in the order of the file list; an empty image is one that could not be read.
+- ``index``: one ``RECORD`` per image, in the order of the file list; unreadable images have size 0.
 
-While it is made the folder is called ``….part``; the index then is the journal: pixels first, then their records.
+The folder is called ``….part`` until it is complete. Pixels are written before their records, so that an interrupted
+cache can be continued after the last complete record.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from qat_ste.data.workers import shared_memory, start_workers
 log = logging.getLogger(__name__)
 
 RECORD = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("crc32", "<u4"), ("encoded_bytes", "<u8")])
-CHUNK = 16  # images that go from a worker to main at once
+CHUNK = 16  # images that a worker sends at once
 PROGRESS_SECONDS = 10
 
 
 class DecodedImages:
-    """The cached images of a split.
+    """Reads the cached images of a split.
 
     Raises:
-        FileNotFoundError: the cache has not been made.
-        ValueError: it is damaged, or was made from other files of the same names.
+        FileNotFoundError: the cache does not exist.
+        ValueError: the cache is damaged, or was made from other versions of the files.
     """
 
     def __init__(self, folder: Path, files: ImageFiles) -> None:
@@ -54,29 +55,28 @@ class DecodedImages:
             if folder.exists():
                 raise self._damaged(error.strerror or str(error)) from None
             raise
-        if len(self._index) != len(files) or not _fits(self._index, size):
-            raise self._damaged("its files do not fit together")
-        for index in range(0, len(files), -(-len(files) // 1000)):  # a stat for each of a million files takes minutes
+        if len(self._index) != len(files) or not _is_consistent(self._index, size):
+            raise self._damaged("its files are inconsistent")
+        for index in range(0, len(files), -(-len(files) // 1000)):  # checking all of a million files would take minutes
             if Path(files.path(index)).stat().st_size != self._index["encoded_bytes"][index]:
-                raise ValueError(f"{folder} was made when {files.path(index)} was another file: delete that folder")
-        with warnings.catch_warnings(action="ignore"):  # torch has no read-only tensors, and this one is
+                raise ValueError(f"{folder} was made from another version of {files.path(index)}: delete that folder")
+        with warnings.catch_warnings(action="ignore"):  # torch warns that the array is read-only
             self._pixels = torch.from_numpy(np.memmap(folder / "pixels", np.uint8, "r")) if size else torch.empty(0)
-        # shared, so that of several workers one verifies an image
-        self._verified = shared_memory(len(files))
+        self._verified = shared_memory(len(files))  # shared, so that only one worker verifies each image
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int) -> Tensor:
-        """RGB, uint8, 3 x height x width; its checksum is verified when it is read for the first time.
+        """Returns an image: RGB, uint8, 3 x height x width. The first read verifies its checksum.
 
         Raises:
-            BrokenImageError: it could not be read when the cache was made.
+            BrokenImageError: the image was unreadable when the cache was made.
             ValueError: the cache is damaged.
         """
         offset, height, width, checksum, _ = self._index[index].tolist()
         if height == 0:
-            raise BrokenImageError(self.files.path(index), f"found when {self.folder} was made; delete that if mended")
+            raise BrokenImageError(self.files.path(index), f"as noted in {self.folder}: delete that after a repair")
         pixels = self._pixels[offset : offset + 3 * height * width]
         if not self._verified[index]:
             if zlib.crc32(pixels.numpy().data) != checksum:
@@ -84,134 +84,134 @@ class DecodedImages:
             self._verified[index] = 1
         return pixels.view(height, width, 3).permute(2, 0, 1)
 
-    def _damaged(self, how: str) -> ValueError:
-        return ValueError(f"{self.folder / 'pixels'} is damaged ({how}): delete {self.folder}")
+    def _damaged(self, reason: str) -> ValueError:
+        return ValueError(f"{self.folder / 'pixels'} is damaged ({reason}): delete {self.folder}")
 
 
 def cache_folder(cache: Path, files: ImageFiles, resize: int) -> Path:
-    """Another size or another list of files has another folder."""
+    """Folder of the cache for this size and list of files."""
     return cache / f"{files.folder.name}-{resize}-{files.fingerprint}"
 
 
 def bytes_needed(files: ImageFiles, resize: int) -> int:
-    """An estimate of the cache's size from a few dozen images."""
+    """Estimates the size of the cache from at most 32 images."""
     sizes = []
     for index in range(0, len(files), -(-len(files) // 32)):
         try:
-            sizes.append(_shrink(files.read(index), resize).nbytes)
+            sizes.append(_downscale(files.read(index), resize).nbytes)
         except BrokenImageError:
             sizes.append(0)
     return len(files) * sum(sizes) // len(sizes)
 
 
 def make_cache(
-    folder: Path, files: ImageFiles, resize: int, workers: int, skip: Callable[[BrokenImageError], None] | None
+    folder: Path, files: ImageFiles, resize: int, workers: int, on_broken: Callable[[BrokenImageError], None] | None
 ) -> None:
-    """Writes the cache, or the rest of it if that was interrupted; of several processes one does, the others wait.
+    """Writes the cache, or completes an interrupted one; if several processes call this, one writes and the rest wait.
 
     Args:
-        resize: the shorter side is reduced to this; smaller images are kept as they are.
-        skip: is told of a broken image, which is left empty; None: it is raised.
+        resize: length that the shorter side is reduced to; smaller images keep their size.
+        on_broken: called with the error of each broken image, which is stored as empty; None raises the error.
 
     Raises:
-        BrokenImageError: an image cannot be read.
+        BrokenImageError: an image cannot be read, and ``on_broken`` is None.
     """
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("a+b", buffering=0) as lock_file:
-        lock(lock_file, lambda holder: log.info("%s is making %s: waiting for it", holder, folder))
+        lock(lock_file, lambda holder: log.info("waiting for %s, which is making %s", holder, folder))
         if folder.exists():
             return
-        part = folder.with_name(f"{folder.name}.part")
-        part.mkdir(exist_ok=True)
-        with (part / "pixels").open("ab") as pixels, (part / "index").open("ab") as index:
-            done, offset = _cut_to_whole_records(part)
+        partial = folder.with_name(f"{folder.name}.part")
+        partial.mkdir(exist_ok=True)
+        with (partial / "pixels").open("ab") as pixels, (partial / "index").open("ab") as index:
+            done, offset = _truncate_to_complete_records(partial)
             chunks = [range(first, min(first + CHUNK, len(files))) for first in range(done, len(files), CHUNK)]
-            told = time.monotonic()
-            for chunk, shrunk in zip(chunks, start_workers(_Shrunk(files, resize), chunks, workers), strict=True):
+            last_report = time.monotonic()
+            for chunk, resized in zip(chunks, start_workers(_Resizer(files, resize), chunks, workers), strict=True):
                 records = []
-                for image, (height, width, checksum), error in zip(chunk, shrunk.contents, shrunk.errors, strict=True):
+                for image, (height, width, crc32), error in zip(chunk, resized.contents, resized.errors, strict=True):
                     if error is not None:
-                        if skip is None:
+                        if on_broken is None:
                             raise error
-                        skip(error)
-                    records.append((offset, height, width, checksum, Path(files.path(image)).stat().st_size))
+                        on_broken(error)
+                    records.append((offset, height, width, crc32, Path(files.path(image)).stat().st_size))
                     offset += 3 * height * width
-                for file, content in ((pixels, shrunk.pixels.numpy()), (index, np.array(records, RECORD))):
+                for file, content in ((pixels, resized.pixels.numpy()), (index, np.array(records, RECORD))):
                     file.write(content.tobytes())
                     file.flush()
-                if time.monotonic() - told > PROGRESS_SECONDS:
-                    told = time.monotonic()
+                if time.monotonic() - last_report > PROGRESS_SECONDS:
+                    last_report = time.monotonic()
                     log.info("%s: %d of %d images", folder, chunk.stop, len(files))
             for file in (pixels, index):
                 os.fsync(file.fileno())
-        part.rename(folder)
+        partial.rename(folder)
 
 
-def _cut_to_whole_records(part: Path) -> tuple[int, int]:
-    """Cuts off what was written last and not completely; returns how many images and bytes are left."""
-    index = np.fromfile(part / "index", RECORD)
+def _truncate_to_complete_records(partial: Path) -> tuple[int, int]:
+    """Removes images that were written incompletely; returns how many images, and bytes of pixels, remain."""
+    index = np.fromfile(partial / "index", RECORD)
     starts, ends = _extents(index)
-    whole = (index["offset"] == starts) & (ends <= (part / "pixels").stat().st_size)
-    done = len(index) if whole.all() else int(whole.argmin())
+    complete = (index["offset"] == starts) & (ends <= (partial / "pixels").stat().st_size)
+    done = len(index) if complete.all() else int(complete.argmin())
     offset = int(ends[done - 1]) if done else 0
-    os.truncate(part / "pixels", offset)
-    os.truncate(part / "index", done * RECORD.itemsize)
+    os.truncate(partial / "pixels", offset)
+    os.truncate(partial / "index", done * RECORD.itemsize)
     return done, offset
 
 
-def _fits(index: np.ndarray, size: int) -> bool:
-    """Whether these images are side by side in a file of pixels of this size, none of them with one side alone."""
+def _is_consistent(index: np.ndarray, size: int) -> bool:
+    """Whether the images fill a pixel file of ``size`` bytes without gaps, each with two sides > 0 or none."""
     height, width = index["height"].astype(np.uint64), index["width"].astype(np.uint64)
-    if (height * width > size // 3).any() or ((height == 0) != (width == 0)).any():  # which sums could hide
+    if (height * width > size // 3).any() or ((height == 0) != (width == 0)).any():  # sums would hide these
         return False
     starts, ends = _extents(index)
     return bool((index["offset"] == starts).all() and size == ends[-1])
 
 
 def _extents(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each image's pixels start and end."""
+    """Byte offsets where the pixels of each image start and end."""
     sizes = 3 * index["height"].astype(np.uint64) * index["width"]
     ends = np.cumsum(sizes, dtype=np.uint64)
     return ends - sizes, ends
 
 
-class _Chunk(NamedTuple):
-    """Images that a worker read: where there is an error, the image is empty."""
+class _ResizedChunk(NamedTuple):
+    """Images that a worker read and resized; an image with an error is empty."""
 
     pixels: Tensor
     contents: list[tuple[int, int, int]]  # height, width, checksum
     errors: list[BrokenImageError | None]
 
 
-class _Shrunk(Dataset):
-    """Images with the shorter side reduced to ``resize``, in chunks."""
+class _Resizer(Dataset):
+    """Reads chunks of images and reduces their shorter side to ``resize``; runs in a worker."""
 
     def __init__(self, files: ImageFiles, resize: int) -> None:
         self.files, self.resize = files, resize
 
-    def __getitems__(self, indices: range) -> _Chunk:
+    def __getitems__(self, indices: range) -> _ResizedChunk:
         images: list[Tensor] = []
         errors: list[BrokenImageError | None] = []
         for index in indices:
             try:
-                images.append(_shrink(self.files.read(index), self.resize).permute(1, 2, 0).contiguous())
+                images.append(_downscale(self.files.read(index), self.resize).permute(1, 2, 0).contiguous())
                 errors.append(None)
             except BrokenImageError as error:
                 images.append(torch.empty(0, 0, 3, dtype=torch.uint8))
                 errors.append(error)
         contents = [(image.shape[0], image.shape[1], zlib.crc32(image.numpy().data)) for image in images]
-        return _Chunk(torch.cat([image.flatten() for image in images]), contents, errors)
+        return _ResizedChunk(torch.cat([image.flatten() for image in images]), contents, errors)
 
 
-def _shrink(image: Tensor, resize: int) -> Tensor:
+def _downscale(image: Tensor, resize: int) -> Tensor:
     return functional.resize(image, [resize], antialias=True) if min(image.shape[1:]) > resize else image
 
 
-def check_room(cache: Path, needed: int) -> None:
-    """Raises ValueError if fewer than ``needed`` bytes are free at ``cache``, which need not exist yet."""
-    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+def check_free_space(cache: Path, needed: int) -> None:
+    """Raises ValueError if fewer than ``needed`` bytes are free on the disk of ``cache``, which may not exist yet."""
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
-        raise ValueError(f"cache needs about {needed:,} bytes, but only {free:,} are free at {there}")
+        raise ValueError(f"cache needs about {needed:,} bytes, but only {free:,} are free at {existing}")

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits, 8x8 pixels; nothing to download."""
+"""The 1,797 handwritten digits (8x8 pixels) that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qat_ste.data.in_memory import InMemoryDataset, Split
 
 
 def digits() -> InMemoryDataset:
-    """1,437 images for training and 360 for testing, pixels in [0, 1]; one split for all seeds.
+    """1,437 training and 360 test images, pixels in [0, 1]; the split is the same for all seeds.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
     package = find_spec("sklearn")
     path = Path(package.origin if package and package.origin else "").parent / "datasets" / "data" / "digits.csv.gz"
-    if path.is_file():  # to read it takes a second less than to import what reads it
+    if path.is_file():  # reading the file takes a second less than importing scikit-learn
         table = np.loadtxt(path, delimiter=",")
         pixels, labels = table[:, :-1], table[:, -1]
     else:

@@ -17,23 +17,23 @@ EXTENSIONS = (".jpeg", ".jpg", ".png")
 
 
 class BrokenImageError(ValueError):
-    """A file that cannot be read as an image; says which, why and what to do."""
+    """A file cannot be read as an image; the message names the file, the reason and the remedy."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} is no readable image ({self.reason}): mend or remove it, or dataset.on_error=skip"
+        return f"{self.path} is not a readable image ({self.reason}): repair or remove it, or set dataset.on_error=skip"
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images of one split in sorted order; a label is the place of the class in sorted order."""
+    """The images of one split in sorted order; a label is the index of the class in sorted order."""
 
     folder: Path
     classes: list[str]
-    names: np.ndarray  # "class/file" as bytes: a list of str would be copied into each worker bit by bit
+    names: np.ndarray  # "class/file" as bytes: workers would gradually copy a list of str
     labels: Tensor
 
     def __len__(self) -> int:
@@ -47,38 +47,38 @@ class ImageFiles:
         return f"{self.folder}/{os.fsdecode(self.names[index])}"
 
     def read(self, index: int) -> Tensor:
-        """RGB, uint8, 3 x height x width.
+        """Decodes an image: RGB, uint8, 3 x height x width.
 
         Raises:
-            BrokenImageError: the file is missing or is no image of 8 bits a channel.
+            BrokenImageError: the file is missing or not an image of 8 bits per channel.
         """
-        from torchvision.io import ImageReadMode, decode_image  # half a second, of which a run without files has no use
+        from torchvision.io import ImageReadMode, decode_image  # costs half a second
 
         path = self.path(index)
         try:
             image = decode_image(path, ImageReadMode.RGB)
-        except RuntimeError as error:  # "function, file.cpp:line, reason"
+        except RuntimeError as error:  # message: "function, file.cpp:line, reason"
             raise BrokenImageError(path, re.sub(r"^\w+, \S+:\d+, ", "", " ".join(str(error).split()))) from None
         if image.dtype != torch.uint8 or image.ndim != 3:
-            raise BrokenImageError(path, f"{image.ndim} dimensions of {image.dtype} where 3 of torch.uint8 are wanted")
+            raise BrokenImageError(path, f"{image.ndim} dimensions of {image.dtype}, expected 3 of torch.uint8")
         return image
 
 
 def find_images(root: Path) -> tuple[ImageFiles, ImageFiles]:
-    """Training and test images below ``root``.
+    """Finds the training and the test images of a folder.
 
     Raises:
         FileNotFoundError: a folder or its images are missing.
-        ValueError: the two splits have not the same classes.
+        ValueError: the splits have different classes.
     """
     train, val = (_find_split(root, split) for split in ("train", "val"))
-    for one, other in ((train, val), (val, train)):
-        missing = sorted(set(one.classes) - set(other.classes))
+    for split, other in ((train, val), (val, train)):
+        missing = sorted(set(split.classes) - set(other.classes))
         if missing:
-            some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            examples = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise ValueError(
-                f"{other.folder} has no images of {len(missing)} of the {len(one.classes)} classes of {one.folder}: "
-                f"{some}"
+                f"{other.folder} has no images of {len(missing)} of the {len(split.classes)} classes of "
+                f"{split.folder}: {examples}"
             )
     return train, val
 
@@ -86,7 +86,7 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles]:
 def _find_split(root: Path, split: str) -> ImageFiles:
     folder = root / split
     if not folder.is_dir():
-        raise FileNotFoundError(f"{root} has no folder {split}: wanted are {split}/<class>/*{'|*'.join(EXTENSIONS)}")
+        raise FileNotFoundError(f"{root} has no folder {split}: expected {split}/<class>/*{'|*'.join(EXTENSIONS)}")
     classes: list[str] = []
     names: list[bytes] = []
     labels: list[int] = []
@@ -97,12 +97,12 @@ def _find_split(root: Path, split: str) -> ImageFiles:
             labels += [len(classes)] * len(images)
             classes.append(name)
     if not names:
-        raise FileNotFoundError(f"{folder} holds no images: wanted are {split}/<class>/*{'|*'.join(EXTENSIONS)}")
+        raise FileNotFoundError(f"{folder} has no images: expected {split}/<class>/*{'|*'.join(EXTENSIONS)}")
     return ImageFiles(folder, classes, np.array(names), torch.tensor(labels))
 
 
 def _sorted_names(folder: Path, folders: bool = False) -> list[str]:
-    """Files or folders that are not hidden; scandir spares a stat for each of a million files."""
+    """Lists visible files or folders; scandir avoids a stat call per file."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name

@@ -1,4 +1,4 @@
-"""A data set of image files in folders, read anew for every batch or once into a cache."""
+"""A data set of image files in folders, decoded for every batch or cached once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from qat_ste.base.errors import Bounds
-from qat_ste.data.crops import CentreCrops, Images, RandomCrops, training_keys
+from qat_ste.base.errors import Number, OneOf, OrNone, require
+from qat_ste.data.crops import CentreCrops, ImageSource, RandomCrops, training_keys
 from qat_ste.data.dataset import Batch, Shard
-from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_room, make_cache
+from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_free_space, make_cache
 from qat_ste.data.image_batches import BatchLoader, Normalise, deliver
 from qat_ste.data.image_files import BrokenImageError, ImageFiles, find_images
 from qat_ste.data.in_memory import EpochOrder
@@ -22,29 +22,29 @@ from qat_ste.data.in_memory import EpochOrder
 log = logging.getLogger(__name__)
 
 TEST_BATCH = 128
-SIZES, WORKERS = Bounds(1, 2048), Bounds(0, 256)
-MOST_WORKERS = 8
+SIZES, WORKERS, ON_ERROR = Number(1, 2048), OrNone(Number(0, 256)), OneOf(("stop", "skip"))
+MAX_DEFAULT_WORKERS = 8
 
 
 class ImageFolderDataset:
     """Images in ``root/train/<class>`` and ``root/val/<class>``.
 
-    Training images are cropped at random, resized to ``image_size`` and flipped half of the time; test images are
-    resized to ``resize`` on the shorter side and cropped in the centre.
+    Training images get a random crop, resized to ``image_size``, and a random horizontal flip; test images are
+    resized to ``resize`` on the shorter side and cropped at the centre.
 
     Args:
-        root: folder that holds ``train`` and ``val``.
-        image_size: height and width of what a model gets.
-        resize: shorter side of a test image before it is cropped, and of the images in the cache.
-        mean, std: of each channel, of pixels in [0, 1].
-        workers: processes that decode; 0: none beside this one; None: one a core, at most 8.
-        on_error: "stop" at a broken image, or "skip" it: in training the next one stands in.
-        cache: folder for decoded images; training crops then are taken from images of shorter side ``resize``.
+        root: folder with ``train`` and ``val``.
+        image_size: height and width of the model's input.
+        resize: shorter side of test images before the crop, and of cached images; at least ``image_size``.
+        mean, std: per channel, of pixels in [0, 1].
+        workers: number of decoding processes; 0: decode in this process; None: one per core, at most 8.
+        on_error: "stop" at a broken image, or "skip" it; in training, the next image replaces it.
+        cache: folder for decoded images; training crops are then cut from images of shorter side ``resize``.
 
     Raises:
         FileNotFoundError: folders or images are missing.
-        ValueError: an argument is out of bounds, the splits' classes differ, the first image of a split is broken,
-            or the cache has no room.
+        ArgumentError: an argument has a value that is not allowed.
+        ValueError: the splits' classes differ, the first image of a split is broken, or the disk is too full.
     """
 
     def __init__(
@@ -58,19 +58,15 @@ class ImageFolderDataset:
         on_error: str = "stop",
         cache: str | Path | None = None,
     ) -> None:
-        if image_size not in SIZES:
-            raise ValueError(f"image_size must be {SIZES}, got {image_size}")
-        if resize < image_size:
-            raise ValueError(f"resize must be at least image_size, {image_size}, got {resize}")
-        if workers is not None and workers not in WORKERS:
-            raise ValueError(f"workers must be {WORKERS}, or null for one a core, got {workers}")
-        if on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error must be one of stop, skip, got {on_error}")
+        require(SIZES, image_size=image_size)
+        require(Number(image_size), resize=resize)
+        require(WORKERS, workers=workers)
+        require(ON_ERROR, on_error=on_error)
         self.train, self.val = find_images(Path(root))
         self.num_classes = len(self.train.classes)
         self.image_shape = (3, image_size, image_size)
         self.resize, self.mean, self.std = resize, mean, std
-        self.workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if workers is None else workers
+        self.workers = min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS) if workers is None else workers
         self.skip = on_error == "skip"
         self.cache = None if cache is None else Path(cache)
         self._skipped: set[str] = set()
@@ -79,8 +75,8 @@ class ImageFolderDataset:
             for files in (self.train, self.val):
                 files.read(0)
         if self.cache is not None:
-            missing = [files for files in (self.train, self.val) if not self._cache_folder(files).exists()]
-            check_room(self.cache, sum(bytes_needed(files, resize) for files in missing))
+            uncached = [files for files in (self.train, self.val) if not self._cache_folder(files).exists()]
+            check_free_space(self.cache, sum(bytes_needed(files, resize) for files in uncached))
 
     @property
     def fingerprint(self) -> str:
@@ -91,23 +87,22 @@ class ImageFolderDataset:
         return sorted(self._skipped)
 
     def prepare(self) -> None:
-        """Makes the cache, if there is to be one.
+        """Makes the cache, if one is used.
 
         Raises:
-            BrokenImageError: an image is broken and broken ones are not skipped.
+            BrokenImageError: an image is broken, and ``on_error`` is "stop".
         """
         if self.cache is not None:
             for files in (self.train, self.val):
-                make_cache(
-                    self._cache_folder(files), files, self.resize, self.workers, self._note if self.skip else None
-                )
+                on_broken = self._note_skipped if self.skip else None
+                make_cache(self._cache_folder(files), files, self.resize, self.workers, on_broken)
 
     def train_batches(
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> RandomCropBatches:
         order = EpochOrder(len(self.train), batch_size, shuffle, seed, shard)
 
-        def starting_at(step: int) -> Iterator[Batch]:  # not before: the cache may have to be made first
+        def starting_at(step: int) -> Iterator[Batch]:  # reads nothing earlier: the cache may not exist yet
             crops = RandomCrops(self._train_images, self.image_shape[1], seed, self.skip)
             loader = BatchLoader(crops, training_keys(order, step), batch_size // shard.ranks, self.workers)
             return self._deliver(loader, device)
@@ -125,14 +120,14 @@ class ImageFolderDataset:
         return CentreCropBatches(lambda: self._deliver(loader, device))
 
     @cached_property
-    def _train_images(self) -> Images:
-        return self._images(self.train)
+    def _train_images(self) -> ImageSource:
+        return self._source(self.train)
 
     @cached_property
-    def _val_images(self) -> Images:
-        return self._images(self.val)
+    def _val_images(self) -> ImageSource:
+        return self._source(self.val)
 
-    def _images(self, files: ImageFiles) -> Images:
+    def _source(self, files: ImageFiles) -> ImageSource:
         return files if self.cache is None else DecodedImages(self._cache_folder(files), files)
 
     def _cache_folder(self, files: ImageFiles) -> Path:
@@ -140,16 +135,16 @@ class ImageFolderDataset:
         return cache_folder(self.cache, files, self.resize)
 
     def _deliver(self, loader: BatchLoader, device: torch.device) -> Iterator[Batch]:
-        return deliver(loader, Normalise(self.mean, self.std, self.image_shape[2], device), device, self._note)
+        return deliver(loader, Normalise(self.mean, self.std, self.image_shape[2], device), device, self._note_skipped)
 
-    def _note(self, error: BrokenImageError) -> None:
+    def _note_skipped(self, error: BrokenImageError) -> None:
         if error.path not in self._skipped:
             self._skipped.add(error.path)
             log.warning("skipped %s (%s)", error.path, error.reason)
 
 
 class RandomCropBatches:
-    """Endless training batches; each iterator has workers of its own, which end with it."""
+    """Endless training batches; each iterator starts its own workers, which end with it."""
 
     def __init__(self, steps_per_epoch: int, start: Callable[[int], Iterator[Batch]]) -> None:
         self.steps_per_epoch = steps_per_epoch
@@ -160,7 +155,7 @@ class RandomCropBatches:
 
 
 class CentreCropBatches:
-    """The test images once, in order; its workers stay for the next time."""
+    """All test images once, in order; the workers are reused by later iterations."""
 
     def __init__(self, start: Callable[[], Iterator[Batch]]) -> None:
         self._start = start

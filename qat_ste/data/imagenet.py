@@ -1,4 +1,4 @@
-"""ImageNet, or any image folder that is to be treated as it."""
+"""ImageNet, or any image folder with its preprocessing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def imagenet(
     on_error: str = "stop",
     cache: str | Path | None = None,
 ) -> ImageFolderDataset:
-    """The usual mean, standard deviation and crops; test images are resized to 256/224 of ``image_size``.
+    """Normalizes and crops as is usual for ImageNet; test images are resized to 256/224 of ``image_size``.
 
     Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 115, 2015.
 

@@ -1,4 +1,4 @@
-"""A data set held in memory as tensors, and its batches in an order that depends on seed and epoch alone."""
+"""Data sets in memory, with batches in an order that depends on seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.data.dataset import Batch, Shard
 
 
@@ -28,7 +29,7 @@ class Split:
 
 @dataclass(frozen=True)
 class InMemoryDataset:
-    """Training and test images with the number of their classes."""
+    """Training and test images in memory."""
 
     train: Split
     test: Split
@@ -42,11 +43,11 @@ class InMemoryDataset:
 
     @property
     def fingerprint(self) -> str:
-        some = self.train.images[::97].contiguous().numpy()
-        return hashlib.sha256(self.train.labels.numpy().tobytes() + some.tobytes()).hexdigest()[:16]
+        sample = self.train.images[::97].contiguous().numpy()
+        return hashlib.sha256(self.train.labels.numpy().tobytes() + sample.tobytes()).hexdigest()[:16]
 
     def prepare(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
     def train_batches(
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
@@ -58,42 +59,43 @@ class InMemoryDataset:
 
 
 class EpochOrder:
-    """Which rows each global batch is made of.
+    """Selects the rows of each batch.
 
-    With ``shuffle``, epoch e runs through a permutation that is a function of (seed, e), and an incomplete last
-    batch is left out; without, rows are read in order, wrapping around (the paper's keras set-up).
+    With ``shuffle``, epoch e follows a permutation that depends on (seed, e) alone, and an incomplete last batch is
+    dropped; without, rows are read in order, wrapping around (the paper's keras set-up).
 
     Raises:
-        ValueError: the batch is larger than the split, or the ranks do not divide it.
+        ArgumentError: the batch is larger than the split, or not divisible by the number of ranks.
     """
 
     def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, shard: Shard = Shard()) -> None:
         if not 1 <= batch_size <= size:
-            raise ValueError(f"batch_size must be from 1 to {size}, the number of images, got {batch_size}")
+            raise ArgumentError("batch_size", batch_size, f"from 1 to {size}, the number of images")
         if batch_size % shard.ranks:
-            raise ValueError(f"batch_size must be a multiple of {shard.ranks}, the number of ranks, got {batch_size}")
+            raise ArgumentError("batch_size", batch_size, f"a multiple of {shard.ranks}, the number of ranks")
         self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
         share = batch_size // shard.ranks
         self._share = slice(shard.rank * share, (shard.rank + 1) * share)
-        self._order: tuple[int, Tensor] | None = None
+        self._permutation: tuple[int, Tensor] | None = None  # epoch, rows
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches per pass over the images."""
         return self.size // self.batch_size
 
     def epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
     def rows(self, step: int) -> Tensor:
-        """Rows of this shard of the batch of ``step``."""
+        """Rows of this shard of the batch at ``step``."""
         if not self.shuffle:
             first = step * self.batch_size
             return torch.arange(first, first + self.batch_size)[self._share] % self.size
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if self._permutation is None or self._permutation[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = (epoch, torch.randperm(self.size, generator=generator))
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size][self._share]
+            self._permutation = (epoch, torch.randperm(self.size, generator=generator))
+        return self._permutation[1][number * self.batch_size : (number + 1) * self.batch_size][self._share]
 
 
 class InMemoryBatches:
@@ -112,12 +114,12 @@ class InMemoryBatches:
 
 
 class EvaluationBatches:
-    """The whole split once, in order; with several ranks every so many-th batch."""
+    """All images of a split once, in order; rank r of R reads every R-th batch, starting with the r-th."""
 
     def __init__(self, split: Split, batch_size: int = 1000, shard: Shard = Shard()) -> None:
         self.split, self.batch_size, self.shard = split, batch_size, shard
 
     def __iter__(self) -> Iterator[Batch]:
         images, labels = (values.split(self.batch_size) for values in (self.split.images, self.split.labels))
-        own = slice(self.shard.rank, None, self.shard.ranks)
-        return zip(images[own], labels[own], strict=True)
+        share = slice(self.shard.rank, None, self.shard.ranks)
+        return zip(images[share], labels[share], strict=True)

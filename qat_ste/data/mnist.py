@@ -1,4 +1,4 @@
-"""MNIST from its four original files, packed or unpacked, read without unpacking to disk."""
+"""MNIST, read from its four original files, gzipped or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from qat_ste.data.in_memory import InMemoryDataset, Split
 
-# MD5 of the packed file (as torchvision lists it) and of its content.
+# MD5 of the gzipped file (as torchvision lists it) and of its content.
 FILES = {
     "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -24,12 +24,12 @@ def mnist(root: str | Path, download: bool = True) -> InMemoryDataset:
     """60,000 training and 10,000 test images, 28x28, pixels/255.
 
     Args:
-        root: folder that holds the four files (.gz or unpacked), itself or in ``MNIST/raw``.
+        root: folder with the four files (gzipped or not), directly or in ``MNIST/raw``.
         download: whether torchvision may fetch missing files into ``root/MNIST/raw``.
 
     Raises:
         ValueError: a file is damaged (its MD5 differs).
-        FileNotFoundError: files are missing and could not be had; the message names them and the folders looked at.
+        FileNotFoundError: files are missing and were not downloaded; the message names files and folders.
     """
     root = Path(root)
     folders = [root, root / "MNIST" / "raw"]
@@ -41,14 +41,14 @@ def mnist(root: str | Path, download: bool = True) -> InMemoryDataset:
         problem = "dataset.download=false"
     if missing:
         raise FileNotFoundError(
-            f"MNIST files {', '.join(missing)} (each packed as .gz or unpacked) are neither in {folders[0]} nor in "
-            f"{folders[1]}, and were not downloaded ({problem})"
+            f"MNIST files {', '.join(missing)} (gzipped or not) are neither in {folders[0]} nor in {folders[1]}, "
+            f"and were not downloaded ({problem})"
         )
     arrays = {name: _read(name, _find(name, folders)) for name in FILES}  # type: ignore[arg-type]
     splits = []
-    for part in ("train", "t10k"):
-        images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"]).float().div_(255).unsqueeze(1)
-        splits.append(Split(images, torch.from_numpy(arrays[f"{part}-labels-idx1-ubyte"]).long()))
+    for split in ("train", "t10k"):
+        images = torch.from_numpy(arrays[f"{split}-images-idx3-ubyte"]).float().div_(255).unsqueeze(1)
+        splits.append(Split(images, torch.from_numpy(arrays[f"{split}-labels-idx1-ubyte"]).long()))
     train, test = splits
     return InMemoryDataset(train, test, num_classes=10)
 
@@ -59,24 +59,24 @@ def _find(name: str, folders: list[Path]) -> Path | None:
 
 
 def _download(root: Path) -> str:
-    """Tries torchvision's mirrors; returns what went wrong in one line, for the case that files are still missing."""
+    """Downloads from torchvision's mirrors; returns the reason, in one line, why files may still be missing."""
     from torchvision.datasets import MNIST
 
     try:
         MNIST(str(root), download=True)
-    except Exception as error:  # network errors of every kind
+    except Exception as error:  # any network error
         return " ".join(str(error).split())[:200]
     return "the download left no files"
 
 
 def _read(name: str, path: Path) -> np.ndarray:
-    """Content of an IDX file: uint8, a header of big-endian 32-bit sizes."""
-    packed_md5, content_md5 = FILES[name]
+    """Reads an IDX file (uint8; big-endian 32-bit sizes in its header); raises ValueError if its MD5 is wrong."""
+    gzip_md5, content_md5 = FILES[name]
     content = path.read_bytes()
-    expected = packed_md5 if path.suffix == ".gz" else content_md5
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise ValueError(f"{path} is damaged: {len(content)} bytes with MD5 {found}, expected MD5 {expected}")
+    expected = gzip_md5 if path.suffix == ".gz" else content_md5
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 != expected:
+        raise ValueError(f"{path} is damaged: {len(content)} bytes with MD5 {md5}, expected MD5 {expected}")
     if path.suffix == ".gz":
         content = gzip.decompress(content)
     dimensions = content[3]

@@ -1,4 +1,4 @@
-"""Worker processes that read ahead, and memory that they share."""
+"""Worker processes that prefetch batches, and memory that they share."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-FETCHED_AHEAD = 2  # batches a worker
+PREFETCH_FACTOR = 2  # batches per worker
 
 
 def start_workers(dataset: Dataset, batches: Iterable, workers: int) -> DataLoader:
-    """A loader of ``dataset.__getitems__`` for each of ``batches``."""
+    """Loads ``dataset.__getitems__(batch)`` for each of ``batches``, in ``workers`` processes (0: in this one)."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable works
         num_workers=workers,
-        prefetch_factor=FETCHED_AHEAD if workers else None,
+        prefetch_factor=PREFETCH_FACTOR if workers else None,
         persistent_workers=workers > 0,
-        collate_fn=as_it_is,
-        worker_init_fn=_leave_signals_to_main,
-        # fork: file list and ring are shared, and a script need not be importable; workers start no OpenMP threads
+        collate_fn=identity,
+        worker_init_fn=_ignore_group_signals,
+        # Forked workers share the file list and the ring, and scripts need no main guard; they start no OpenMP threads.
         multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),  # else a number would be drawn from the caller's
+        generator=torch.Generator(),  # otherwise the DataLoader draws from the global generator
     )
 
 
-def as_it_is(values: Any) -> Any:
-    """The identity, with a name that can be held."""
+def identity(values: Any) -> Any:
+    """Returns its argument; a ``collate_fn``."""
     return values
 
 
-def _leave_signals_to_main(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to the process group; main ends its workers itself, once it has saved."""
+def _ignore_group_signals(_: int) -> None:
+    """Shields a worker from Ctrl-C and SIGTERM to the process group: the main process saves, then ends its workers."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def shared_memory(*shape: int) -> Tensor:
-    """uint8 zeros that forked processes share."""
+    """Returns uint8 zeros that forked processes share."""
     return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)

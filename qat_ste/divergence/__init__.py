@@ -1,4 +1,4 @@
-"""Metrics of how far two runs part, computed as training goes; one idea a file."""
+"""Metrics of how far two runs drift apart, computed during training; one topic per file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.divergence.metric import Metric, Pair, WeightMap
+from qat_ste.divergence.metric import Metric, TrajectoryPair, WeightMap
 from qat_ste.divergence.trajectory import Changes, Trajectories, Trajectory
-from qat_ste.fake_quant.flat_layout import Part
+from qat_ste.fake_quant.flat_layout import FlatTensor
 
-for _module in pkgutil.iter_modules(__path__):  # defines, and so registers, every metric of this folder
+for _module in pkgutil.iter_modules(__path__):  # importing a module registers its metrics
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Divergence", "Metric", "Pair", "Trajectories", "Trajectory", "WeightMap", "metric_titles"]
+__all__ = ["Divergence", "Metric", "Trajectories", "Trajectory", "TrajectoryPair", "WeightMap", "metric_titles"]
 
 Values = dict[str, float | None]
 Reduce = Callable[[Tensor], Tensor]
@@ -27,48 +27,48 @@ class Divergence:
     """All metrics of one counterpart against the reference.
 
     Args:
-        reduce: sums a tensor over the ranks, where each has some of the weights.
+        reduce: sums a tensor over all ranks, each of which holds a slice of the weights.
     """
 
-    def __init__(self, pair: Pair, reduce: Reduce = lambda sums: sums) -> None:
+    def __init__(self, pair: TrajectoryPair, reduce: Reduce = lambda sums: sums) -> None:
         self.pair, self._reduce = pair, reduce
         self.metrics = [metric(pair) for metric in Metric.registry]
 
     def changed(self, reference: Changes, counterpart: Changes) -> None:
-        """Weights of both changed level, over the same steps."""
+        """Passes the level changes of both members, over the same steps, to all metrics."""
         for metric in self.metrics:
             metric.changed(reference, counterpart)
 
     def now(self) -> Values:
-        """The metrics that are followed over time."""
+        """Current values of the metrics that are logged over time."""
         metrics = [metric for metric in self.metrics if metric.over_time]
         sums = self._reduce(torch.stack([metric.sums().sum(0) for metric in metrics]))
-        return {metric.name: _ratio(*found) for metric, found in zip(metrics, sums.tolist(), strict=True)}
+        return {metric.name: _ratio(*terms) for metric, terms in zip(metrics, sums.tolist(), strict=True)}
 
-    def results(self, parts: Sequence[str]) -> tuple[Values, dict[str, Values]]:
-        """Every metric over all weights, and the same by tensor, of which ``parts`` are the names."""
-        found = {metric.name: metric.sums() for metric in self.metrics}
-        found |= {f"{metric.name}_moved": metric.sums(True) for metric in self.metrics if metric.also_over_moved}
-        sums = self._reduce(torch.stack(list(found.values())))
-        whole = {name: _ratio(*both) for name, both in zip(found, sums.sum(1).tolist(), strict=True)}
-        layers = {
-            part: {name: _ratio(*both) for name, both in zip(found, of_part, strict=True)}
-            for part, of_part in zip(parts, sums.transpose(0, 1).tolist(), strict=True)
+    def results(self, tensors: Sequence[str]) -> tuple[Values, dict[str, Values]]:
+        """Every metric over all weights, and by tensor; ``tensors`` holds the names of the tensors."""
+        sums_by_name = {metric.name: metric.sums() for metric in self.metrics}
+        sums_by_name |= {f"{metric.name}_moved": metric.sums(True) for metric in self.metrics if metric.also_over_moved}
+        sums = self._reduce(torch.stack(list(sums_by_name.values())))
+        overall = {name: _ratio(*terms) for name, terms in zip(sums_by_name, sums.sum(1).tolist(), strict=True)}
+        by_tensor = {
+            tensor: {name: _ratio(*terms) for name, terms in zip(sums_by_name, tensor_sums, strict=True)}
+            for tensor, tensor_sums in zip(tensors, sums.transpose(0, 1).tolist(), strict=True)
         }
-        return whole, layers
+        return overall, by_tensor
 
     def state_dict(self) -> dict[str, Any]:
-        """What the metrics gathered along the run."""
+        """State of all metrics, by name."""
         return {metric.name: metric.state_dict() for metric in self.metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Restores the state of all metrics."""
         for metric in self.metrics:
             metric.load_state_dict(state.get(metric.name, {}))
 
 
 def metric_titles() -> dict[str, dict[str, str]]:
-    """What tables call the metrics: ``metrics`` of ``results.json``."""
+    """Titles of the metrics in tables, by name; stored as ``metrics`` in ``results.json``."""
     titles = {}
     for metric in Metric.registry:
         titles[metric.name] = {"title": metric.title}
@@ -77,19 +77,19 @@ def metric_titles() -> dict[str, dict[str, str]]:
     return titles
 
 
-def _ratio(above: float, below: float) -> float | None:
-    return above / below if below else None
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
 
 
-def sample_positions(parts: Sequence[Part], size: int, seed: int) -> Tensor | None:
-    """A fixed sample of about ``size`` positions, drawn per tensor in proportion; None where all fit."""
-    total = parts[-1].stop
+def sample_positions(tensors: Sequence[FlatTensor], size: int, seed: int) -> Tensor | None:
+    """Samples about ``size`` positions, from each tensor in proportion to its size; None if all weights fit."""
+    total = tensors[-1].stop
     if total <= size:
         return None
     generator = torch.Generator().manual_seed(seed)
-    drawn = []
-    for part in parts:
-        count = part.stop - part.start
-        wanted = max(1, count * size // total)
-        drawn.append(part.start + torch.randperm(count, generator=generator)[:wanted].sort().values)
-    return torch.cat(drawn)
+    positions = []
+    for tensor in tensors:
+        count = tensor.stop - tensor.start
+        sampled = max(1, count * size // total)
+        positions.append(tensor.start + torch.randperm(count, generator=generator)[:sampled].sort().values)
+    return torch.cat(positions)

@@ -1,4 +1,4 @@
-"""Weight alignment error: distance of the two runs' latent weights in units of the way that one of them went."""
+"""Weight alignment error: distance of the two runs' latent weights, relative to the counterpart's path length."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.metric import Metric
-from qat_ste.fake_quant.flat_layout import Block
+from qat_ste.fake_quant.flat_layout import ChunkGroup
 
 
 class WeightAlignmentError(Metric):
-    """Σ|R(w_ref) - w|/max over the path length Σ_steps Σ|Δw|/max of the counterpart (paper, metric 6)."""
+    """Distance between the runs, Σ|R(w_ref) - w|/max, over the counterpart's path length (paper, metric 6)."""
 
     name = "weight_alignment_error"
     unit = "path lengths, from 0"
     over_time = True
 
-    def terms(self, block: Block) -> tuple[Tensor, ...]:
-        return (self._distance(self.pair.mapped_reference(block), block),)
+    def terms(self, chunk_group: ChunkGroup) -> tuple[Tensor, ...]:
+        return (self._distance(self.pair.mapped_reference(chunk_group), chunk_group),)
 
-    def sums(self, of_moved: bool = False) -> Tensor:
-        found, pieces = super().sums(of_moved), self.pair.pieces
-        part = torch.tensor([piece.part for piece in pieces], dtype=torch.long)
-        found[:, 1].index_add_(0, part, self.pair.counterpart.path.cpu())
-        return found
+    def sums(self, moved_only: bool = False) -> Tensor:
+        sums, chunks = super().sums(moved_only), self.pair.chunks
+        tensor_indices = torch.tensor([chunk.tensor for chunk in chunks], dtype=torch.long)
+        sums[:, 1].index_add_(0, tensor_indices, self.pair.counterpart.path.cpu())
+        return sums
 
-    def _distance(self, reference: Tensor, block: Block) -> Tensor:
-        return (reference - self.pair.counterpart.weights[block.where]).abs_() / block.quantizer.max
+    def _distance(self, reference: Tensor, chunk_group: ChunkGroup) -> Tensor:
+        return (reference - self.pair.counterpart.weights[chunk_group.where]).abs_() / chunk_group.quantizer.max
 
 
 class UnmappedWeightAlignmentError(WeightAlignmentError):
-    """Weight alignment error with the identity for R: what the weight map is worth."""
+    """Weight alignment error with the identity as R: the increase shows the effect of the weight map (ours)."""
 
     name = "weight_alignment_error_unmapped"
     title = "… without weight map"
 
-    def terms(self, block: Block) -> tuple[Tensor, ...]:
-        return (self._distance(self.pair.reference.weights[block.where], block),)
+    def terms(self, chunk_group: ChunkGroup) -> tuple[Tensor, ...]:
+        return (self._distance(self.pair.reference.weights[chunk_group.where], chunk_group),)

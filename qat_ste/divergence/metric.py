@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.trajectory import Changes, Trajectory
-from qat_ste.fake_quant.flat_layout import Block, Piece
+from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup
 from qat_ste.quantizers.quantizer import Quantizer
 
 WeightMap = Callable[[Tensor, Quantizer], Tensor]
@@ -19,33 +19,35 @@ SHARE = "share, 0 to 1"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The reference and one counterpart, of whose weights some ``pieces`` of ``parts`` tensors are at hand.
+class TrajectoryPair:
+    """The trajectories of the reference and one counterpart, over some chunks of ``tensors`` tensors.
 
-    ``weight_map`` is the paper's R, given a piece's weights and quantizer; None for the identity.
+    ``weight_map`` is the paper's R, given a chunk's weights and quantizer; None for the identity.
     """
 
     reference: Trajectory
     counterpart: Trajectory
-    parts: int
+    tensors: int
     weight_map: WeightMap | None = None
 
     @property
-    def pieces(self) -> Sequence[Piece]:
-        return self.reference.pieces
+    def chunks(self) -> Sequence[Chunk]:
+        """The chunks of the weights at hand."""
+        return self.reference.chunks
 
     @property
-    def blocks(self) -> Sequence[Block]:
-        return self.reference.blocks
+    def chunk_groups(self) -> Sequence[ChunkGroup]:
+        """The chunks in groups that are processed together."""
+        return self.reference.chunk_groups
 
     def moved(self, where: slice) -> Tensor:
         """Whether each weight ever changed its level in either run."""
         return self.reference.moved(where) | self.counterpart.moved(where)
 
-    def mapped_reference(self, block: Block) -> Tensor:
+    def mapped_reference(self, chunk_group: ChunkGroup) -> Tensor:
         """R(w_ref)."""
-        weights = self.reference.weights[block.where]
-        return weights if self.weight_map is None else self.weight_map(weights, block.quantizer)
+        weights = self.reference.weights[chunk_group.where]
+        return weights if self.weight_map is None else self.weight_map(weights, chunk_group.quantizer)
 
 
 class Metric(ABC):
@@ -59,8 +61,8 @@ class Metric(ABC):
     title: ClassVar[str]  # in tables; by default the name in words
     moved_title: ClassVar[str] = "… of weights that moved"  # of ``also_over_moved``; tables leave out an empty one
     unit: ClassVar[str] = "–"  # and range, for docs/metrics.md
-    over_time: ClassVar[bool] = False  # cheap enough to be logged along the run
-    also_over_moved: ClassVar[bool] = False  # give it over the weights that moved in either run too
+    over_time: ClassVar[bool] = False  # whether it is logged along the run
+    also_over_moved: ClassVar[bool] = False  # also report it over the weights that moved in either run
     registry: ClassVar[list[type[Metric]]] = []
 
     def __init_subclass__(cls) -> None:
@@ -68,36 +70,36 @@ class Metric(ABC):
             cls.title = vars(cls).get("title", cls.name.replace("_", " "))
             Metric.registry.append(cls)
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: TrajectoryPair) -> None:
         self.pair = pair
 
     def changed(self, reference: Changes, counterpart: Changes) -> None:
-        """Called with the changes of both over some steps, when counts and hashes are up to date with them."""
+        """Called with the changes of both runs over some steps, after counts and hashes were updated."""
 
     @abstractmethod
-    def terms(self, block: Block) -> tuple[Tensor, ...]:
-        """Numerators and denominators of the weights of a block; or numerators, where ``sums`` adds the others."""
+    def terms(self, chunk_group: ChunkGroup) -> tuple[Tensor, ...]:
+        """Numerators and denominators of a chunk group's weights; only numerators where ``sums`` adds the others."""
 
-    def sums(self, of_moved: bool = False) -> Tensor:
-        """Σ numerators and Σ denominators by part, of all weights or of those that moved; float64, (parts, 2)."""
-        found = [[0.0, 0.0] for _ in range(self.pair.parts)]
-        for block in self.pair.blocks:
-            for column, values in enumerate(self.terms(block)):
-                values = values * self.pair.moved(block.where) if of_moved else values
-                for piece, own in zip(block.pieces, values.split(block.sizes), strict=True):
-                    found[piece.part][column] += total(own)
+    def sums(self, moved_only: bool = False) -> Tensor:
+        """Σ numerators and Σ denominators by tensor, of all weights or of those that moved; float64, (tensors, 2)."""
+        found = [[0.0, 0.0] for _ in range(self.pair.tensors)]
+        for chunk_group in self.pair.chunk_groups:
+            for column, values in enumerate(self.terms(chunk_group)):
+                values = values * self.pair.moved(chunk_group.where) if moved_only else values
+                for chunk, own in zip(chunk_group.chunks, values.split(chunk_group.sizes), strict=True):
+                    found[chunk.tensor][column] += total(own)
         return torch.tensor(found, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was gathered along the run."""
+        """The state gathered along the run."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Restores a saved state."""
 
 
 def total(values: Tensor) -> float:
-    """Their sum in float64; flags are counted, which is many times as fast."""
+    """The sum in float64; booleans are counted, which is many times faster."""
     if values.dtype == torch.bool:
         return float(values.count_nonzero().item())
     return values.sum(dtype=torch.float64).item()

@@ -29,23 +29,23 @@ class Sequences:
 
     @cached_property
     def weight(self) -> np.ndarray:
-        """Weight that each entry belongs to."""
+        """The weight of each entry."""
         return np.repeat(np.arange(len(self.length)), self.length)
 
 
 class ChangeSequences:
-    """Collects change events of some weights; compressed now and then, so that oscillation costs no memory.
+    """Collects the change events of the sampled weights; compresses them, so that oscillation costs no memory.
 
     Args:
         level: initial levels of all weights.
-        kept: positions of the weights whose events are given to ``append``; None for all.
+        sampled: positions of the weights whose events ``append`` receives; None for all.
     """
 
-    LIMIT = 1_000_000  # events held before they are compressed; that takes some 50 bytes an event for a moment
+    LIMIT = 1_000_000  # events before compression, which takes about 50 bytes per event
 
-    def __init__(self, level: Tensor, kept: Tensor | None = None) -> None:
-        self.kept = np.arange(len(level)) if kept is None else kept.cpu().numpy()
-        initial = level.cpu().numpy()[self.kept].astype(np.int32)
+    def __init__(self, level: Tensor, sampled: Tensor | None = None) -> None:
+        self.sampled = np.arange(len(level)) if sampled is None else sampled.cpu().numpy()
+        initial = level.cpu().numpy()[self.sampled].astype(np.int32)
         zeros = np.zeros_like(initial)
         self._sequences = Sequences(np.arange(len(initial) + 1), initial, zeros, zeros.copy())
         self._events: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -65,16 +65,16 @@ class ChangeSequences:
         return {field.name: torch.from_numpy(getattr(sequences, field.name)) for field in fields(sequences)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from saved sequences of the same weights.
+        """Restores saved sequences of the same weights.
 
         Raises:
-            ValueError: they do not fit together, or are not of as many weights.
+            ValueError: they are inconsistent, or belong to another number of weights.
         """
         saved = Sequences(**{name: values.numpy() for name, values in state.items()})
         sizes = {len(saved.level), len(saved.time), len(saved.oscillations)}
-        whole = len(saved.offset) == len(self.kept) + 1 and saved.offset[0] == 0 and sizes == {saved.offset[-1]}
+        whole = len(saved.offset) == len(self.sampled) + 1 and saved.offset[0] == 0 and sizes == {saved.offset[-1]}
         if not whole or (saved.length < 1).any():
-            raise ValueError("change-point sequences do not fit together")
+            raise ValueError("change-point sequences are inconsistent")
         self._sequences = saved
         self._events, self._held = [], 0
 
@@ -83,37 +83,37 @@ class ChangeSequences:
         if self._events:
             old = self._sequences
             weights, times, levels = (np.concatenate(values) for values in zip(*self._events, strict=True))
-            place = np.searchsorted(self.kept, weights)
+            place = np.searchsorted(self.sampled, weights)
             weight = np.concatenate([old.weight, place])
             order = np.argsort(weight, kind="stable")
             level = np.concatenate([old.level, levels])[order]
             time = np.concatenate([old.time, times])[order]
             oscillations = np.concatenate([old.oscillations, np.zeros(len(place), np.int32)])[order]
-            offset = np.concatenate([[0], np.bincount(weight, minlength=len(self.kept)).cumsum()])
+            offset = np.concatenate([[0], np.bincount(weight, minlength=len(self.sampled)).cumsum()])
             self._sequences = compress(Sequences(offset, level, time, oscillations))
             self._events, self._held = [], 0
         return self._sequences
 
 
 def compress(sequences: Sequences) -> Sequences:
-    """Folds oscillations: read left to right onto a stack; while its top four levels are x, y, x, y, the two in
-    the middle go, and the oscillation count of the x that stays grows by one.
+    """Folds oscillations. Entries are pushed onto a stack; while its top four levels are x, y, x, y, the middle two
+    are removed and the oscillation count of the remaining x grows by one.
 
-    All weights are read at once, entry by entry. One look after each push is enough: what lies below the folded
-    pair was looked at when it was on top. Compressing a compressed sequence changes nothing.
+    All weights are processed at once, entry by entry. One check after each push is enough: entries below the folded
+    pair were checked when they were on top. Compressing a compressed sequence changes nothing.
     """
     longest_first = np.argsort(-sequences.length, kind="stable")
     lengths, starts = sequences.length[longest_first], sequences.offset[:-1][longest_first]
     level, time, oscillations = sequences.level.copy(), sequences.time.copy(), sequences.oscillations.copy()
-    size = np.zeros_like(lengths)  # of each weight's stack, which lives where its sequence is read from
+    size = np.zeros_like(lengths)  # of the stack of each weight, stored in place of its sequence
     rounds = int(lengths[0]) if len(lengths) else 0
     active = np.searchsorted(-lengths, -np.arange(rounds), side="left")
     for entry in range(rounds):
-        some = slice(0, active[entry])
-        source, top = starts[some] + entry, starts[some] + size[some]
+        pushing = slice(0, active[entry])
+        source, top = starts[pushing] + entry, starts[pushing] + size[pushing]
         level[top], time[top], oscillations[top] = level[source], time[source], oscillations[source]
-        size[some] += 1
-        tall = np.flatnonzero(size[some] >= 4)
+        size[pushing] += 1
+        tall = np.flatnonzero(size[pushing] >= 4)
         top = top[tall]
         folds = (level[top] == level[top - 2]) & (level[top - 1] == level[top - 3])
         top, folding = top[folds], tall[folds]

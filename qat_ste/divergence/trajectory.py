@@ -1,4 +1,4 @@
-"""What is kept of the members' weights while they train: constant memory a weight, plus change events."""
+"""Trajectories of the members' weights: constant memory per weight, plus change events."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qat_ste.divergence.sequences import ChangeSequences
-from qat_ste.fake_quant.flat_layout import Block, Piece, levels_of
+from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup, level_indices
 
-# Changes of levels are worked through together, of so many steps or so many of them at most.
+# Changes are settled after this many steps, or this many changes.
 MOST_STEPS, MOST_CHANGES = 64, 1_000_000
 
 
@@ -20,11 +20,11 @@ MOST_STEPS, MOST_CHANGES = 64, 1_000_000
 class Trajectory:
     """Levels, change counts, sequence hashes and path lengths of quantized weights of one member.
 
-    ``path`` is Σ|Δw|/max over all steps by piece, float64; ``previous`` the weights before the next ``observe``.
+    ``path`` is Σ|Δw|/max over all steps by chunk, float64; ``previous`` the weights before the next ``observe``.
     """
 
-    pieces: Sequence[Piece]
-    blocks: Sequence[Block]
+    chunks: Sequence[Chunk]
+    chunk_groups: Sequence[ChunkGroup]
     weights: Tensor
     previous: Tensor
     level: Tensor
@@ -38,54 +38,62 @@ class Trajectory:
         return self.count[where] > 0
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the weights do not tell themselves."""
+        """Everything that cannot be computed from the weights."""
         return {"count": self.count, "hash": self.hash, "path": self.path, "sequences": self.sequences.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state; the weights have been restored before."""
+        """Restores a saved state; the weights must be restored before."""
         for name in ("count", "hash", "path"):
             getattr(self, name).copy_(state[name])
         self.sequences.load_state_dict(state["sequences"])
         self.previous.copy_(self.weights)
-        _find_levels(self.blocks, self.weights, self.level)
+        _find_levels(self.chunk_groups, self.weights, self.level)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Of one member: which weights changed level, and at what step; ordered by ``positions``, then by ``steps``."""
+    """The weights of one member that changed level, with the steps; ordered by ``positions``, then by ``steps``."""
 
     positions: Tensor
     steps: Tensor
 
 
 class Trajectories(Sequence[Trajectory]):
-    """Those of all members, whose steps are looked at together: that takes hardly more operations than for one.
+    """The trajectories of all members, observed together: that takes hardly more operations than for one.
 
     Args:
-        weights: flat latent weights that change as training goes, a row a member.
-        pieces, blocks: of a row.
+        weights: flat latent weights that training changes, one row per member.
+        chunks, chunk_groups: of a row.
         sampled: positions whose change events are kept; None for all.
     """
 
     def __init__(
-        self, weights: Tensor, pieces: Sequence[Piece], blocks: Sequence[Block], sampled: Tensor | None = None
+        self,
+        weights: Tensor,
+        chunks: Sequence[Chunk],
+        chunk_groups: Sequence[ChunkGroup],
+        sampled: Tensor | None = None,
     ) -> None:
         members, self._size = weights.shape
         self.weights, self.previous = weights, weights.clone(memory_format=torch.contiguous_format)
         self.level = torch.zeros_like(self.previous)
         self._count = torch.zeros_like(self.previous, dtype=torch.int32)
-        _find_levels(blocks, weights, self.level)
+        _find_levels(chunk_groups, weights, self.level)
         self._hash = self.level.long()
-        self._path = torch.zeros(members, len(pieces), dtype=torch.float64, device=weights.device)
-        # Views that every step needs: making them costs as much as an operation on small networks' weights.
+        self._path = torch.zeros(members, len(chunks), dtype=torch.float64, device=weights.device)
+        # Views are made once: on small networks making one costs as much as an operation on it.
         buffers = (self.weights, self.previous, self.level)
-        # A range that is one number divides the sum of a piece, another one what is summed.
-        ranges = [(piece, piece.quantizer.max) for piece in pieces]
+        # A scalar range divides the sum of a chunk; a range per channel divides the terms.
+        ranges = [(chunk, chunk.quantizer.max) for chunk in chunks]
         self._ranges = self._path.new_tensor([1.0 if isinstance(max_, Tensor) else max_ for _, max_ in ranges])
-        ways = ((self.previous[:, piece.where], m if isinstance(m, Tensor) else None) for piece, m in ranges)
-        self._blocks = [
-            (block, [values[:, block.where] for values in buffers], [next(ways) for _ in block.pieces])
-            for block in blocks
+        paths = ((self.previous[:, chunk.where], m if isinstance(m, Tensor) else None) for chunk, m in ranges)
+        self._chunk_groups = [
+            (
+                chunk_group,
+                [values[:, chunk_group.where] for values in buffers],
+                [next(paths) for _ in chunk_group.chunks],
+            )
+            for chunk_group in chunk_groups
         ]
         self._is_sampled: Tensor | None = None
         if sampled is not None:
@@ -94,7 +102,7 @@ class Trajectories(Sequence[Trajectory]):
         self._held: list[tuple[int, Tensor, Tensor]] = []
         rows = zip(weights, self.previous, self.level, self._count, self._hash, self._path, strict=True)
         self._members = [
-            Trajectory(pieces, blocks, own, previous, level, n, hash_, path, ChangeSequences(level, sampled))
+            Trajectory(chunks, chunk_groups, own, previous, level, n, hash_, path, ChangeSequences(level, sampled))
             for own, previous, level, n, hash_, path in rows
         ]
 
@@ -105,31 +113,33 @@ class Trajectories(Sequence[Trajectory]):
         return self._members[number]
 
     def observe(self, step: int, levels: Iterable[Tensor]) -> None:
-        """Takes in the weights after optimizer step ``step`` (1, 2, …), and their levels block by block.
+        """Records the weights after optimizer step ``step`` (1, 2, …), and their levels one chunk group at a time.
 
         Counts, hashes and sequences wait.
         """
-        ways, found = [], []
-        # A block is small enough to stay in the cache meanwhile.
-        for (block, (weights, previous, level), of_pieces), index in zip(self._blocks, levels, strict=True):
+        paths, found = [], []
+        # A chunk group is small enough to stay in the cache meanwhile.
+        for (chunk_group, (weights, previous, level), chunk_paths), index in zip(
+            self._chunk_groups, levels, strict=True
+        ):
             member, place = (index - level).nonzero(as_tuple=True)
-            found.append(place.add_(block.where.start).add_(member, alpha=self._size))
+            found.append(place.add_(chunk_group.where.start).add_(member, alpha=self._size))
             level.copy_(index)
-            previous.sub_(weights).abs_()  # the way that each weight went
-            ways += [way.sum(1) if max_ is None else (way / max_).sum(1) for way, max_ in of_pieces]
+            previous.sub_(weights).abs_()  # the distance that each weight moved
+            paths += [distance.sum(1) if max_ is None else (distance / max_).sum(1) for distance, max_ in chunk_paths]
             previous.copy_(weights)
-        if ways:
-            self._path += torch.stack(ways, 1) / self._ranges
+        if paths:
+            self._path += torch.stack(paths, 1) / self._ranges
             places = torch.cat(found)
             self._held.append((step, places, self.level.view(-1)[places]))
 
     @property
     def full(self) -> bool:
-        """Whether so much waits that it is time to ``settle``."""
+        """Whether it is time to call ``settle``."""
         return len(self._held) >= MOST_STEPS or sum(len(places) for _, places, _ in self._held) > MOST_CHANGES
 
     def settle(self) -> list[Changes]:
-        """Brings counts, hashes and sequences up to date: by the changes of many steps at once, given by member."""
+        """Updates counts, hashes and sequences by the changes of many steps; returns the changes by member."""
         if not self._held:
             return []
         places = torch.cat([places for _, places, _ in self._held])
@@ -153,15 +163,15 @@ class Trajectories(Sequence[Trajectory]):
 
 
 def _number_among_equals(values: Tensor) -> Tensor:
-    """Of each of these sorted values how many equal ones there are before it."""
+    """For each of these sorted values, the number of equal values before it."""
     _, counts = values.unique_consecutive(return_counts=True)
     starts = counts.cumsum(0) - counts
     return torch.arange(len(values), device=values.device) - starts.repeat_interleave(counts)
 
 
-def _find_levels(blocks: Sequence[Block], weights: Tensor, level: Tensor) -> None:
-    for block, found in zip(blocks, levels_of(blocks, weights), strict=True):
-        level[..., block.where] = found
+def _find_levels(chunk_groups: Sequence[ChunkGroup], weights: Tensor, level: Tensor) -> None:
+    for chunk_group, found in zip(chunk_groups, level_indices(chunk_groups, weights), strict=True):
+        level[..., chunk_group.where] = found
 
 
 def _mix(hash_: Tensor, level: Tensor) -> Tensor:

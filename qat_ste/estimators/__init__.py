@@ -1,4 +1,4 @@
-"""Gradient estimators; one class a file."""
+"""Gradient estimators, one class per file."""
 
 from qat_ste.estimators.acos import Acos
 from qat_ste.estimators.approx_sign import ApproxSign

@@ -1,4 +1,4 @@
-"""A sine of the distance from the level."""
+"""A sine of the distance from the nearest level."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Acos(Estimator):
-    """g = 1 + (s/2)·sin πr, r the distance from the level (Schaefer et al. 2022, arXiv 2206.07741).
+    """g = 1 + (s/2)·sin πr, r the signed distance from the nearest level (Schaefer et al. 2022, arXiv 2206.07741).
 
-    The slope in the paper's code. It jumps at the threshold, from 1 + s/2 below to 1 - s/2 above, and is not
-    even in u: M moves the levels, so under saturation "range" the theorem does not apply. Its mean over an
-    interval is 1. α = √(1 - s²/4). With |s| >= 2 the theorem does not apply anywhere.
+    This is the slope in the paper's code. It jumps at the threshold, from 1 + s/2 below to 1 - s/2 above. It is not
+    even in u, so M moves the levels, and the theorem does not apply with saturation "range". The mean of g over
+    an interval is 1. α = √(1 - s²/4). With |s| >= 2, the theorem does not apply at all.
 
     Args:
         s: height of the jump; 0 to 1 in the paper's code.
 
     Raises:
-        ValueError: s is not a finite number.
+        ArgumentError: s is not a finite number.
     """
 
     def __init__(self, s: float = 1.0) -> None:

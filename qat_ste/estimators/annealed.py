@@ -1,4 +1,4 @@
-"""An estimator that changes while it trains."""
+"""An estimator that changes during training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from qat_ste.base.errors import number
+from qat_ste.base.errors import Number, OneOf, number, require
 from qat_ste.estimators.base import Estimator
 from qat_ste.quantizers.quantizer import Quantizer
 
@@ -15,19 +15,20 @@ SCALES = ("log", "linear")
 
 
 class Annealed(Estimator):
-    """Estimators that differ in one parameter, one after the other, each for an equal share of the training.
+    """A sequence of estimators that differ in one parameter, each used for an equal share of training.
 
-    Taken by itself, outside a comparison, it is the first of them.
+    Outside a comparison, it acts as the first of them.
 
     Args:
-        make: an estimator's class, or a function that takes the parameter by name.
-        parameter: its name.
-        start, end: the parameter's first and last value.
-        stages: how many estimators, at least 2.
-        scale: in between the values are evenly spaced in their logarithm (``log``) or themselves (``linear``).
+        make: class of the estimators, or a function that takes the parameter by name and returns an estimator.
+        parameter: name of the parameter.
+        start: its first value.
+        end: its last value.
+        stages: number of estimators, at least 2.
+        scale: spaces the values evenly on a logarithmic (``log``) or a ``linear`` scale.
 
     Raises:
-        ValueError: an argument is out of its bounds, or one of the parameter's values is.
+        ArgumentError: an argument, or a value of the parameter, is not allowed.
     """
 
     def __init__(
@@ -39,10 +40,8 @@ class Annealed(Estimator):
         stages: int = 10,
         scale: str = "log",
     ) -> None:
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-        if isinstance(stages, bool) or not isinstance(stages, int) or stages < 2:
-            raise ValueError(f"stages must be a whole number of at least 2, got {stages!r}")
+        require(OneOf(SCALES), scale=scale)
+        require(Number(2), stages=stages)
         lowest = 0.0 if scale == "log" else -math.inf
         start, end = number("start", start, above=lowest), number("end", end, above=lowest)
         shares = [count / (stages - 1) for count in range(1, stages - 1)]

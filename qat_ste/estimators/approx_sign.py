@@ -1,4 +1,4 @@
-"""A triangle: the slope of a sign made of two parabolas."""
+"""A triangle: the slope of two parabolas that approximate the sign function."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from qat_ste.estimators.whole_line import SignOnly
 class ApproxSign(SignOnly):
     """g = 2 - 2|x| for |x| < 1, else 0, x = w/max (Bi-Real Net, Liu et al. 2018, arXiv 1808.00278).
 
-    For one bit. α = 1 and M(x) = -sgn(x)·ln(1 - |x|)/2, which takes (-1, 1) to the whole line: a weight slows down on
-    its way to ±1, and freezes where a step takes it beyond. The paper uses this slope for activations.
+    For one bit. α = 1 and M(x) = -sgn(x)·ln(1 - |x|)/2, which maps (-1, 1) to the whole line: a weight slows down
+    as it approaches ±1, and freezes if a step takes it beyond. The paper uses this slope for activations.
     """
 
     @property

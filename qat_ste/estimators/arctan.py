@@ -14,14 +14,14 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Arctan(Estimator):
     """g = k/(2·atan(k/2))/(1 + k²u²): the slope of an arctangent from level to level.
 
-    A surrogate of spiking networks (Fang et al. 2020, arXiv 2007.05785), there with k = π. Its mean over an
-    interval is 1. α = k/(2·atan(k/2)·(1 + k²/12)).
+    A surrogate gradient for spiking networks (Fang et al. 2020, arXiv 2007.05785, with k = π). The mean of g over
+    an interval is 1. α = k/(2·atan(k/2)·(1 + k²/12)).
 
     Args:
-        k: sharpness per step, > 0.
+        k: sharpness per step size, > 0.
 
     Raises:
-        ValueError: k is not a positive finite number.
+        ArgumentError: k is not a positive finite number.
     """
 
     def __init__(self, k: float = math.pi) -> None:

@@ -1,4 +1,4 @@
-"""What every gradient estimator has: a derivative g, and where known the integral of 1/g."""
+"""Base class of gradient estimators."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Estimator(ABC):
     """Surrogate derivative g of the quantizer: the backward pass multiplies the incoming gradient by g(w).
 
-    A subclass gives ``shape``; that is enough for training, for the equivalence (integrated numerically) and
-    for every figure. ``integral`` is optional and makes the weight map faster and exact.
+    A subclass defines ``shape``; training, figures and the equivalence need no more, since α and M are integrated
+    numerically. The optional ``integral`` makes the weight map faster and exact.
 
-    ``not_covered`` says why the theorem does not cover an estimator that has an α and an M all the same.
+    Attributes:
+        not_covered: why the theorem does not cover an estimator although it has an α and an M.
     """
 
     not_covered: str | None = None
 
     @abstractmethod
     def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
-        """g over one interval between two levels, as a function of the offset u in [-1/2, 1/2].
+        """g in one interval between two levels, as a function of the offset u in [-1/2, 1/2].
 
-        u is the signed distance from the nearest threshold in steps; the result has its shape and dtype.
+        u is the signed distance from the threshold over the width of the interval; g has its shape and dtype.
         """
 
     def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor | None:
-        """∫ ds/g(s) from 0 to u in closed form, u in float64; None where there is none.
+        """∫ ds/g(s) from 0 to u in closed form, or None without one; u is in float64.
 
-        Asked for only where the theorem applies, so g > 0.
+        Called only if the theorem applies, so g > 0.
         """
         return None
 
     def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor | None:
-        """The soft quantizer over one interval: ∫ g(s) ds from 0 to u in closed form; None where there is none."""
+        """The soft quantizer in one interval, ∫ g(s) ds from 0 to u in closed form, or None without one."""
         return None
 
     def check(self, quantizer: Quantizer) -> None:
-        """Raises ValueError where the estimator is not made for this quantizer."""
+        """Raises ValueError if the estimator does not support this quantizer."""
 
     @property
     def stages(self) -> tuple[Estimator, ...]:
-        """What it is in the course of a training, each for an equal share of the steps."""
+        """The estimators that training uses in turn, each for an equal share of the steps."""
         return (self,)
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
-        """g(w) elementwise, zero where the quantizer is saturated; shape and dtype of ``w``."""
+        """g(w) elementwise, zero where the quantizer's ``saturation`` stops the gradient; shape and dtype of ``w``."""
         return quantizer.gradient_mask(w).mul_(self.shape(quantizer.offset(w), quantizer))
 
     def backward(self, gradient: Tensor, w: Tensor, quantizer: Quantizer) -> Tensor:
-        """The gradient that latent weights get for one at the quantized weights; shape of ``w``."""
+        """Gradient of the latent weights ``w``, given that of the quantized weights; shape of ``w``."""
         return gradient * self.derivative(w, quantizer)
 
     def __repr__(self) -> str:
@@ -68,7 +69,7 @@ class Estimator(ABC):
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Equality of attributes. Tensors are equal where all their elements are, which `==` does not say."""
+    """Compares attributes; tensors are equal if all their elements are."""
     if a is b:
         return True
     if type(a) is not type(b):

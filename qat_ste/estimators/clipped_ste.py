@@ -1,4 +1,4 @@
-"""The STE of counterparts whose gradient ends elsewhere than at the range."""
+"""The STE for counterparts whose gradient ends at another |w| than the end of the range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 
 class ClippedSte(Ste):
-    """g = 1 for |w| < reach·max, whatever the quantizer's ``saturation``; ``reach`` may be infinite."""
+    """g = 1 for |w| < reach·max, else 0, under any ``saturation``; ``reach`` may be infinite."""
 
     def __init__(self, reach: float) -> None:
         self.reach = reach

@@ -1,4 +1,4 @@
-"""A constant and one cosine."""
+"""A constant plus one cosine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Cosine(Estimator):
-    """g = 1 + a·cos(2πu): the first two terms of any smoothed quantizer's Fourier series.
+    """g = 1 + a·cos(2πu): the first two terms of the Fourier series of any smoothed quantizer's slope.
 
-    Its mean over an interval is 1. α = √(1 - a²). With |a| >= 1 the theorem does not apply: g is zero at the
-    levels (a = 1, "sine rounding") or beyond.
+    The mean of g over an interval is 1. α = √(1 - a²). With |a| >= 1, the theorem does not apply, since g is zero
+    or negative somewhere; a = 1 is "sine rounding", with g = 0 at the levels.
 
     Args:
-        a: height of the wave; 2·exp(-2π²σ²) stands for Gaussian noise of σ steps.
+        a: amplitude; 2·exp(-2π²σ²) approximates Gaussian noise of σ step sizes.
 
     Raises:
-        ValueError: a is not a finite number.
+        ArgumentError: a is not a finite number.
     """
 
     def __init__(self, a: float = 0.5) -> None:

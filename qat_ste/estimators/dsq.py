@@ -1,4 +1,4 @@
-"""Differentiable soft quantization in its own parameter."""
+"""Differentiable soft quantization in the parameter of its paper."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Dsq(Tanh):
-    """``Tanh`` in the parameter of DSQ (Gong et al. 2019, arXiv 1908.05033), the same for any number of bits.
+    """``Tanh`` in the parameter of DSQ (Gong et al. 2019, arXiv 1908.05033), which holds for any number of bits.
 
-    Half a step from a threshold the tanh has reached 1 - alpha: 2e = ln(2/alpha - 1).
+    At a level, u = ±1/2, the tanh has the magnitude 1 - alpha: 2e = ln(2/alpha - 1).
 
     Args:
-        alpha: between 0 (the hard quantizer) and 1 (the STE); 0.2 where it is learned from, 0.4 in MQBench.
+        alpha: between 0 (the hard quantizer) and 1 (the STE); DSQ starts to learn it from 0.2, MQBench uses 0.4.
 
     Raises:
-        ValueError: alpha is not a number between 0 and 1.
+        ArgumentError: alpha is not a number between 0 and 1.
     """
 
     def __init__(self, alpha: float = 0.2) -> None:

@@ -1,4 +1,4 @@
-"""Error decay estimator: a tanh on the whole line."""
+"""Error decay estimator: the slope of a tanh of the weight."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qat_ste.estimators.whole_line import SignOnly
 class Ede(SignOnly):
     """g = k·t·sech²(t·x), k = max(1/t, 1), x = w/max (IR-Net, Qin et al. 2020, arXiv 1909.10788).
 
-    For one bit. α = 1 and M(x) = (x/2 + sinh(2tx)/(4t))/(k·t). IR-Net raises t while it trains, and standardizes the
-    weights, so that its x is in standard deviations; here t stays what it is.
+    For one bit. α = 1 and M(x) = (x/2 + sinh(2tx)/(4t))/(k·t). IR-Net raises t during training and standardizes the
+    weights, so its x is in standard deviations; here t is constant.
 
     Args:
-        t: sharpness, > 0; with binary weights alone IR-Net goes from 0.1 to 10, evenly in log t. 1 is halfway.
+        t: sharpness, > 0; IR-Net with binary weights goes from 0.1 to 10, evenly in log t. 1 is halfway.
 
     Raises:
-        ValueError: t is not a positive finite number.
+        ArgumentError: t is not a positive finite number.
     """
 
     def __init__(self, t: float = 1.0) -> None:

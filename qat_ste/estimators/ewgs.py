@@ -1,4 +1,4 @@
-"""Element-wise gradient scaling: faster towards a level than away from it."""
+"""Element-wise gradient scaling: weights move faster towards a level than away from it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Ewgs(Estimator):
     """The gradient G becomes G·(1 + δ·sgn(G)·r) = G + δ·|G|·r, r the distance from the level (EWGS, Lee et al. 2021).
 
-    arXiv 2104.00903; r = w - Q(w) in steps, from -1/2 to 1/2. That is the STE and a pull towards the levels.
-    A weight has the speed 1 + δr on its way down and 1 - δr on its way up; the harmonic mean of the two, 1 - δ²r², is
-    the ``shape`` here. Its α = δ/ln((1 + δ/2)/(1 - δ/2)) is that of either way, its M the mean of their two maps, which
-    are δ/4 of a step apart at a level. What the pull does in a while does not shrink with the learning rate.
+    arXiv 2104.00903; r = w - Q(w) in step sizes, from -1/2 to 1/2. This is the STE plus a pull towards the levels.
+    The factor on the gradient is 1 + δr if the weight decreases and 1 - δr if it increases; ``shape`` is their
+    harmonic mean 1 - δ²r². Both directions have α = δ/ln((1 + δ/2)/(1 - δ/2)). Their weight maps differ by δ/4 of a
+    step size at a level; M is their mean. A smaller learning rate does not reduce the effect of the pull.
 
     Args:
-        delta: δ, between 0 and 2; 0.2 per step in the code of Nagel et al. 2022 (arXiv 2203.11086). EWGS's own code
-            counts r in units of the range from end to end: its 1e-3 is 1e-3/(2^bits - 1) here.
+        delta: δ, between 0 and 2; 0.2 per step size in the code of Nagel et al. 2022 (arXiv 2203.11086). The code
+            of EWGS has r in units of the whole range: its 1e-3 is 1e-3/(2^bits - 1) here.
 
     Raises:
-        ValueError: delta is out of its bounds.
+        ArgumentError: delta is out of its bounds.
     """
 
     not_covered = (

@@ -1,4 +1,4 @@
-"""An exponential bump."""
+"""An exponential on either side of the threshold."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Exp(Estimator):
     """g = c·exp(-k|u|), c = k/(2(1 - exp(-k/2))): an exponential on either side of the threshold.
 
-    A surrogate of libraries for spiking networks. Its mean over an interval is 1. α = ck/(2(exp(k/2) - 1)).
+    A surrogate gradient for spiking networks. The mean of g over an interval is 1. α = ck/(2(exp(k/2) - 1)).
 
     Args:
-        k: sharpness per step, > 0.
+        k: sharpness per step size, > 0.
 
     Raises:
-        ValueError: k is not a positive finite number.
+        ArgumentError: k is not a positive finite number.
     """
 
     def __init__(self, k: float = 5.0) -> None:

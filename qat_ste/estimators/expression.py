@@ -1,4 +1,4 @@
-"""Reads formulas: arithmetic on numbers and tensors by a whitelist of Python's syntax trees; nothing is executed."""
+"""Evaluates formulas on numbers and tensors by walking whitelisted nodes of Python's syntax tree; executes no code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat_ste.base.errors import ArgumentError
+
 Value = float | Tensor
 
 MAX_LENGTH = 1000
@@ -21,78 +23,78 @@ MAX_DEPTH = 100
 
 
 def evaluate(text: str, names: Mapping[str, Value]) -> Value:
-    """The value of a formula: a float if no tensor enters it, else a tensor of the dtype and shape of those that do.
+    """Evaluates a formula: to a float if it contains no tensor, else to a tensor of its tensors' dtype and shape.
 
-    Operations are done in the order written, those of numbers alone as Python's floats.
+    Operations are done in the order written; those on numbers alone are done in Python's floats.
 
     Raises:
-        ValueError: it is no formula of what is allowed, or a part of it no finite number; says what and where.
+        ArgumentError: the text is not an allowed formula, or a subexpression is not finite; says what and where.
     """
-    return _value(_tree(text), names, text, depth=0)
+    return _evaluate_node(_parse(text), names, text, depth=0)
 
 
 @lru_cache
 def names_in(text: str) -> frozenset[str]:
-    """Names that a formula has, those of its functions included.
+    """All names in a formula, including those of functions.
 
     Raises:
-        ValueError: the text is no formula.
+        ArgumentError: the text is not a formula.
     """
-    return frozenset(node.id for node in ast.walk(_tree(text)) if isinstance(node, ast.Name))
+    return frozenset(node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name))
 
 
 @lru_cache
-def _tree(text: str) -> ast.expr:
+def _parse(text: str) -> ast.expr:
     if len(text) > MAX_LENGTH:
-        raise ValueError(f"expression must have at most {MAX_LENGTH} characters, not {len(text)}")
-    foreign = re.search(r"[^\w .+\-*/(),<>=]", text, re.ASCII)
-    if foreign:
-        raise _fault(text, foreign.start(), foreign.end(), "not allowed")
+        raise ArgumentError("expression", _shorten(text), f"a formula of at most {MAX_LENGTH} characters")
+    forbidden = re.search(r"[^\w .+\-*/(),<>=]", text, re.ASCII)
+    if forbidden:
+        raise _error_at(text, forbidden.start(), forbidden.end(), "not allowed")
     try:
         with warnings.catch_warnings(action="error"):
             return ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        at = error.offset - 1 if error.offset else len(text)  # 0 where it ends too early
-        raise _fault(text, at, len(text), error.msg) from None
+        start = error.offset - 1 if error.offset else len(text)  # 0 if the text ends too early
+        raise _error_at(text, start, len(text), error.msg) from None
     except (RecursionError, MemoryError):
-        raise _fault(text, 0, len(text), "nested too deep") from None
+        raise _error_at(text, 0, len(text), "nested too deeply") from None
 
 
-def _value(node: ast.expr, names: Mapping[str, Value], text: str, depth: int) -> Value:
-    fault = partial(_fault, text, node.col_offset, node.end_col_offset)
+def _evaluate_node(node: ast.expr, names: Mapping[str, Value], text: str, depth: int) -> Value:
+    error_here = partial(_error_at, text, node.col_offset, node.end_col_offset)
     if depth > MAX_DEPTH:
-        raise fault("nested too deep")
+        raise error_here("nested too deeply")
     match node:
         case ast.Name(name) if name in names:
             return names[name]
         case ast.Name(name):
-            raise fault(f"no such name, 'estimator.parameters={{{_short(name)}: 0.5}}' would give it a value")
+            raise error_here(f"unknown name; 'estimator.parameters={{{_shorten(name)}: 0.5}}' gives it a value")
         case ast.Call(ast.Name(name)) if name not in FUNCTIONS and name != "where":
-            raise fault("no such function")
-    operation, operands = _operation(node)
+            raise error_here("unknown function")
+    operation, operands = _operation_and_operands(node)
     if operation is None:
-        raise fault("not allowed")
-    values = [_value(operand, names, text, depth + 1) for operand in operands]
+        raise error_here("not allowed")
+    values = [_evaluate_node(operand, names, text, depth + 1) for operand in operands]
     try:
         value = operation(*values)
-    except (ArithmeticError, ValueError, RuntimeError):  # the last is torch's
-        raise fault("no finite number") from None
+    except (ArithmeticError, ValueError, RuntimeError):  # torch raises RuntimeError
+        raise error_here("not a finite number") from None
     if not isinstance(value, Tensor) and (isinstance(value, complex) or not math.isfinite(value)):
-        raise fault("no finite number")
+        raise error_here("not a finite number")
     return value
 
 
-def _operation(node: ast.expr) -> tuple[Callable[..., Any] | None, list[ast.expr]]:
-    """What is done at a node, and with what; None where it is not allowed."""
+def _operation_and_operands(node: ast.expr) -> tuple[Callable[..., Any] | None, list[ast.expr]]:
+    """The operation of a node, or None if it is not allowed, and the nodes of its operands."""
     match node:
         case ast.Constant(int() | float() as number) if not isinstance(number, bool):
             return partial(float, number), []
         case ast.UnaryOp(ast.USub(), operand):
             return operator.neg, [operand]
-        case ast.BinOp(left, sign, right):
-            return OPERATORS.get(type(sign)), [left, right]
-        case ast.Call(ast.Name("where"), [ast.Compare(left, [sign], [right]), if_true, if_false], []):
-            compare = COMPARISONS.get(type(sign))
+        case ast.BinOp(left, operator_node, right):
+            return OPERATORS.get(type(operator_node)), [left, right]
+        case ast.Call(ast.Name("where"), [ast.Compare(left, [operator_node], [right]), if_true, if_false], []):
+            compare = COMPARISONS.get(type(operator_node))
             return compare and partial(_where, compare), [left, right, if_true, if_false]
         case ast.Call(ast.Name("min" | "max" as name), [_, _] as arguments, []):
             return FUNCTIONS[name], arguments
@@ -101,14 +103,14 @@ def _operation(node: ast.expr) -> tuple[Callable[..., Any] | None, list[ast.expr
     return None, []
 
 
-def _fault(text: str, start: int, end: int | None, what: str) -> ValueError:
-    part = _short(text[start:end])
-    where = f"character {start + 1}, {part!r}" if part else "its end"
-    return ValueError(f"expression fails at {where}: {what}; allowed are {ALLOWED}")
+def _error_at(text: str, start: int, end: int | None, problem: str) -> ArgumentError:
+    excerpt = _shorten(text[start:end])
+    where = f"character {start + 1}, {excerpt!r}" if excerpt else "at the end"
+    return ArgumentError("expression", text, f"a formula ({where}: {problem}; allowed are {ALLOWED})")
 
 
-def _short(part: str) -> str:
-    return part if len(part) <= 20 else f"{part[:19]}…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= 20 else f"{text[:19]}…"
 
 
 def _elementwise(name: str, x: Value) -> Value:
@@ -119,9 +121,9 @@ def _sign(x: Value) -> Value:
     return torch.sign(x) if isinstance(x, Tensor) else float((x > 0) - (x < 0))
 
 
-def _extreme(name: str, x: Value, y: Value) -> Value:
+def _min_or_max(name: str, x: Value, y: Value) -> Value:
     if isinstance(x, Tensor) or isinstance(y, Tensor):
-        return getattr(torch, f"{name}imum")(*_tensors(x, y))
+        return getattr(torch, f"{name}imum")(*_as_tensors(x, y))
     return min(x, y) if name == "min" else max(x, y)
 
 
@@ -129,12 +131,12 @@ def _where(compare: Callable[[Value, Value], Any], left: Value, right: Value, if
     condition = compare(left, right)
     if not isinstance(condition, Tensor):
         return if_true if condition else if_false
-    *_, x, y = _tensors(left, right, if_true, if_false)
+    *_, x, y = _as_tensors(left, right, if_true, if_false)
     return torch.where(condition, x, y)
 
 
-def _tensors(*values: Value) -> list[Tensor]:
-    """Numbers as tensors of the dtype of those that are; torch's own would have the default one."""
+def _as_tensors(*values: Value) -> list[Tensor]:
+    """Converts numbers to the dtype of the tensors among the values; torch would use the default dtype."""
     like = next(value for value in values if isinstance(value, Tensor))
     return [value if isinstance(value, Tensor) else like.new_full((), value) for value in values]
 
@@ -159,7 +161,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         name: partial(_elementwise, name)
         for name in ("sqrt", "exp", "log", "sin", "cos", "tan", "atan", "sinh", "cosh", "tanh", "erf")
     },
-    **{name: partial(_extreme, name) for name in ("min", "max")},
+    **{name: partial(_min_or_max, name) for name in ("min", "max")},
 }
 ALLOWED = (
     "u, w, pi, parameters, numbers, + - * / ** ( ), "

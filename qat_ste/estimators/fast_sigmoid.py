@@ -12,14 +12,14 @@ from qat_ste.quantizers.quantizer import Quantizer
 class FastSigmoid(Estimator):
     """g = c/(1 + k|u|)², c = 1 + k/2: the slope of x/(1 + |x|) from level to level.
 
-    A surrogate of spiking networks (SuperSpike, Zenke and Ganguli 2018, arXiv 1705.11146). Its mean over an
-    interval is 1. α = 3kc/(2(c³ - 1)).
+    A surrogate gradient for spiking networks (SuperSpike, Zenke and Ganguli 2018, arXiv 1705.11146). The mean of g
+    over an interval is 1. α = 3kc/(2(c³ - 1)).
 
     Args:
-        k: sharpness per step, > 0; 25 in snnTorch.
+        k: sharpness per step size, > 0; 25 in snnTorch.
 
     Raises:
-        ValueError: k is not a positive finite number.
+        ArgumentError: k is not a positive finite number.
     """
 
     def __init__(self, k: float = 25.0) -> None:

@@ -1,4 +1,4 @@
-"""A Gaussian bump."""
+"""A Gaussian around the threshold."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 
 class Gauss(Estimator):
-    """g = c·exp(-k²u²), c = k/(√π·erf(k/2)): one Gaussian at each threshold, cut off at the levels.
+    """g = c·exp(-k²u²), c = k/(√π·erf(k/2)): a Gaussian around each threshold, truncated at the levels.
 
-    A surrogate of libraries for spiking networks. Its mean over an interval is 1. α = ck/(√π·erfi(k/2)); torch
+    A surrogate gradient for spiking networks. The mean of g over an interval is 1. α = ck/(√π·erfi(k/2)), but torch
     has no erfi, so α and M are integrated numerically.
 
     Args:
-        k: sharpness per step, > 0.
+        k: sharpness per step size, > 0.
 
     Raises:
-        ValueError: k is not a positive finite number.
+        ArgumentError: k is not a positive finite number.
     """
 
     def __init__(self, k: float = 3.0) -> None:

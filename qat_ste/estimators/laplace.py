@@ -15,20 +15,20 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Laplace(Estimator):
     """g = cosh((1/2 - |u|)/b)/(2b·S), S = sinh(1/(2b)): the slope of the mean of Q(w + Laplace noise).
 
-    The sum over all thresholds of the noise's density. Its mean over an interval is 1. α = 1/(4b²·S·atan S).
+    The sum of the noise's density over all thresholds. The mean of g over an interval is 1. α = 1/(4b²·S·atan S).
 
     Args:
-        b: scale of the noise in steps, > 0.
+        b: scale of the noise in step sizes, > 0.
 
     Raises:
-        ValueError: b is not a positive finite number.
+        ArgumentError: b is not a positive finite number.
     """
 
     def __init__(self, b: float = 0.3) -> None:
         self.b: float = positive("b", b)
 
     def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
-        # In powers of e that are at most 1: cosh and S overflow where b is small.
+        # With exponentials of at most 1, since cosh and S overflow for small b.
         near = u.abs().div_(-self.b).exp_()
         far = (1 - u.abs()).div_(-self.b).exp_()
         return near.add_(far).div_(-2 * self.b * math.expm1(-1 / self.b))

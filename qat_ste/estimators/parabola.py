@@ -15,15 +15,15 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Parabola(Estimator):
     """g = a - b·u², highest at the threshold.
 
-    Its mean over an interval is a - b/12. α = √(ab)/(2·artanh(√(b/a)/2)). With b >= 4a the theorem does not
-    apply: g is zero at the levels or before.
+    The mean of g over an interval is a - b/12. α = √(ab)/(2·artanh(√(b/a)/2)). With b >= 4a, the theorem does not
+    apply, since g is zero at the levels or negative near them.
 
     Args:
         a: height at the threshold, > 0.
         b: curvature, > 0.
 
     Raises:
-        ValueError: a or b is not a positive finite number.
+        ArgumentError: a or b is not a positive finite number.
     """
 
     def __init__(self, a: float = 1.0, b: float = 3.0) -> None:

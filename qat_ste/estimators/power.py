@@ -1,4 +1,4 @@
-"""The slope of a root."""
+"""The capped slope of a root."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Power(Estimator):
     """g = min(|2u|^(1/k - 1)/k, cap): the slope of a k-th root from level to level, capped at the threshold.
 
-    The differentiable gradient estimator of training in FP4 (DGE, Wang et al. 2025, arXiv 2501.17116). Its mean
-    over an interval is 1 without the cap and less with it (0.593 for 5 and 3). α = 1/(2P), P = c/cap +
-    k²/(2(2k - 1))·(1 - (2c)^(2 - 1/k)), where the cap ends at c = (k·cap)^(-k/(k - 1))/2 <= 1/2; (2k - 1)/k²
-    without the cap.
+    The differentiable gradient estimator for FP4 training (DGE, Wang et al. 2025, arXiv 2501.17116). The mean of g
+    over an interval is 1 without the cap and smaller with it (0.593 for k = 5, cap = 3). α = 1/(2P),
+    P = c/cap + k²/(2(2k - 1))·(1 - (2c)^(2 - 1/k)), if the cap holds up to |u| = c = (k·cap)^(-k/(k - 1))/2 <= 1/2;
+    without the cap, α = (2k - 1)/k².
 
     Args:
-        k: the root, > 1.
+        k: degree of the root, > 1.
         cap: the largest g, > 0.
 
     Raises:
-        ValueError: k is not a finite number above 1, or cap not a positive finite one.
+        ArgumentError: k is not a finite number above 1, or cap is not a positive finite number.
     """
 
     def __init__(self, k: float = 5.0, cap: float = 3.0) -> None:
@@ -33,16 +33,16 @@ class Power(Estimator):
         return u.abs().mul_(2).pow_(1 / self.k - 1).div_(self.k).clamp_(max=self.cap)
 
     def integral(self, u: Tensor, quantizer: Quantizer) -> Tensor:
-        capped, power = self._capped, 2 - 1 / self.k
-        beyond = (2 * u.abs().clamp(min=capped)) ** power - (2 * capped) ** power
-        return u.clamp(-capped, capped) / self.cap + u.sign() * beyond * (self.k / (2 * power))
+        end, power = self._cap_end, 2 - 1 / self.k
+        beyond = (2 * u.abs().clamp(min=end)) ** power - (2 * end) ** power
+        return u.clamp(-end, end) / self.cap + u.sign() * beyond * (self.k / (2 * power))
 
     def primitive(self, u: Tensor, quantizer: Quantizer) -> Tensor:
-        capped, power = self._capped, 1 / self.k
-        beyond = (2 * u.abs().clamp(min=capped)) ** power - (2 * capped) ** power
-        return u.clamp(-capped, capped) * self.cap + u.sign() * beyond / 2
+        end, power = self._cap_end, 1 / self.k
+        beyond = (2 * u.abs().clamp(min=end)) ** power - (2 * end) ** power
+        return u.clamp(-end, end) * self.cap + u.sign() * beyond / 2
 
     @property
-    def _capped(self) -> float:
+    def _cap_end(self) -> float:
         """|u| up to which the cap holds."""
         return (self.k * self.cap) ** (-self.k / (self.k - 1)) / 2

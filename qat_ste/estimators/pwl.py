@@ -11,8 +11,7 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Pwl(Ste):
     """g = 1 inside the range and 0 outside it (piecewise linear; Hubara et al. 2016, arXiv 1602.02830).
 
-    The clipping belongs to the estimator: it holds whatever the quantizer's ``saturation`` says, and under
-    ``saturation="range"`` this is the STE itself.
+    The estimator clips under any ``saturation`` of the quantizer; with ``saturation="range"`` it equals the STE.
     """
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:

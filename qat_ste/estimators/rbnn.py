@@ -1,4 +1,4 @@
-"""A triangle that grows taller and narrower: the slope of the rotated binary networks' sign."""
+"""A triangle: the slope of the sign approximation in rotated binary networks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qat_ste.estimators.whole_line import SignOnly
 class Rbnn(SignOnly):
     """g = k·(√2·t - t²·|x|) for |x| < √2/t, else 0, x = w/max (RBNN, Lin et al. 2020, arXiv 2009.13055).
 
-    k = max(1/t, 1). For one bit. α = 1 and M(x) = -sgn(x)·ln(1 - t|x|/√2)/(k·t²). RBNN raises t while it trains, and
-    rotates and standardizes the weights, so that its x is in standard deviations; here t stays what it is.
+    k = max(1/t, 1). For one bit. α = 1 and M(x) = -sgn(x)·ln(1 - t|x|/√2)/(k·t²). RBNN raises t during training,
+    and rotates and standardizes the weights, so its x is in standard deviations; here t is constant.
 
     Args:
-        t: sharpness, > 0; RBNN goes from 0.01 to 10, evenly in log t. 1 is where k has come down to 1.
+        t: sharpness, > 0; RBNN goes from 0.01 to 10, evenly in log t. From t = 1 on, k is 1.
 
     Raises:
-        ValueError: t is not a positive finite number.
+        ArgumentError: t is not a positive finite number.
     """
 
     def __init__(self, t: float = 1.0) -> None:

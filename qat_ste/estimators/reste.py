@@ -1,4 +1,4 @@
-"""Rectified STE: the slope of a root, with a chord in place of its pole."""
+"""Rectified STE: the slope of a root, replaced by that of a chord near 0."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from qat_ste.estimators.whole_line import SignOnly
 class Reste(SignOnly):
     """g = |x|^(1/o - 1)/o for m < |x| < t, m^(1/o - 1) nearer to 0, x = w/max (ReSTE, Wu et al. 2023).
 
-    arXiv 2308.06689. The slope of sgn(x)·|x|^(1/o) and that of its chord, as in the paper's code, so that g jumps at m;
-    0 beyond t. For one bit. α = 1; M(x) = m^(1 - 1/o)·x up to m, and m^p + (o/p)·(x^p - m^p), p = 2 - 1/o, from there
-    to t, odd in x. The paper raises o while it trains; here it stays what it is.
+    arXiv 2308.06689. The slope of sgn(x)·|x|^(1/o), and for |x| < m that of its chord, as in the paper's code; g jumps
+    at m, and is 0 beyond t. For one bit. α = 1. M is odd: M(x) = m^(1 - 1/o)·x for 0 <= x <= m, and
+    m^p + (o/p)·(x^p - m^p), p = 2 - 1/o, for m < x < t. The paper raises o during training; here it is constant.
 
     Args:
-        o: power, > 1/2; the paper goes from 1 (the STE) to 3.
-        m: where the chord ends, > 0; 0.1 in the paper's code.
-        t: end of the gradient, > m; 1.5 in the paper's code.
+        o: degree of the root, > 1/2; the paper goes from 1 (the STE) to 3.
+        m: |x| at which the chord ends, > 0; 0.1 in the paper's code.
+        t: |x| at which the gradient ends, > m; 1.5 in the paper's code.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ArgumentError: an argument has a value that is not allowed.
     """
 
     def __init__(self, o: float = 3.0, m: float = 0.1, t: float = 1.5) -> None:

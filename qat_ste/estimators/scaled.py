@@ -13,14 +13,14 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Scaled(Estimator):
     """g = c: the STE at another learning rate.
 
-    What alpha-blending makes of the gradient (Liu and Mattina 2019, arXiv 1903.01061), c being 1 minus its
-    coefficient. α = c, and M moves nothing.
+    Alpha-blending scales the gradient like this (Liu and Mattina 2019, arXiv 1903.01061); c is 1 minus its
+    coefficient. α = c, and M is the identity.
 
     Args:
         c: the constant, > 0.
 
     Raises:
-        ValueError: c is not a positive finite number.
+        ArgumentError: c is not a positive finite number.
     """
 
     def __init__(self, c: float = 0.5) -> None:

@@ -1,4 +1,4 @@
-"""A sigmoid from level to level."""
+"""A sigmoid from each level to the next."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class StackedSigmoid(Tanh):
     """``Tanh`` as a sigmoid of alpha·u (the code of Nagel et al. 2022, arXiv 2203.11086): 2e = alpha/2.
 
     Args:
-        alpha: sharpness per step, > 0.
+        alpha: sharpness per step size, > 0.
 
     Raises:
-        ValueError: alpha is not a positive finite number.
+        ArgumentError: alpha is not a positive finite number.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""The slope of a sign made of swishes, which overshoots."""
+"""The slope of a soft sign made of swishes, which overshoots."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qat_ste.estimators.whole_line import SignOnly
 class SwishSign(SignOnly):
     """g = β·(2 - βx·tanh(βx/2))/(1 + cosh βx), x = w/max (BNN+, Darabi et al. 2018, arXiv 1812.11800).
 
-    For one bit. A counter-example: g < 0 for |βx| > 2.3994, where the soft sign comes back down to 1, so that weights
-    out there run away from what lowers the loss. The theorem does not apply.
+    For one bit. A counterexample to which the theorem does not apply: for |βx| > 2.3994 the soft sign falls back
+    towards 1, so g < 0, and SGD moves these weights in the direction that raises the loss.
 
     Args:
-        beta: sharpness β, > 0; 5 in its code.
+        beta: sharpness β, > 0; 5 in the paper's code.
 
     Raises:
-        ValueError: beta is not a positive finite number.
+        ArgumentError: beta is not a positive finite number.
     """
 
     def __init__(self, beta: float = 5.0) -> None:

@@ -1,4 +1,4 @@
-"""A slope that grows with the distance from the level."""
+"""A slope that changes linearly with the distance from the level."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qat_ste.quantizers.quantizer import Quantizer
 class Tent(Estimator):
     """g = 1 + s|r|, |r| = 1/2 - |u| the distance from the level.
 
-    Gradient scaling by position (PSG, Kim et al. 2020, arXiv 2005.11035) is of this kind. Its mean over an
-    interval is 1 + s/4, so that α = s/(2·ln(1 + s/2)) may be above 1. With s <= -2 the theorem does not apply.
+    Similar to position-based scaled gradients (PSG, Kim et al. 2020, arXiv 2005.11035). The mean of g over an
+    interval is 1 + s/4, and α = s/(2·ln(1 + s/2)) can exceed 1. With s <= -2, the theorem does not apply.
 
     Args:
         s: slope; 0 to 1 in the code of Schaefer et al. 2022 (arXiv 2206.07741).
 
     Raises:
-        ValueError: s is not a finite number.
+        ArgumentError: s is not a finite number.
     """
 
     def __init__(self, s: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""What estimators have in common whose g is no function of the offset between two levels."""
+"""Base classes of estimators whose g depends on the weight itself, not on its offset between two levels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qat_ste.quantizers.quantizer import Quantizer
 class WholeLine(Estimator):
     """g as an even function of x = w/max on the whole line.
 
-    Beyond the outermost thresholds the theorem asks of g only to be positive; where it is 1 between them, or there
-    is but one, α = 1 and M(w) = max·∫ ds/g from 0 to x. The estimator says itself how far the gradient reaches,
-    whatever the quantizer's ``saturation``; the STE counterpart's reaches as far as M takes that.
+    The theorem requires that g is positive and, between the outermost thresholds, 1; with a single threshold the
+    second condition is void. Then α = 1 and M(w) = max·∫ ds/g from 0 to x. The gradient ends at ``reach``, under any
+    ``saturation`` of the quantizer; that of the STE counterpart ends at M(reach).
     """
 
     @property
     def reach(self) -> float:
-        """|x| up to which the gradient reaches."""
+        """|x| from which the gradient is zero."""
         return math.inf
 
     @abstractmethod
@@ -29,18 +29,18 @@ class WholeLine(Estimator):
         """g(x) for |x| < ``reach``; shape and dtype of ``x``."""
 
     def integral_of(self, x: Tensor) -> Tensor:
-        """∫ ds/g(s) from 0 to x in closed form, 0 <= x < ``reach`` in float64.
+        """∫ ds/g(s) from 0 to x in closed form, 0 <= x < ``reach``; x is in float64.
 
-        Asked for only where the theorem applies, so g > 0.
+        Called only if the theorem applies, so g > 0.
         """
         raise NotImplementedError
 
     def primitive_of(self, x: Tensor) -> Tensor | None:
-        """The soft quantizer: ∫ g(s) ds from 0 to x, |x| < ``reach``; None where there is no closed form."""
+        """The soft quantizer, ∫ g(s) ds from 0 to x for |x| < ``reach``, or None without a closed form."""
         return None
 
     def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
-        """g over the interval around 0."""
+        """g in the interval around 0."""
         return self.of(u * (2 / (quantizer.num_levels - 1)))
 
     def derivative(self, w: Tensor, quantizer: Quantizer) -> Tensor:
@@ -49,7 +49,7 @@ class WholeLine(Estimator):
 
 
 class SignOnly(WholeLine):
-    """A ``WholeLine`` for one bit: its only threshold is 0, so no interval between two binds α."""
+    """A ``WholeLine`` for one bit, with the only threshold at 0."""
 
     def check(self, quantizer: Quantizer) -> None:
         if quantizer.num_levels != 2 or bool(quantizer.thresholds.any()):

@@ -1,4 +1,4 @@
-"""The gradient of a sign times the mean magnitude of its filter."""
+"""The slope of the sign function times the mean magnitude of the filter."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from qat_ste.estimators.whole_line import SignOnly
 class Xnor(SignOnly):
     """g = 1/n + c for |x| <= 1, 1/n beyond, x = w/max (XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279).
 
-    The slope of mean|w|·sgn(w), of which 1/n comes from the mean. For one bit. α = 1 and M(x) = x/(1/n + c) up to 1,
-    n·(|x| - 1) more beyond. The paper's levels follow mean|w|; here they stay at ±max.
+    The slope of mean|w|·sgn(w); the term 1/n is the derivative of the mean. For one bit. α = 1 and M(x) = x/(1/n + c)
+    for |x| <= 1; beyond, |M(x)| grows by n·(|x| - 1). The paper's levels are ±mean|w|; here they are ±max.
 
     Args:
-        n: weights that share one scale, > 0; in the paper those of one filter, here 3 x 3 over 64 channels.
-        c: mean|w|/max, > 0; 0.5 for weights drawn uniformly.
+        n: number of weights per scale, > 0; in the paper the size of a filter, by default 3 x 3 over 64 channels.
+        c: mean|w|/max, > 0; 0.5 for uniformly drawn weights.
 
     Raises:
-        ValueError: an argument is not a positive finite number.
+        ArgumentError: an argument is not a positive finite number.
     """
 
     def __init__(self, n: float = 576.0, c: float = 0.5) -> None:

@@ -1,4 +1,4 @@
-"""The card of an estimator: what the theorem makes of it on a grid, under an optimizer."""
+"""Computes the card of an estimator on a grid, under an optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import re
 import torch
 from torch import Tensor
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.base.estimator_card import Card, Flag
+from qat_ste.base.text import of_error
 from qat_ste.estimators import Estimator
 from qat_ste.estimators.whole_line import WholeLine
 from qat_ste.experiment.counterparts import adjust
@@ -17,36 +19,39 @@ from qat_ste.optimizers import Adjustment, Equivalence, MakeOptimizer, adjustmen
 from qat_ste.quantizers.quantizer import Quantizer
 from qat_ste.theory.equivalence import SteEquivalent
 
-POINTS = 8192  # in all, but at least LEAST in each half interval
+POINTS = 8192  # in total, but at least LEAST in each half interval
 LEAST = 16
 JUMPS = "g jumps: the error of a step shrinks with the learning rate, not with its square"
 
 
 def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer, lr: float) -> Card:
-    """The card of ``estimator``; only the ratios of the quantizer's levels count, not ``max``.
+    """The card of ``estimator``. ``max`` of the quantizer does not matter: weights are in units of it.
 
     Args:
         optimizer: called with parameter groups and ``lr=``, as for ``compare``.
 
     Raises:
-        ValueError: the estimator is not made for this grid.
+        ValueError: the estimator does not support this grid.
+        ArgumentError: the estimator's ``shape`` is no function from offsets to g.
     """
     quantizer = quantizer.with_max(torch.ones((), dtype=torch.float64))
     estimator.check(quantizer)
-    adjustment, pair = adjust(adjustment_of(optimizer, lr), estimator, quantizer)
-    refusal = "" if pair else adjustment.reason
+    check_shape(estimator, quantizer)
+    adjustment, equivalent = adjust(adjustment_of(optimizer, lr), estimator, quantizer)
+    refusal = "" if equivalent else adjustment.reason
+    exact = adjustment.equivalence is Equivalence.EXACT  # signs alone decide, so the runs are identical all the same
     w = _sample(quantizer)
     g = estimator.derivative(w, quantizer)
     alive = quantizer.alive(w) if not isinstance(estimator, WholeLine) else w.abs() < estimator.reach
     soft = _soft_quantizer(estimator, quantizer, w, g)
-    mapped = pair.weight_map(w) if pair else None
+    mapped = equivalent.weight_map(w) if equivalent else None
     inside = ~quantizer.saturated(w)
     levels = quantizer.levels
     width = quantizer.interval(w)[2]
     shift = ((mapped - w).abs() / width)[inside].max().item() if mapped is not None else None
     shift = 0.0 if shift is not None and shift < 1e-9 else shift
     definition, about = _documentation(type(estimator))
-    known = pair.assumptions if pair else None
+    bounds = equivalent.assumptions if equivalent else None
     arrays = {"levels": levels, "thresholds": quantizer.thresholds, "w": w, "alive": alive, "g": g, "soft": soft}
     return Card(
         name=str(estimator),
@@ -54,24 +59,50 @@ def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer
         about=about,
         sources=tuple(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", f"{definition} {about}"))),
         grid=_grid(quantizer),
-        flags=_flags(estimator, pair, refusal),
-        lower=known.lower if known else g[alive].min().item(),
-        upper=known.upper if known else g[alive].max().item(),
-        lipschitz=known.lipschitz if known else None,
+        flags=_flags(estimator, equivalent, refusal),
+        lower=bounds.lower if bounds else g[alive].min().item(),
+        upper=bounds.upper if bounds else g[alive].max().item(),
+        lipschitz=bounds.lipschitz if bounds else None,
         mean=_rise(soft, w, levels) / (levels[-1] - levels[0]).item(),
-        lr_factor=pair.lr_factor if pair else None,
+        lr_factor=equivalent.lr_factor if equivalent else None,
         largest_shift=shift,
         refusal=refusal,
+        not_covered="" if exact or not equivalent else estimator.not_covered or "",
         equivalence=str(adjustment.equivalence),
-        ste_run=_ste_run(adjustment, pair, lr, mapped is not None and not torch.allclose(mapped, w)),
+        ste_run=_ste_run(adjustment, equivalent, lr, mapped is not None and not torch.allclose(mapped, w)),
         reason=str(adjustment),
         mapped=None if mapped is None else mapped.flatten().numpy(),
         **{name: values.flatten().numpy() for name, values in arrays.items()},
     )
 
 
+def check_shape(estimator: Estimator, quantizer: Quantizer) -> None:
+    """Calls the estimator's ``shape`` with three offsets.
+
+    Raises:
+        ArgumentError: it takes other arguments, or returns no tensor, one of another shape, or one with a gradient.
+        ValueError: it raises an error.
+    """
+    name = f"{type(estimator).__name__}.shape"
+    try:
+        inspect.signature(estimator.shape).bind(None, None)
+    except TypeError:
+        signature = str(inspect.signature(estimator.shape))
+        raise ArgumentError(name, signature, "a method with the arguments self, u and quantizer") from None
+    offsets = torch.tensor([-0.25, 0.0, 0.25], dtype=torch.float64)
+    try:
+        g: object = estimator.shape(offsets, quantizer)
+    except Exception as error:  # a foreign estimator may raise anything
+        raise ValueError(f"{name}(u, quantizer) fails: {of_error(error)}") from error
+    if not isinstance(g, Tensor) or g.shape != offsets.shape:
+        raise ArgumentError(f"{name}(u, quantizer)", g, "a tensor with a value for each of u (a constant is c + 0 * u)")
+    if g.requires_grad:
+        allowed = "a tensor without a gradient (use numbers, or detach() parameters)"
+        raise ArgumentError(f"{name}(u, quantizer)", g, allowed)
+
+
 def _sample(quantizer: Quantizer) -> Tensor:
-    """Points of each half interval, a row each, ascending; its ends from inside, since g may jump there."""
+    """Points of each half interval, a row each, ascending; strictly inside it, since g may jump at its ends."""
     levels, thresholds = quantizer.levels, quantizer.thresholds
     beyond = torch.stack([1.5 * levels[0] - 0.5 * levels[1], 1.5 * levels[-1] - 0.5 * levels[-2]])
     edges = torch.cat([levels, thresholds, beyond]).sort().values
@@ -80,7 +111,7 @@ def _sample(quantizer: Quantizer) -> Tensor:
 
 
 def _soft_quantizer(estimator: Estimator, quantizer: Quantizer, w: Tensor, g: Tensor) -> Tensor:
-    """∫ g dw: by the closed form where there is one, else by the trapezoidal rule."""
+    """∫ g dw, equal to w in the middle of the range: in closed form if there is one, else by the trapezoidal rule."""
     closed: Tensor | None
     if isinstance(estimator, WholeLine):
         closed = estimator.primitive_of(w.clamp(-estimator.reach, estimator.reach))
@@ -88,9 +119,9 @@ def _soft_quantizer(estimator: Estimator, quantizer: Quantizer, w: Tensor, g: Te
         offset, _, width = quantizer.interval(w)
         closed = estimator.primitive(offset, quantizer)
         closed = None if closed is None else closed * width
-    pieces = closed.diff(dim=1) if closed is not None else (g[:, 1:] + g[:, :-1]) / 2 * w.diff(dim=1)
-    pieces = pieces * ((g[:, 1:] != 0) | (g[:, :-1] != 0))
-    soft = torch.cat([torch.zeros_like(w[:, :1]), pieces.cumsum(1)], 1)
+    rises = closed.diff(dim=1) if closed is not None else (g[:, 1:] + g[:, :-1]) / 2 * w.diff(dim=1)
+    rises = rises * ((g[:, 1:] != 0) | (g[:, :-1] != 0))
+    soft = torch.cat([torch.zeros_like(w[:, :1]), rises.cumsum(1)], 1)
     soft[1:] += soft[:-1, -1:].cumsum(0)
     middle = (quantizer.levels[0] + quantizer.levels[-1]) / 2
     nearest = (w - middle).abs().argmin()
@@ -98,14 +129,15 @@ def _soft_quantizer(estimator: Estimator, quantizer: Quantizer, w: Tensor, g: Te
 
 
 def _rise(soft: Tensor, w: Tensor, levels: Tensor) -> float:
+    """Rise of the soft quantizer from the lowest to the highest level."""
     inside = soft[(w > levels[0]) & (w < levels[-1])]
     return (inside[-1] - inside[0]).item()
 
 
 def _documentation(kind: type[Estimator]) -> tuple[str, str]:
-    """First paragraph of the class's docstring, and the others up to its arguments, a line each."""
+    """First paragraph of the class's docstring, and those between it and the arguments, a line each."""
     text = re.split(r"^\w+:$", inspect.getdoc(kind) or "", maxsplit=1, flags=re.MULTILINE)[0]
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
     return (paragraphs[0] if paragraphs else "", "\n".join(paragraphs[1:]))
 
 
@@ -116,36 +148,36 @@ def _grid(quantizer: Quantizer) -> str:
     return f"{quantizer.num_levels}{spaced} levels, saturation {quantizer.saturation}"
 
 
-def _flags(estimator: Estimator, pair: SteEquivalent | None, refusal: str) -> tuple[Flag, ...]:
-    """In the order in which ``check_assumptions`` looks: what comes after the first that fails is not known."""
-    if pair is None:
-        failing = re.search(r"is not (positive|bounded|cyclical|even)\b", refusal)
+def _flags(estimator: Estimator, equivalent: SteEquivalent | None, refusal: str) -> tuple[Flag, ...]:
+    """The assumptions in the order in which ``check_assumptions`` tests them; it stops at the first that fails."""
+    if equivalent is None:
         names = ["positive", "bounded", "cyclical", "even"]
+        failing = re.search(rf"is not ({'|'.join(names)})\b", refusal)
         number = names.index(failing[1]) if failing else 0
         before: list[bool | None] = [True if number > 1 else None] * number
-        found = [*before, False if failing else None, *[None] * (len(names) - number - 1)]
-        flags = [Flag(name, held, refusal if held is False else "") for name, held in zip(names, found, strict=True)]
+        holds = [*before, False if failing else None, *[None] * (len(names) - number - 1)]
+        flags = [Flag(name, held, refusal if held is False else "") for name, held in zip(names, holds, strict=True)]
         return (*flags[:2], Flag("Lipschitz", None), *flags[2:])
-    known = pair.assumptions
-    smooth = known.lipschitz < math.inf
+    bounds = equivalent.assumptions
+    smooth = bounds.lipschitz < math.inf
     return (
-        Flag("positive", True, f"L₋ = {known.lower:.4g}"),
-        Flag("bounded", True, f"L₊ = {known.upper:.4g}"),
-        Flag("Lipschitz", smooth, f"L' = {known.lipschitz:.4g} a step" if smooth else JUMPS),
-        Flag("cyclical", None, "asked for between two levels alone, and there g = 1 or the grid has one threshold")
+        Flag("positive", True, f"L₋ = {bounds.lower:.4g}"),
+        Flag("bounded", True, f"L₊ = {bounds.upper:.4g}"),
+        Flag("Lipschitz", smooth, f"L' = {bounds.lipschitz:.4g} a step" if smooth else JUMPS),
+        Flag("cyclical", None, "only required between two thresholds, and there g = 1 or there is one threshold")
         if isinstance(estimator, WholeLine)
         else Flag("cyclical", True, "the same in every interval between two levels"),
-        Flag("even", known.even, "M leaves the levels where they are" if known.even else "M moves the levels"),
+        Flag("even", bounds.even, "M leaves the levels in place" if bounds.even else "M moves the levels"),
     )
 
 
-def _ste_run(adjustment: Adjustment, pair: SteEquivalent | None, lr: float, moves: bool) -> str:
-    if adjustment.equivalence is Equivalence.REMAP and pair is not None:
-        alpha = pair.lr_factor
+def _ste_run(adjustment: Adjustment, equivalent: SteEquivalent | None, lr: float, moves: bool) -> str:
+    if adjustment.equivalence is Equivalence.REMAP and equivalent is not None:
+        alpha = equivalent.lr_factor
         rate = "the same learning rate" if alpha == 1 else f"learning rate {alpha:.4g} x {lr:g} = {alpha * lr:.3g}"
         return f"the STE at {rate} from {'M(w0)' if moves else 'the same weights'}"
     if adjustment.equivalence is Equivalence.KEEP:
         return "the STE, nothing adjusted"
     if adjustment.equivalence is Equivalence.EXACT:
         return "the STE, nothing adjusted: the runs are identical"
-    return "no run with the STE that is known"
+    return "no STE run: no adjustment is known"

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole, the last few kept, checked before a run continues from them."""
+"""Checkpoints of a run: written atomically, the last few kept, checked before a run resumes from them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from qat_ste.base.files import remove_unfinished, replacing
 from qat_ste.base.run_config import CheckpointMismatch, completed, differences
+from qat_ste.base.sections import EXECUTIONS, CheckpointSchedule
 from qat_ste.base.text import of_value, one_line
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.execution import MODES
 from qat_ste.experiment.member import Member
 from qat_ste.experiment.monitor import DivergenceMonitor
 
@@ -26,12 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Reads and writes ``checkpoint.pt`` in ``folder``; ``checkpoint.1.pt`` and so on are the ones before.
+    """Reads and writes ``checkpoint.pt`` in ``folder``; ``checkpoint.1.pt`` and so on are older ones.
 
     Args:
-        config: what a checkpoint has to agree with to be continued; nested, of plain values.
-        every_steps, every_seconds: when one is due; None: never for this reason.
-        keep: how many files stay.
+        config: nested plain values that a checkpoint must agree with to be resumed.
+        schedule: when a checkpoint is due, and how many files stay.
 
     Raises:
         CheckpointMismatch: the newest readable checkpoint has another ``config``.
@@ -39,43 +38,44 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
-        config: Mapping[str, Any],
-        every_steps: int | None = None,
-        every_seconds: float | None = 600,
-        keep: int = 2,
+        folder: str | Path,
+        config: Mapping[str, Any] | None = None,
+        schedule: CheckpointSchedule = CheckpointSchedule(),
     ) -> None:
-        self.paths = [folder / ("checkpoint.pt" if not age else f"checkpoint.{age}.pt") for age in range(keep)]
-        self.config = json.loads(json.dumps(config))
-        self.every_steps, self.every_seconds = every_steps, every_seconds
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        names = ["checkpoint.pt", *(f"checkpoint.{age}.pt" for age in range(1, schedule.keep))]
+        self.paths = [Path(folder) / name for name in names]
+        self.config = json.loads(json.dumps(config or {}))
+        self.schedule = schedule
         self._saved_at = time.monotonic()
         self._failed = False
         self._state = self._load()
 
     def take(self) -> dict[str, Any] | None:
-        """The state to go on from, once; None where there is none."""
+        """The state to resume from, once; None if there is none."""
         state, self._state = self._state, None
         return state
 
     @property
     def step(self) -> int:
-        """Steps done in the state to go on from; 0 where there is none."""
+        """Steps done in the state to resume from; 0 if there is none."""
         return self._state["step"] if self._state else 0
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Rows logged in the state to go on from."""
+        """Rows logged in the state to resume from."""
         return json.loads(self._state["record"])["rows"] if self._state else []
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint should be written after this step."""
-        by_steps = self.every_steps is not None and step % self.every_steps == 0
-        return by_steps or (self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds)
+        steps, seconds = self.schedule.every_steps, self.schedule.every_seconds
+        by_steps = steps is not None and step % steps == 0
+        return by_steps or (seconds is not None and time.monotonic() - self._saved_at >= seconds)
 
     def save(self, state: dict[str, Any] | None) -> None:
-        """Writes a checkpoint beside the last, then takes its place. What fails costs one warning, not the run.
+        """Writes a checkpoint and then replaces the last. A failure costs one warning, not the run.
 
-        None where another rank writes it.
+        ``state`` is None where another rank writes it.
         """
         self._saved_at = time.monotonic()
         if state is None:
@@ -84,16 +84,16 @@ class Checkpoints:
             remove_unfinished(self.paths[0])
             with replacing(self.paths[0], durable=True) as file:
                 torch.save(state | {"config": json.dumps(self.config), "config_hash": _hash(self.config)}, file)
-                file.flush()  # what there is no room for costs no older one
+                file.flush()  # fails before an older file is lost
                 for younger, older in reversed(list(zip(self.paths, self.paths[1:], strict=False))):
                     if younger.exists():
                         younger.replace(older)
             self._failed = False
-        except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own on top of the system's
+        except (OSError, RuntimeError) as error:  # torch wraps the system's error
             fault = error.__context__ or error
             reason = fault.strerror if isinstance(fault, OSError) else "torch could not write it"
-            level = logging.INFO if self._failed else logging.WARNING  # of a full disk each one fails
-            log.log(level, "no checkpoint at step %s: %s; the one before stays", state["step"], reason)
+            level = logging.INFO if self._failed else logging.WARNING  # on a full disk each one fails
+            log.log(level, "no checkpoint at step %s: %s; the previous one stays", state["step"], reason)
             self._failed = True
 
     def _load(self) -> dict[str, Any] | None:
@@ -103,35 +103,35 @@ class Checkpoints:
             try:
                 state = _read(path)
                 saved = json.loads(state["config"])
-            except Exception as error:  # whatever a damaged file leads to
+            except Exception as error:  # a damaged file may raise anything
                 reason = one_line((str(error) or type(error).__name__).splitlines()[0], 200)
                 log.warning("%s cannot be read (%s): looking for an older one", path, reason)
                 continue
-            if found := differences(completed(saved), completed(self.config)):
-                raise CheckpointMismatch(path, found)
+            if mismatches := differences(completed(saved), completed(self.config)):
+                raise CheckpointMismatch(path, mismatches)
             return state
         return None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is in the file, without executing any of it.
+    """The content of the file, loaded without executing any of it.
 
     Raises:
-        Exception: of whatever kind; it is no whole checkpoint.
+        Exception: of any kind; the file is not a whole checkpoint.
     """
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with zipfile.ZipFile(path) as file:
         names, sizes = file.namelist(), [info.file_size for info in file.infolist()]
         stored = all(info.compress_type == zipfile.ZIP_STORED for info in file.infolist())
         if not stored or len({*names}) < len(names) or sum(sizes) > path.stat().st_size:
-            raise ValueError("its parts are not as torch writes them")
-        if file.testzip() is not None:  # torch itself does not look at checksums
+            raise ValueError("its entries are not as torch writes them")
+        if file.testzip() is not None:  # torch itself does not check them
             raise ValueError("its checksum is wrong")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     step, rows = state["step"], json.loads(state["record"])["rows"]
     if type(step) is not int or not all(type(row["step"]) is int and 0 < row["step"] <= step for row in rows):
-        raise ValueError("it does not say after which step it was made")
+        raise ValueError("its step is missing or wrong")
     return state
 
 
@@ -139,25 +139,25 @@ def _hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-ANY_NUMBERS: dict[str, float] = {}  # in an example: numbers or None, whatever they are called
+ANY_NUMBERS: dict[str, float] = {}  # in an example: any keys whose values are numbers or None
 
 
 def unfit(
     state: Mapping[str, Any], cohort: Cohort, monitor: DivergenceMonitor, losses: Tensor, initial: list[Any]
 ) -> str | None:
-    """What does not fit, in words; None where all does. The members of ``cohort`` are to be restored afterwards.
+    """Why the state does not fit this run, in words; None if it fits. Restore the members of ``cohort`` afterwards.
 
     Args:
-        state: as ``training`` saves it; whatever may be in it was not made by us.
-        losses, initial: of the record that goes on.
+        state: as saved by the lockstep loop, but not trusted.
+        losses, initial: of the record that is resumed.
     """
-    members, ranks = len(cohort.recipes), cohort.layout.ranks
+    members, ranks = len(cohort.specs), cohort.layout.ranks
     if not 1 <= state["step"] <= losses.shape[1]:
         return f"it was made after step {of_value(state['step'])} of {losses.shape[1]}"
     if state.get("names") != cohort.names or not _is_list(state.get("ranks"), ranks.size):
-        return "it is of a run with other counterparts or another number of ranks"
-    if state.get("mode") not in (MODES if cohort.mode == "auto" else (cohort.mode,)):
-        return f"mode {of_value(state.get('mode'))} where {cohort.mode} is wanted"
+        return "its run has other counterparts or another number of ranks"
+    if state.get("mode") not in (EXECUTIONS if cohort.mode == "auto" else (cohort.mode,)):
+        return f"its mode is {of_value(state.get('mode'))}, not {cohort.mode}"
     divergence = monitor.state_dict()
     for trajectory in divergence["trajectories"]:
         trajectory["sequences"] = {name: values.dtype for name, values in trajectory["sequences"].items()}
@@ -172,7 +172,7 @@ def unfit(
 
 
 def misfit(saved: Any, now: Any, where: str) -> str | None:
-    """Where types, keys, shapes or dtypes are others than in an example, in words; None: nowhere.
+    """The first place where types, keys, shapes or dtypes differ from an example, in words; None if all agree.
 
     In the example a number stands for any number or None, a dtype for a vector of any length, ... for anything.
     """
@@ -192,7 +192,7 @@ def misfit(saved: Any, now: Any, where: str) -> str | None:
         if not _is_list(saved, len(now)):
             return f"{where} is no list of {len(now)}"
         return next(filter(None, (misfit(saved[n], now[n], f"{where}.{n}") for n in range(len(now)))), None)
-    if now is None:  # what an optimizer has not begun to keep, or a number that is not there
+    if now is None:  # state that an optimizer has not created yet, or a missing number
         return None if _is_number(saved) or isinstance(saved, bool | Tensor) else f"{where} is no number"
     if _is_number(now):
         return None if _is_number(saved) else f"{where} is no number"
@@ -200,12 +200,12 @@ def misfit(saved: Any, now: Any, where: str) -> str | None:
 
 
 def _filled(values: dict[Any, Any]) -> set[Any]:
-    """Keys but for those of empty dictionaries: a metric that gathers nothing may have come since."""
+    """Keys without those of empty dictionaries: a newer version may have metrics that gather nothing."""
     return {key for key, value in values.items() if value is ANY_NUMBERS or not (isinstance(value, dict) and not value)}
 
 
 def _unfit_optimizers(members: Mapping[int, Any], like: Member) -> str | None:
-    """Held against what the optimizer keeps after a step of ``like``, which is restored afterwards."""
+    """Compares with the optimizer state after a step of ``like``, which is restored afterwards."""
     optimizer = like.optimizer
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -220,20 +220,20 @@ def _unfit_optimizers(members: Mapping[int, Any], like: Member) -> str | None:
         groups = saved["param_groups"]
         if not _is_list(groups, len(now["param_groups"])) or not isinstance(saved["state"], dict):
             return f"{where} has other groups"
-        for group, own in zip(groups, now["param_groups"], strict=True):
-            if not isinstance(group, dict) or group.get("params") != own["params"]:
+        for group, expected in zip(groups, now["param_groups"], strict=True):
+            if not isinstance(group, dict) or group.get("params") != expected["params"]:
                 return f"{where} has other parameters"
-            for key in own:  # one that it lacks, of an earlier version, is taken from what is there now
-                if found := misfit(group.setdefault(key, own[key]), own[key], f"{where}.{key}"):
-                    return found
+            for key in expected:  # a key that an older version lacks is taken from the present group
+                if problem := misfit(group.setdefault(key, expected[key]), expected[key], f"{where}.{key}"):
+                    return problem
         for place, of_parameter in saved["state"].items():  # parameters without a gradient have none
-            own = now["state"].get(place)
-            if own is None or not isinstance(of_parameter, dict) or not of_parameter.keys() >= own.keys():
+            expected = now["state"].get(place)
+            if expected is None or not isinstance(of_parameter, dict) or not of_parameter.keys() >= expected.keys():
                 return f"{where} has other parameters"
-            for key, kept in own.items():
-                example = ... if isinstance(kept, dict | list | tuple) else kept  # which may grow
-                if found := misfit(of_parameter[key], example, f"{where}.{place}.{key}"):
-                    return found
+            for key, kept in expected.items():
+                example = ... if isinstance(kept, dict | list | tuple) else kept  # containers may grow
+                if problem := misfit(of_parameter[key], example, f"{where}.{place}.{key}"):
+                    return problem
     return None
 
 
@@ -251,7 +251,7 @@ def _unfit_record(saved: Mapping[str, Any], members: int, initial: list[Any]) ->
 
 
 def _gaps(evaluations: list[Any], validation: list[Any]) -> str | None:
-    """Targets are classes, or they are not: accuracies are there throughout, or never; losses always are."""
+    """Accuracies must be there always or never (targets are classes or not); losses always."""
     accuracies = {evaluation["accuracy"] is None for evaluation in evaluations}
     accuracies |= {accuracy is None for _, _, of_members in validation for accuracy in of_members}
     gaps = len(accuracies) > 1 or any(None in losses for _, losses, _ in validation)
@@ -259,7 +259,7 @@ def _gaps(evaluations: list[Any], validation: list[Any]) -> str | None:
 
 
 def _like(saved: Any, dtype: torch.dtype) -> bool:
-    """Whether it is a tensor as the run itself saves it: of no other class or layout, each number in its own place."""
+    """Whether this is a tensor as the run saves it: plain class and layout, each number stored once."""
     plain = type(saved) is Tensor and saved.layout == torch.strided and saved.device.type == "cpu"
     if not plain or saved.dtype != dtype or saved.requires_grad or saved.is_neg() or saved.is_conj():
         return False
@@ -276,5 +276,5 @@ def _is_list(saved: Any, length: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 1 << 63  # one of thousands of digits is no float either
+        return abs(value) < 1 << 63  # a float cannot hold thousands of digits
     return value is None or isinstance(value, float)

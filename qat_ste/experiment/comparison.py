@@ -1,55 +1,60 @@
-"""``compare``: train a reference and its counterparts in lockstep and say whether the estimator mattered."""
+"""``compare``: trains a reference and its counterparts in lockstep and says whether the estimator mattered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from qat_ste.base.errors import FLAG, FUNCTION, POSITIVE, STEPS, ArgumentError, Instance, OrNone, require
+from qat_ste.base.sections import DEFAULT_COUNTERPARTS, Execution, Metrics, Quantization, Training
 from qat_ste.data.dataset import Batch, Shard
-from qat_ste.divergence import WeightMap
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
+from qat_ste.experiment.breaking_changes import breaking_changes
 from qat_ste.experiment.checkpoint import Checkpoints
-from qat_ste.experiment.checks import check_arguments, check_model, check_optimizer, of_shard
+from qat_ste.experiment.checks import BATCHES, VALIDATION, check_model, check_optimizer, of_shard
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.execution import Execution
-from qat_ste.experiment.gradient_update import Clipping, L2Penalty, WeightDecay
+from qat_ste.experiment.counterparts import COUNTERPART_LIST
+from qat_ste.experiment.drawn_weights import DrawnWeights
+from qat_ste.experiment.execution import find_device
 from qat_ste.experiment.lockstep import Batches, Lockstep, Record, Row, from_step, train
-from qat_ste.experiment.member import Loss, Update
+from qat_ste.experiment.member import Loss
 from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.experiment.ranks import Ranks
+from qat_ste.experiment.results import CounterpartResult, MemberResult
+from qat_ste.experiment.schedules import schedule_of
 from qat_ste.experiment.verdict import Verdict, decide
-from qat_ste.fake_quant.fake_quantize import WEIGHTED, Pattern, quantize_weights
-from qat_ste.fake_quant.flat_layout import pieces_of
+from qat_ste.fake_quant.fake_quantize import quantize_weights
+from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.optimizers import MakeOptimizer
-from qat_ste.optimizers.schedules import Schedule, by_name
-
-OF_OUTPUTS = (  # what only validation batches can tell
-    "validation_loss_correlation",
-    "validation_accuracy_correlation",
-    "inference_agreement",
-    "incorrect_inference_agreement",
-    "logit_mse",
-    "logit_mae",
-)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a comparison found.
+    """The results of a comparison.
 
-    ``reference`` and each of ``counterparts`` hold their numbers as attributes, under the names of
-    ``results.json``; None where there was nothing to count. ``models`` are the trained networks (here, on this rank).
+    Attributes:
+        reference, counterparts: the numbers of each network; see ``MemberResult`` and ``CounterpartResult``.
+        verdict: whether the choice of estimator mattered in this run.
+        equivalence, equivalence_reason: what was adjusted (``remap``, ``keep``, ``exact``, ``none``), and why.
+        lr_factor: α; None where the estimator has none.
+        quantized_weights, sequence_weights: numbers of weights, and of those whose changes of level were kept.
+        steps: optimizer steps of each network.
+        rows: the metrics along the run, as ``on_row`` received them.
+        weights: initial, final and re-mapped latent weights of up to 50,000 positions, over the range.
+        models: the trained networks of this rank, by name; ``reference`` is one of them.
+        settings: the arguments as plain values, by section.
     """
 
-    reference: SimpleNamespace
-    counterparts: dict[str, SimpleNamespace]
+    reference: MemberResult
+    counterparts: dict[str, CounterpartResult]
     verdict: Verdict
     equivalence: str
     equivalence_reason: str
@@ -60,6 +65,17 @@ class Comparison:
     rows: list[Row]
     weights: dict[str, np.ndarray]
     models: dict[str, nn.Module]
+    settings: dict[str, Any]
+
+    def report(self, folder: str | Path) -> Path:
+        """Writes ``results.json``, ``metrics.jsonl``, figures and ``report.html``; returns the path of the page.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        from qat_ste.experiment.run_report import write_run  # imports matplotlib
+
+        return write_run(self, Path(folder))
 
 
 def compare(
@@ -67,174 +83,196 @@ def compare(
     batches: Batches | Callable[[Shard], Batches],
     *,
     loss: Loss,
-    bits: int,
     estimator: Estimator,
     optimizer: MakeOptimizer,
     lr: float,
-    steps: int,
+    quantization: Quantization = Quantization(),
+    training: Training = Training(),
+    metrics: Metrics = Metrics(),
+    execution: Execution = Execution(),
     validation: Iterable[Batch] | Callable[[Shard], Iterable[Batch]] | None = None,
-    steps_per_epoch: int | None = None,
-    schedule: Schedule | None = None,
-    counterparts: Sequence[str] = ("ste", "naive", "jitter"),
-    include: Sequence[Pattern] = WEIGHTED,
-    exclude: Sequence[Pattern] = (),
-    biases: bool = False,
-    saturation: str = "range",
-    levels: str | Sequence[float] | None = None,
-    clipping: Clipping | None = None,
-    l2: L2Penalty | None = None,
-    weight_decay: WeightDecay | None = None,
-    sequence_weights: int = 1_000_000,
-    log_every: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+    counterparts: Sequence[str] = DEFAULT_COUNTERPARTS,
+    checkpoints: Checkpoints | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
-    execution: Execution = Execution(),
-    placement: str = "together",
-    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
 ) -> Comparison:
-    """Trains a model with ``estimator`` and its counterparts on the same batches and measures how they part.
+    """Trains a model with ``estimator`` and its counterparts on the same batches; measures how far they drift apart.
 
     Args:
-        build_model: returns a new plain model; called once, with the generators seeded by ``seed``.
-        batches: (inputs, targets), iterated anew whenever they end, or ``TrainingBatches``; of several ranks each
-            one's shard, or a function that makes it.
+        build_model: returns a new plain model; called once, with the generators seeded by ``training.seed``.
+        batches: (inputs, targets), iterated again whenever they end, or ``TrainingBatches``; with several ranks, each
+            rank's shard, or a function that returns it.
         loss: (outputs, targets) -> scalar.
-        optimizer: called with parameter groups and ``lr=``, once for each member.
+        optimizer: called with parameter groups and ``lr=``, once per member.
         lr: the reference's learning rate η.
-        validation: batches evaluated at the end of each epoch; without them nothing is known of accuracies.
-        schedule: factor on all learning rates by step; by default 2 % linear warm-up, then cosine to 0.
+        validation: batches evaluated at the end of each epoch; without them there are no accuracies.
         counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
-        include, exclude, biases, saturation, levels: as for ``quantize_weights``.
-        clipping, l2, weight_decay: of gradients, and of latent weights; the theorem does not cover them, but the
-            counterpart ``mirrored`` does (docs/equivalence.md).
-        sequence_weights: weights of which change events are kept; of more a fixed sample is.
-        on_row: called with each row of metrics as it is made; ``stop`` is asked after each step.
-        execution: precision, accumulation of gradients, torch's way of executing.
-        placement: of the members where several ranks train them; see ``Layout``.
-        checkpoints: where the run is continued from and saved to.
+        checkpoints: resumes the run from a folder, and saves it there.
+        on_row: called with each row of metrics.
+        stop: called after each step; true stops the run.
+        progress: whether to show a progress bar.
 
-    Where ``torch.distributed`` is set up, all its ranks have to call this; each returns the same numbers.
+    Under ``torch.distributed`` every rank calls this; each returns the same numbers.
 
     Raises:
-        ValueError, TypeError: an argument is not what is asked for; the message starts with its name.
+        ArgumentError: an argument is not allowed; the message starts with its name.
         FloatingPointError: a loss is not finite.
-        Stopped: ``stop`` said so.
+        Stopped: ``stop`` returned true.
     """
-    check_arguments(locals())
+    require(FUNCTION, build_model=build_model, loss=loss, optimizer=optimizer, on_row=on_row, stop=stop)
+    require(BATCHES, batches=batches)
+    require(OrNone(VALIDATION), validation=validation)
+    require(FLAG, progress=progress)
+    require(POSITIVE, lr=lr)
+    require(COUNTERPART_LIST, counterparts=counterparts)
+    require(OrNone(Instance(Checkpoints)), checkpoints=checkpoints)
+    for kind, argument in (
+        (Estimator, {"estimator": estimator}),
+        (Quantization, {"quantization": quantization}),
+        (Training, {"training": training}),
+        (Metrics, {"metrics": metrics}),
+        (Execution, {"execution": execution}),
+    ):
+        require(Instance(kind), **argument)
     check_optimizer(optimizer, lr)
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    device, seed = find_device(execution.device), training.seed
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
         model = check_model(build_model()).to(device)
-        quantize_weights(model, bits, estimator, include, exclude, biases=biases, saturation=saturation, levels=levels)
-        update = Update(clipping, l2, weight_decay)
-        cohort = Cohort(model, estimator, optimizer, lr, counterparts, execution, Ranks(), placement, update)
-        # Processes that read ahead start here, before there are members whose memory they would share.
+        quantize_weights(model, quantization, estimator)
+        cohort = Cohort(model, estimator, optimizer, lr, counterparts, training, execution, Ranks())
+        # Worker processes of the loaders start here, before there are members whose memory they would share.
         shard = cohort.layout.shard
-        own = of_shard("batches", batches, shard)
-        own_validation = None if validation is None else of_shard("validation", validation, shard)
-        done = min(checkpoints.step, steps) if checkpoints else 0  # one that claims more is refused later
-        source = from_step(done, own)
+        rank_batches = of_shard("batches", batches, shard, BATCHES)
+        rank_validation = None if validation is None else of_shard("validation", validation, shard, VALIDATION)
+        length = len(rank_batches) if isinstance(rank_batches, Sized) else None
+        steps_per_epoch = training.steps_per_epoch or length
+        if training.epochs is not None and steps_per_epoch is None:
+            raise ArgumentError("steps_per_epoch", None, "given where epochs are, since the batches have no length")
+        steps = training.total_steps(steps_per_epoch)
+        require(STEPS, steps=steps)
+        if progress and cohort.layout.ranks.rank == 0:
+            terminal = TerminalLogger(steps, line_seconds=5)
+            stack.callback(terminal.close, 0)
+            on_row = _both(terminal.log_row, on_row)
+        done = min(checkpoints.step, steps) if checkpoints else 0  # a step beyond the last is refused later
+        source = from_step(done, rank_batches)
         cohort.make_members()
         drawn = DrawnWeights(cohort)
-        lockstep = Lockstep(cohort, loss, schedule or by_name("cosine", steps, 0.02), seed)
-        monitor = DivergenceMonitor(cohort, sequence_weights, seed)
+        monitor = DivergenceMonitor(cohort, metrics.sequence_weights, seed)
         record = train(
-            lockstep,
+            Lockstep(cohort, loss, schedule_of(training, steps), seed),
             monitor,
             source,
             steps,
-            validation=own_validation,
-            steps_per_epoch=steps_per_epoch or (len(own) if isinstance(own, Sized) else None),
-            log_every=log_every,
+            validation=rank_validation,
+            steps_per_epoch=steps_per_epoch,
+            log_every=metrics.every,
             on_row=on_row,
             stop=stop,
             checkpoints=checkpoints,
         )
-    return _summarize(cohort, monitor, record, drawn, steps)
+    sections = {"quantizer": quantization, "train": training, "metrics": metrics, "runtime": execution}
+    settings: dict[str, Any] = {name: _plain(vars(section)) for name, section in sections.items()} | {
+        "counterparts": list(counterparts)
+    }
+    settings |= {"estimator": repr(estimator), "optimizer": {"name": _name(optimizer), "lr": lr}}
+    settings |= {"model": type(model).__name__}
+    return _summarize(cohort, monitor, record, drawn, steps, settings)
+
+
+def _both(first: Callable[[Row], None], second: Callable[[Row], None]) -> Callable[[Row], None]:
+    def call(row: Row) -> None:
+        first(row)
+        second(row)
+
+    return call
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it; types and functions by name."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return (
+        value
+        if value is None or isinstance(value, bool | int | float | str)
+        else getattr(value, "__name__", str(value))
+    )
+
+
+def _name(optimizer: MakeOptimizer) -> str:
+    """The name of the class behind a partial."""
+    made = getattr(optimizer, "func", optimizer)
+    return str(getattr(made, "__name__", made))
 
 
 def _summarize(
-    cohort: Cohort, monitor: DivergenceMonitor, record: Record, drawn: DrawnWeights, steps: int
+    cohort: Cohort,
+    monitor: DivergenceMonitor,
+    record: Record,
+    drawn: DrawnWeights,
+    steps: int,
+    settings: dict[str, Any],
 ) -> Comparison:
     shares = monitor.shares()
-    own = [_own(record, number) | shares[number] for number in range(len(cohort.recipes))]
-    # By member: two names of one run need not be measured twice.
-    numbers = {number: _counterpart(monitor, record, number, own[number]) for number in monitor.divergences}
-    counterparts = {name: numbers[number] for name, number in cohort.counterparts.items()}
-    errors = {name: found.weight_alignment_error for name, found in counterparts.items()}
+    of_members = [_evaluation(record, number) | shares[number] for number in range(len(cohort.specs))]
+    # By member: two names of one run are measured once.
+    results = {number: _counterpart(monitor, record, number, of_members[number]) for number in monitor.divergences}
+    counterparts = {name: results[number] for name, number in cohort.counterparts.items()}
+    errors = {name: result.weight_alignment_error for name, result in counterparts.items()}
+    adjustment = cohort.adjustment
     return Comparison(
-        reference=SimpleNamespace(**own[0]),
+        reference=MemberResult.of(of_members[0]),
         counterparts=counterparts,
-        verdict=decide(errors, cohort.adjustment.equivalence, cohort.adjustment.covered),
-        equivalence=str(cohort.adjustment.equivalence),
-        equivalence_reason=str(cohort.adjustment),
-        lr_factor=cohort.pair.lr_factor if cohort.pair else None,
+        verdict=decide(
+            errors,
+            adjustment.equivalence,
+            adjustment.covered,
+            seed=cohort.training.seed,
+            breaks=breaking_changes(cohort),
+            steps=steps,
+        ),
+        equivalence=str(adjustment.equivalence),
+        equivalence_reason=str(adjustment),
+        lr_factor=cohort.equivalent.lr_factor if cohort.equivalent else None,
         quantized_weights=cohort.quantized_weights,
         sequence_weights=monitor.sequence_weights,
         steps=steps,
         rows=record.rows,
         weights=drawn.arrays(),
         models={name: cohort.local[number].model for name, number in cohort.names.items() if number in cohort.local},
+        settings=settings,
     )
 
 
-def _own(record: Record, number: int) -> dict[str, Any]:
+def _evaluation(record: Record, number: int) -> dict[str, Any]:
     if not record.evaluations:
         return {"test_accuracy": None, "test_loss": None}
     evaluation = record.evaluations[number]
     return {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
 
 
-def _counterpart(monitor: DivergenceMonitor, record: Record, number: int, own: dict[str, Any]) -> SimpleNamespace:
-    numbers = dict.fromkeys(OF_OUTPUTS) | own | record.initial[number]
+def _counterpart(
+    monitor: DivergenceMonitor, record: Record, number: int, of_member: dict[str, Any]
+) -> CounterpartResult:
+    numbers = of_member | record.initial[number]
     total, layers = monitor.results(number)
     numbers |= total | monitor.now(number)
     numbers["train_loss_correlation"] = correlation(*record.losses[[0, number]].cpu())
     if record.evaluations:
         numbers["validation_loss_correlation"] = _curves([losses for _, losses, _ in record.validation], number)
-        if own["test_accuracy"] is not None:
+        if of_member["test_accuracy"] is not None:
             accuracies = [accuracies for _, _, accuracies in record.validation]
             numbers["validation_accuracy_correlation"] = _curves(accuracies, number)
             numbers |= record.evaluations[number].against_reference
-    return SimpleNamespace(**numbers, layers=layers)
+    result: CounterpartResult = CounterpartResult.of(numbers | {"layers": layers})
+    return result
 
 
 def _curves(points: Sequence[Sequence[float | None]], number: int) -> float | None:
     curves = torch.tensor([[point[0], point[number]] for point in points], dtype=torch.float64).T
     return correlation(*curves)
-
-
-class DrawnWeights:
-    """Initial and final latent weights in units of max, of at most ``limit`` weights, and R(w_ref) by counterpart."""
-
-    def __init__(self, cohort: Cohort, limit: int = 50_000) -> None:
-        self.cohort = cohort
-        ranks, size = cohort.layout.ranks, cohort.last - cohort.first
-        share = -(-limit // ranks.size)
-        self._drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:share].sort().values
-        self._initial = [self._take(weights) for weights in cohort.slices]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """``<member>/initial``, ``/final`` and ``/mapped_reference``; empty but on rank 0."""
-        cohort = self.cohort
-        found = {}
-        for name, number in cohort.names.items():
-            found[f"{name}/initial"] = self._initial[number]
-            found[f"{name}/final"] = self._take(cohort.slices[number])
-            if number:
-                found[f"{name}/mapped_reference"] = self._take(cohort.slices[0], cohort.weight_map(number))
-        gathered = cohort.layout.ranks.gather(found) or []
-        return {name: np.concatenate([of_rank[name] for of_rank in gathered]) for name in found} if gathered else {}
-
-    def _take(self, weights: Tensor, weight_map: WeightMap | None = None) -> np.ndarray:
-        taken = []
-        for piece in pieces_of(self.cohort.parts, self.cohort.first, self.cohort.last):
-            start, stop = piece.where.start, piece.where.stop
-            inside = self._drawn[(self._drawn >= start) & (self._drawn < stop)] - start
-            some = weights[piece.where]
-            some = weight_map(some, piece.quantizer) if weight_map else some
-            taken.append((some.double() / piece.quantizer.max).cpu()[inside].float().numpy())
-        return np.concatenate(taken or [np.zeros(0, np.float32)])

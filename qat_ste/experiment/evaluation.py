@@ -29,7 +29,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> list[Evaluation]:
     """Evaluations of all members, in evaluation mode. Memory does not grow with the number of batches."""
-    layout, members = cohort.layout, len(cohort.recipes)
+    layout, members = cohort.layout, len(cohort.specs)
     models = {index: member.model for index, member in cohort.local.items()}
     was_training = {index: model.training for index, model in models.items()}
     sums = torch.zeros(members, 9, dtype=torch.float64)  # loss, inputs, logits, and output_sums

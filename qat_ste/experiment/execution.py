@@ -1,60 +1,56 @@
-"""How training steps are computed: precision, accumulation, and by which of torch's ways of execution."""
+"""Where training steps are computed, and how torch executes them: eagerly, compiled, or as CUDA graphs."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = ("fp32", "bf16")
-MODES = ("auto", "eager", "compile", "graph")
+from qat_ste.base.errors import ArgumentError
+from qat_ste.base.sections import EXECUTIONS
+from qat_ste.base.text import one_line
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a training step is computed.
-
-    Args:
-        precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast, whose rounding is larger
-            than most of what is measured here; latent weights, maps and metrics stay as they are.
-        accumulate: parts that a rank's batch is worked through in; their gradients are those of the whole, but for
-            layers that look across the batch.
-        mode: of forward and backward passes: ``eager``, the reference, on a CPU the same to the bit each time;
-            ``compile``, by ``torch.compile``; ``graph``, by CUDA graphs; ``auto``: eager on a CPU and on several
-            ranks, on a GPU whatever a few steps of each say will be done first.
-        sync_batchnorm: whether batch norm takes its statistics over all ranks of a member (CUDA).
+def find_device(name: Any) -> torch.device:
+    """The device of this name; of ``auto`` a GPU where there is one. Each local rank has a GPU of its own.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ArgumentError: no tensor can be made there.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.device_count() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = one_line(str(error).splitlines()[0], 200)
+        raise ArgumentError("device", name, f"a device that this machine has ({reason})") from None
+    return device
 
-    precision: str = "fp32"
-    accumulate: int = 1
-    mode: str = "auto"
-    sync_batchnorm: bool = False
 
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.mode == "graph" and self.accumulate > 1:  # gradients of captured passes alias (pytorch issue 181723)
-            raise ValueError(f"mode graph does not accumulate gradients, got accumulate={self.accumulate}: take eager")
+def check_execution(execution: str, device: torch.device, ranks: int, accumulate: int) -> None:
+    """Raises ArgumentError where CUDA graphs cannot be used."""
+    if execution != "graph":
+        return
+    if device.type != "cuda" or ranks > 1:
+        raise ArgumentError("execution", execution, "eager or compile: CUDA graphs need one GPU")
+    if accumulate > 1:  # gradients of captured passes alias (pytorch issue 181723)
+        raise ArgumentError("execution", execution, "eager or compile: CUDA graphs do not accumulate gradients")
 
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The modes that ``auto`` chooses from on a GPU."""
-        return tuple(mode for mode in MODES[1:] if mode != "graph" or self.accumulate == 1)
+
+def candidates(accumulate: int) -> tuple[str, ...]:
+    """The ways of execution that ``auto`` chooses from on a GPU."""
+    return tuple(name for name in EXECUTIONS[1:] if name != "graph" or accumulate == 1)
 
 
 class _Passes(nn.Module):
-    """Has a forward of its own for torch to replace, so that the module keeps the one it has."""
+    """Wraps a module: torch replaces the forward of the wrapper, and the module keeps its own."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -66,7 +62,7 @@ class _Passes(nn.Module):
 
 
 class Graphed:
-    """A module's passes as CUDA graphs, captured at the first inputs; inputs of another shape go the eager way."""
+    """A module whose passes are CUDA graphs, captured at the first inputs; inputs of another shape run eagerly."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -80,7 +76,7 @@ class Graphed:
         return outputs
 
     def _captured(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-        """Capturing runs the module some times over, which must leave neither its buffers nor the noise changed."""
+        """Captures the graphs, which runs the module several times; restores its buffers and the generators."""
         before = [buffer.clone() for buffer in self._module.buffers()]
         with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
             graphs = torch.cuda.make_graphed_callables(_Passes(self._module), (inputs.clone(),))
@@ -89,28 +85,28 @@ class Graphed:
         return cast(Callable[[Tensor], Tensor], graphs)
 
 
-def executed(module: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
-    """The module, called in one of the ``MODES``."""
-    if mode == "compile":
+def executed(module: nn.Module, execution: str) -> Callable[[Tensor], Tensor]:
+    """The module, called in one of the ways of ``EXECUTIONS``."""
+    if execution == "compile":
         return torch.compile(module)  # type: ignore[return-value]
-    return Graphed(module) if mode == "graph" else module
+    return Graphed(module) if execution == "graph" else module
 
 
 def fastest(candidates: Iterable[tuple[str, Callable[[], object]]], steps: int, repeats: int = 5) -> str:
-    """Name of the candidate that will be the first to have been called ``steps`` times.
+    """Name of the candidate that takes the least time for ``steps`` calls.
 
-    Its first two calls, which may compile or capture, are counted in; the others are taken to last as long as the
-    fastest of ``repeats``. One that raises is out.
+    The first two calls, which may compile or capture, count as measured; each later call counts as the fastest of
+    ``repeats``. A candidate that raises is not chosen.
 
     Raises:
-        RuntimeError: all did.
+        RuntimeError: all candidates raised.
     """
     seconds: dict[str, float] = {}
     faults = []
     for name, call in candidates:
         try:
             times = [_seconds(call) for _ in range(2 + repeats)]
-        except Exception as error:  # of a compiler anything
+        except Exception as error:  # a compiler may raise anything
             faults.append(f"{name}: {type(error).__name__}: {error}")
         else:
             seconds[name] = sum(times[:2]) + (steps - 2) * min(times[2:])

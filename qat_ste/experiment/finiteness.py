@@ -30,7 +30,7 @@ class FinitenessCheck:
         self._never = {number: set(_not_finite(member)) for number, member in self._cohort.local.items()}
 
     def check(self, losses: Tensor, step: int) -> None:
-        """After so many steps; ``losses`` of all members (a row each) at all steps, of this rank's part of a batch.
+        """After so many steps; ``losses`` of all members (a row each) at all steps, of this rank's share of a batch.
 
         Raises:
             FloatingPointError: something is not finite; on all ranks alike.
@@ -45,7 +45,7 @@ class FinitenessCheck:
             at = first + offset + 1
             hint = HINT if at > 1 else "No step was made before it: look at the first batch"
             self._raise(number, f"the loss of {{}} is {recent[number, offset].item()} at step {at}", hint)
-        found = [bool(self._found(number)) for number in range(len(self._cohort.recipes))]
+        found = [bool(self._found(number)) for number in range(len(self._cohort.specs))]
         found = self._cohort.layout.ranks.any(found)
         if any(found):
             number = found.index(True)
@@ -61,8 +61,8 @@ class FinitenessCheck:
         member, trajectory = self._cohort.local.get(number), self._monitor.trajectories[number]
         found = [name for name in _not_finite(member) if name not in self._never[number]] if member else []
         if not found and not trajectory.path.isfinite().all():  # of weights that are huge, or were for a moment
-            piece = trajectory.pieces[int(trajectory.path.isfinite().int().argmin())]
-            found.append(f"the way of {self._cohort.parts[piece.part].name}")
+            chunk = trajectory.chunks[int(trajectory.path.isfinite().int().argmin())]
+            found.append(f"the way of {self._cohort.tensors[chunk.tensor].name}")
         return found
 
 

@@ -1,4 +1,4 @@
-"""The lockstep loop: one batch, one step of every member, one look at how far they have parted."""
+"""The lockstep loop: one batch, one step of every member, one measurement of their divergence."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.data.dataset import Batch, TrainingBatches
 from qat_ste.divergence import Values
 from qat_ste.experiment.checkpoint import Checkpoints, unfit
-from qat_ste.experiment.checks import called, explained, pair
+from qat_ste.experiment.checks import called, explained, inputs_and_targets
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.evaluation import Evaluation, evaluate
 from qat_ste.experiment.finiteness import FinitenessCheck, check_row
 from qat_ste.experiment.member import Loss
 from qat_ste.experiment.monitor import DivergenceMonitor
-from qat_ste.optimizers.schedules import Schedule
+from qat_ste.experiment.schedules import Schedule
 
 Batches = Iterable[Batch] | TrainingBatches
 Row = dict[str, Any]
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did, after the step given."""
+    """The run stopped on request, after this step."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -41,28 +42,28 @@ class Lockstep:
     """Steps of a whole cohort.
 
     Before each member's forward pass the generators are seeded by (seed, step, shard): dropout draws the same noise
-    for every member, whichever members there are and wherever a run was resumed.
+    for every member, whatever other members there are and wherever a run was resumed.
     """
 
     def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, seed: int) -> None:
         self.cohort, self.loss, self.schedule, self.seed = cohort, loss, schedule, seed
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Optimizer step number ``step`` (0, 1, …) of every member; the losses of those trained here, else 0."""
+        """Optimizer step ``step`` (0, 1, …) of every member; returns the losses, 0 for members trained elsewhere."""
         factor: Any = called("schedule", self.schedule, step)
         if not (isinstance(factor, Real) and math.isfinite(factor)):
-            raise ValueError(f"schedule must give finite numbers, got {factor!r} at step {step}")
-        losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.recipes)
+            raise ArgumentError("schedule", factor, f"a function that returns finite numbers (step {step})")
+        losses = [inputs.new_zeros((), dtype=torch.float32)] * len(self.cohort.specs)
         for number, member in self.cohort.local.items():
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
-            with explained("batches", (inputs, targets), member.model, self.loss, member.execution.accumulate):
+            with explained("batches", (inputs, targets), member.model, self.loss, member.accumulate):
                 losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
         self.cohort.update_slices()
         return torch.stack(losses)
 
 
 def seed_noise(seed: int, step: int, device: torch.device, shard: int = 0) -> None:
-    """Before each member's step: the same dropout for every member, another at each step and on each shard."""
+    """Seeds the generators: dropout is the same for every member and differs by step and shard."""
     number = (seed * 1_000_003 + step + (shard << 40)) % 2**63
     # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
     torch.default_generator.manual_seed(number)
@@ -73,26 +74,26 @@ def seed_noise(seed: int, step: int, device: torch.device, shard: int = 0) -> No
 
 @dataclass
 class Record:
-    """What a training run leaves behind; all by number of the member."""
+    """The losses, evaluations and rows of a training run, by number of the member."""
 
-    losses: Tensor  # members x steps, of what was trained here until they are summed over the ranks
+    losses: Tensor  # members x steps; of this rank until they are summed at the end
     initial: list[Values]
     evaluations: list[Evaluation] = field(default_factory=list)  # the last ones
     validation: list[tuple[int, list[float], list[float | None]]] = field(default_factory=list)  # step, loss, accuracy
-    lines: list[str] = field(default_factory=list)  # rows as JSON: less than half of what dictionaries take
+    lines: list[str] = field(default_factory=list)  # rows as JSON: less than half the memory of dictionaries
 
     @property
     def rows(self) -> list[Row]:
         return [json.loads(line) for line in self.lines]
 
     def plain(self) -> str:
-        """All but the losses, as JSON, which keeps every bit of a number."""
+        """Everything but the losses, as JSON, which keeps every bit of a number."""
         evaluations = [asdict(evaluation) for evaluation in self.evaluations]
         plain = json.dumps({"initial": self.initial, "validation": self.validation, "evaluations": evaluations})
         return f'{plain[:-1]}, "rows": [{", ".join(self.lines)}]}}'
 
     def restore(self, plain: str, losses: Tensor) -> None:
-        """Goes on from a saved state."""
+        """Restores a saved state."""
         saved = json.loads(plain)
         self.initial, self.lines = saved["initial"], [json.dumps(row) for row in saved["rows"]]
         self.validation = [tuple(point) for point in saved["validation"]]
@@ -116,25 +117,23 @@ def train(
     """Trains the cohort for ``steps`` steps.
 
     Args:
-        batches: this rank's shard, from the step on that ``checkpoints`` go on from.
+        batches: this rank's shard, starting at the step where ``checkpoints`` resume.
         validation: evaluated at the end of each epoch and of the run; iterated anew each time.
         steps_per_epoch: by default the whole run.
-        log_every: steps between rows; by default 200 rows a run.
-        on_row: called with each row as it is made.
-        stop: asked after each step.
-        checkpoints: where a state is found to go on from, and left when due, when stopped, and at the end.
+        log_every: steps between rows; by default a run has 200 rows.
+        on_row: called with each row.
+        stop: called after each step; true stops the run.
+        checkpoints: resumes the run, and saves it when a checkpoint is due, when stopped, and at the end.
 
     Raises:
-        Stopped: ``stop`` said so.
+        Stopped: ``stop`` returned true.
         FloatingPointError: a loss, a weight or a metric is not finite; names step, member and tensor.
-        ValueError: ``batches`` cannot be iterated again or have no inputs, the loss is none, or the checkpoint is of
-            another cohort.
-        TypeError: ``batches`` or ``loss`` give something else than tensors.
+        ArgumentError: ``batches`` or ``loss`` are not usable; ValueError: the checkpoint does not fit this run.
     """
     cohort, ranks = lockstep.cohort, lockstep.cohort.layout.ranks
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or steps
-    record = Record(torch.zeros(len(cohort.recipes), steps, device=cohort.device), monitor.initial())
+    record = Record(torch.zeros(len(cohort.specs), steps, device=cohort.device), monitor.initial())
     start = _restore(checkpoints, cohort, monitor, record, steps) if checkpoints else 0
     finiteness = FinitenessCheck(monitor, start)
 
@@ -176,13 +175,13 @@ def train(
         if stopping and done < steps:
             raise Stopped(done)
     if done < steps:
-        raise ValueError(f"batches ended after {done} of {steps} steps")
+        raise ArgumentError("batches", f"{done} batches", f"enough for {steps} steps")
     record.losses = cohort.layout.over_batch(record.losses)
     return record
 
 
 def from_step(step: int, batches: Batches) -> Iterator[Batch]:
-    """Batches from ``step`` on, without end."""
+    """Batches without end, starting at ``step``."""
     if isinstance(batches, Iterable):
         return islice(_repeat(batches), step, None)
     return batches.starting_at(step)
@@ -195,14 +194,14 @@ def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
             empty = False
             yield batch
         if empty:
-            raise ValueError("batches ended before the last step and cannot be iterated again: give a list or a loader")
+            raise ArgumentError("batches", batches, "a list or loader that can be iterated again")
 
 
 def _on(batches: Iterable[Batch], device: torch.device, argument: str) -> Iterator[Batch]:
     for batch in batches:
-        inputs, targets = pair(argument, batch)
+        inputs, targets = inputs_and_targets(argument, batch)
         if not inputs.numel():
-            raise ValueError(f"{argument} must have inputs, got a batch of the shape {tuple(inputs.shape)}")
+            raise ArgumentError(argument, tuple(inputs.shape), "batches that have inputs")
         yield inputs.to(device), targets.to(device)
 
 
@@ -217,56 +216,56 @@ def _validation_row(cohort: Cohort, step: int, epoch: float, record: Record) -> 
 
 
 def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: DivergenceMonitor, record: Record) -> None:
-    """Rank 0 writes what it gathers: each member from one of the ranks that train it, metrics and losses from all."""
+    """Rank 0 gathers and writes: each member from one of the ranks that train it, metrics and losses from all."""
     layout = cohort.layout
     members = cohort.local if layout.shard.rank == 0 else {}
-    own = {
+    of_rank = {
         "members": {number: member.state_dict() for number, member in members.items()},
         "divergence": monitor.state_dict(),
         "losses": record.losses,
     }
     if layout.ranks.size > 1:  # pickled one by one: a view would take all of its buffer along
-        own = tree_map_only(Tensor, lambda values: values.detach().cpu().clone(), own)
-    gathered = layout.ranks.gather(own)
+        of_rank = tree_map_only(Tensor, lambda values: values.detach().cpu().clone(), of_rank)
+    gathered = layout.ranks.gather(of_rank)
     if gathered is None:
         return checkpoints.save(None)
-    found: dict[int, Any] = {}
+    states: dict[int, Any] = {}
     for of_rank in gathered:
-        found |= of_rank.pop("members")
+        states |= of_rank.pop("members")
     state = {"step": step, "names": cohort.names, "mode": cohort.mode, "record": record.plain()}
-    return checkpoints.save(state | {"members": found, "ranks": gathered})
+    return checkpoints.save(state | {"members": states, "ranks": gathered})
 
 
 def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> int:
-    """Number of steps done already. Batches and generators need no state: they are functions of (seed, step)."""
+    """The number of steps done. Batches and generators need no state: they are functions of (seed, step)."""
     state, ranks = checkpoints.take(), cohort.layout.ranks
     step = state["step"] if state else 0
     if any(ranks.any([step != ranks.broadcast(step)])):
-        raise ValueError("the ranks do not see the same checkpoint: the run folder must be one that they share")
+        raise ValueError("the ranks see different checkpoints: the run folder must be shared by all of them")
     if state is None:
         return 0
 
-    def look() -> str | None:
+    def check() -> str | None:
         return unfit(state, cohort, monitor, record.losses, record.initial)
 
-    def go_on() -> None:
+    def resume() -> None:
         cohort.mode = state["mode"]
         cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
         for number, member in cohort.local.items():
             member.load_state_dict(state["members"][number])
         cohort.update_slices()
-        own = state["ranks"][ranks.rank]
-        monitor.load_state_dict(own["divergence"])
-        record.restore(state["record"], own["losses"])
+        of_rank = state["ranks"][ranks.rank]
+        monitor.load_state_dict(of_rank["divergence"])
+        record.restore(state["record"], of_rank["losses"])
 
-    for do in (look, go_on):
+    for action in (check, resume):
         try:
-            problem = do()
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # where torch looks closer
+            problem = action()
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # torch checks the rest
             problem = " ".join(str(error).split())[:200]
         if any(ranks.any([problem is not None])):
             raise ValueError(
                 f"{checkpoints.paths[0]} (or the one before) does not fit this run: "
-                f"{problem or 'so another rank finds'}; delete it, or choose another folder"
+                f"{problem or 'another rank refuses it'}; delete it, or choose another folder"
             )
     return step

@@ -1,4 +1,4 @@
-"""One network of a cohort: its weights, its optimizer, its steps, and its re-mapping when the estimator changes."""
+"""One network of a cohort: weights, optimizer, training steps, and re-mapping when the estimator changes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qat_ste.base.errors import ArgumentError
+from qat_ste.base.sections import Execution, Training
 from qat_ste.estimators import Estimator
-from qat_ste.experiment.counterparts import Recipe
-from qat_ste.experiment.execution import Execution, executed
+from qat_ste.experiment.counterparts import MemberSpec
+from qat_ste.experiment.execution import executed
 from qat_ste.experiment.gradient_update import ById, Clipping, L2Penalty, WeightDecay, mirrored
 from qat_ste.experiment.ranks import Layout
-from qat_ste.fake_quant.flat_layout import pieces_of
+from qat_ste.fake_quant.flat_layout import split_into_chunks
 from qat_ste.fake_quant.flat_weights import FlatWeights
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
 from qat_ste.theory.equivalence import SteEquivalent
@@ -26,25 +28,25 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss, a number to descend on.
+    """The loss, a scalar that depends on weights.
 
     Raises:
-        ValueError: it cannot be taken of these, or depends on no weight.
-        TypeError: it is something else than a scalar tensor.
+        ArgumentError: the loss cannot be computed, is no scalar tensor, or depends on no weight.
     """
     try:
         value = loss(outputs, targets)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        given = " and ".join(_described(part) for part in (outputs, targets))
-        raise ValueError(f"loss cannot be taken of {given}: {' '.join(str(error).split())}") from error
+        given = " and ".join(_described(values) for values in (outputs, targets))
+        raise ArgumentError(
+            "loss", loss, f"a function that accepts {given} ({' '.join(str(error).split())})"
+        ) from error
     if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
-        raise TypeError(f"loss must return a scalar tensor of floating point, got {_described(value)}")
+        raise ArgumentError("loss", _described(value), "a function that returns a floating-point scalar tensor")
     if torch.is_grad_enabled() and not value.requires_grad:
-        raise ValueError(
-            "loss must depend on the weights, got a value without a gradient: detached, or all are frozen?"
-        )
+        allowed = "a function whose result depends on the weights (is it detached, or are all weights frozen?)"
+        raise ArgumentError("loss", "a value without a gradient", allowed)
     return value
 
 
@@ -56,22 +58,32 @@ def _described(value: object) -> str:
 
 @dataclass(frozen=True)
 class Update:
-    """What is done between the backward pass and the optimizer's step, in this order."""
+    """The changes between the backward pass and the optimizer's step, in this order."""
 
     clipping: Clipping | None = None
     l2: L2Penalty | None = None
     weight_decay: WeightDecay | None = None
 
+    @classmethod
+    def of(cls, training: Training) -> Update:
+        """The changes that this training asks for."""
+        include = training.l2_include
+        return cls(
+            clipping=Clipping(training.clip_norm, training.clip_at) if training.clip_norm else None,
+            l2=L2Penalty(training.l2, include) if training.l2 else None,
+            weight_decay=WeightDecay(training.weight_decay, include) if training.weight_decay else None,
+        )
+
     def mirrors(self, equivalence: Equivalence) -> bool:
-        """Whether an STE has to decay or clip by other numbers than its own to follow, and it is known which."""
+        """Whether ``mirrored`` differs from ``ste``: it decays or clips by the reference's numbers."""
         clipping = None if self.clipping is None or self.clipping.before_estimator else self.clipping
-        calling = {
+        mirrored_changes = {
             Equivalence.REMAP: (self.l2, self.weight_decay, clipping),
             Equivalence.KEEP: (self.l2, clipping),
             Equivalence.EXACT: (self.l2,),
             Equivalence.NONE: (),
         }
-        return any(part is not None for part in calling[equivalence])
+        return any(change is not None for change in mirrored_changes[equivalence])
 
 
 class Member:
@@ -83,38 +95,39 @@ class Member:
         weights: FlatWeights,
         optimizer: MakeOptimizer,
         lr: float,
-        recipe: Recipe,
+        spec: MemberSpec,
+        training: Training,
         execution: Execution,
         layout: Layout,
-        update: Update = Update(),
-        pair: SteEquivalent | None = None,
+        equivalent: SteEquivalent | None = None,
     ) -> None:
-        self.model, self.weights, self.execution, self.update = model, weights, execution, update
-        self._recipe, self._pair, self._lr = recipe, pair, lr * recipe.lr_jitter
+        self.model, self.weights, self.accumulate = model, weights, training.accumulate
+        self.update = Update.of(training)
+        self._spec, self._equivalent, self._lr = spec, equivalent, lr * spec.lr_jitter
         quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
-        groups = [{"params": weights.parameters, "lr": self._lr * recipe.lr_factor}, {"params": others, "lr": self._lr}]
+        groups = [{"params": weights.parameters, "lr": self._lr * spec.lr_factor}, {"params": others, "lr": self._lr}]
         self.optimizer = optimizer([group for group in groups if group["params"]], lr=self._lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = None
         if layout.shard.ranks > 1:
             self._parallel = DistributedDataParallel(model, process_group=layout.data_group)
-        self.execute(execution.mode)
+        self.execute(execution.execution)
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if execution.precision == "bf16":
             device = weights.buffer.device.type
             self._autocast = partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)  # for CUDA graphs
 
     def execute(self, mode: str) -> None:
-        """Computes forward and backward passes in this one of the ``MODES`` from now on."""
+        """Computes forward and backward passes in this way of ``EXECUTIONS`` from now on."""
         self._forward = executed(self._parallel or self.model, mode)
 
-    def use(self, estimator: Estimator, pair: SteEquivalent | None = None) -> None:
-        """Goes on with another estimator; of a counterpart that follows, ``pair`` is the equivalence from now on."""
-        self._pair = pair
+    def use(self, estimator: Estimator, equivalent: SteEquivalent | None = None) -> None:
+        """Switches to another estimator; ``equivalent`` is the new equivalence of a counterpart that follows."""
+        self._equivalent = equivalent
         self.weights.use(estimator)
-        if self._recipe.remap and pair is not None:
-            self.lrs[0] = self._lr * pair.lr_factor
+        if self._spec.remap and equivalent is not None:
+            self.lrs[0] = self._lr * equivalent.lr_factor
 
     def step(self, inputs: Tensor, targets: Tensor, loss: Loss, lr_factor: float) -> Tensor:
         """One training step; returns the loss without the penalty, detached."""
@@ -122,25 +135,28 @@ class Member:
             group["lr"] = lr * lr_factor
         self.optimizer.zero_grad()
         value: Tensor | float = 0.0
-        parts = self.execution.accumulate
-        chunks = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True)) if parts > 1 else [(inputs, targets)]
+        micro_batches = [(inputs, targets)]
+        if self.accumulate > 1:
+            chunks = (values.chunk(self.accumulate) for values in (inputs, targets))
+            micro_batches = list(zip(*chunks, strict=True))
         with self.weights.quantized():
-            for number, (some, their_targets) in enumerate(chunks, 1):
-                wait = self._parallel is not None and number < len(chunks)
+            for number, (micro_inputs, micro_targets) in enumerate(micro_batches, 1):
+                wait = self._parallel is not None and number < len(micro_batches)
                 with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
                     with self._autocast():
-                        part = checked_loss(loss, self._forward(some), their_targets)
-                    if len(chunks) > 1:
-                        part = part * (len(some) / len(inputs))
-                    part.backward()
-                value = value + part.detach()
+                        share = checked_loss(loss, self._forward(micro_inputs), micro_targets)
+                    if len(micro_batches) > 1:
+                        share = share * (len(micro_inputs) / len(inputs))
+                    share.backward()
+                value = value + share.detach()
         self._prepare_step()
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ArithmeticError) as error:
-            raise ValueError(f"optimizer cannot take a step with lr={self.lrs[0] * lr_factor:g}: {error}") from error
+            allowed = f"one that can take a step with lr={self.lrs[0] * lr_factor:g} ({error})"
+            raise ArgumentError("optimizer", type(self.optimizer).__name__, allowed) from error
         return cast(Tensor, value)
 
     def _prepare_step(self) -> None:
@@ -150,15 +166,15 @@ class Member:
         self.weights.estimate()
         instead: ById = {}
         factors: ById = {}
-        if self._recipe.mirrored and self._pair is not None:
-            found = mirrored(self.weights.buffer, self.weights.parts, self._pair, self._recipe.remap)
-            instead, factors = map(self.weights.views, found)
+        if self._spec.mirrored and self._equivalent is not None:
+            flat = mirrored(self.weights.buffer, self.weights.tensors, self._equivalent, self._spec.remap)
+            instead, factors = map(self.weights.views, flat)
         if clipping is not None and not clipping.before_estimator:
             clipping.clip(self.model, factors)
         if l2 is not None:
             l2.add_gradient(self.model, instead)
         if weight_decay is not None:
-            weight_decay.shrink(self.model, self.optimizer, instead if self._recipe.remap else {})
+            weight_decay.shrink(self.model, self.optimizer, instead if self._spec.remap else {})
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs in the precision of training, as float32."""
@@ -166,29 +182,30 @@ class Member:
             return self.model(inputs).float()
 
     def state_dict(self) -> dict[str, Any]:
+        """State of model and optimizer."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a saved state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 @torch.no_grad()
 def remap(member: Member, old: SteEquivalent, new: SteEquivalent) -> None:
-    """From v = M(w) of the old estimator to that of the new one, and the momentum along with it.
+    """Moves v = M(w) of the old estimator to M(w) of the new one, and scales the momentum to match.
 
-    The reference goes on with its momentum b, a sum of g·G. Its counterpart has moved by M'·dw, M' = α/g, and is to
-    do so with the new M': its way per step is multiplied by r = M'_new(w)/M'_old(w), w = M⁻¹(v). The velocity of
-    ``KerasSGD``, which has the learning rate in it, by r; the buffer of torch's SGD, which is multiplied by α·η
-    afterwards, by r·α_old/α_new, that is g_old(w)/g_new(w) where neither is 0. Nesterov's look ahead is made of
-    the same buffer.
+    The reference keeps its momentum b, a sum of g·G. The counterpart moves by M'·dw with M' = α/g, so its motion
+    per step is multiplied by r = M'_new(w)/M'_old(w), w = M⁻¹(v). The velocity of ``KerasSGD`` contains the learning
+    rate and is multiplied by r. The buffer of torch's SGD, multiplied by α·η afterwards, is multiplied by
+    r·α_old/α_new, that is g_old(w)/g_new(w) where neither is 0. Nesterov momentum uses the same buffer.
     """
     weights, optimizer = member.weights, member.optimizer
     factors = torch.ones_like(weights.buffer)
-    for piece in pieces_of(weights.parts, 0, weights.parts[-1].stop):
-        before, after, v = old.on(piece.quantizer), new.on(piece.quantizer), weights.buffer[piece.where]
+    for chunk in split_into_chunks(weights.tensors, 0, weights.tensors[-1].stop):
+        before, after, v = old.on(chunk.quantizer), new.on(chunk.quantizer), weights.buffer[chunk.where]
         w = before.inverse(v)
-        factors[piece.where] = after.slope(w) / before.slope(w)
+        factors[chunk.where] = after.slope(w) / before.slope(w)
         v.copy_(after.weight_map(w))
     if not isinstance(optimizer, KerasSGD):
         factors *= old.lr_factor / new.lr_factor

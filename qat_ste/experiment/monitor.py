@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.divergence import Divergence, Pair, Trajectories, Values, sample_positions
+from qat_ste.divergence import Divergence, Trajectories, TrajectoryPair, Values, sample_positions
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.error_bound import ErrorBound
-from qat_ste.fake_quant.flat_layout import pieces_of
+from qat_ste.fake_quant.flat_layout import split_into_chunks
 
 
 class DivergenceMonitor:
@@ -19,16 +19,16 @@ class DivergenceMonitor:
 
     def __init__(self, cohort: Cohort, sequence_weights: int, seed: int) -> None:
         self.cohort = cohort
-        sampled = sample_positions(cohort.parts, sequence_weights, seed)
+        sampled = sample_positions(cohort.tensors, sequence_weights, seed)
         self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
         if sampled is not None:
             sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
-        pieces = pieces_of(cohort.parts, cohort.first, cohort.last)
-        self.trajectories = Trajectories(cohort.slices, pieces, cohort.slice_blocks, sampled)
+        chunks = split_into_chunks(cohort.tensors, cohort.first, cohort.last)
+        self.trajectories = Trajectories(cohort.slices, chunks, cohort.slice_chunk_groups, sampled)
         reference = self.trajectories[0]
         self.divergences = {
             number: Divergence(
-                Pair(reference, self.trajectories[number], len(cohort.parts), cohort.weight_map(number)),
+                TrajectoryPair(reference, self.trajectories[number], len(cohort.tensors), cohort.weight_map(number)),
                 cohort.layout.ranks.sum,
             )
             for number in cohort.counterparts.values()
@@ -46,7 +46,7 @@ class DivergenceMonitor:
         return self.divergences[number].now() | ({"weight_alignment_error_bound": bound.now()} if bound else {})
 
     def observe(self, step: int, levels: Iterable[Tensor]) -> None:
-        """Takes in the weights after optimizer step ``step`` (1, 2, …), and their levels block by block."""
+        """Takes in the weights after optimizer step ``step`` (1, 2, …), and their levels one chunk group at a time."""
         for bound in self._bounds.values():
             bound.observe()
         self.trajectories.observe(step, levels)
@@ -62,7 +62,7 @@ class DivergenceMonitor:
     def results(self, number: int) -> tuple[Values, dict[str, Values]]:
         """Every metric of one counterpart, over all weights and by tensor."""
         self.settle()
-        return self.divergences[number].results([part.name for part in self.cohort.parts])
+        return self.divergences[number].results([tensor.name for tensor in self.cohort.tensors])
 
     def remapped(self) -> None:
         """After re-mapping, which keeps levels: leaves the jump out of the path."""
@@ -85,9 +85,9 @@ class DivergenceMonitor:
         self.settle()
         counts = torch.zeros(len(self.trajectories), 2, dtype=torch.float64)
         for trajectory, count in zip(self.trajectories, counts, strict=True):
-            for piece in trajectory.pieces:
-                saturated = piece.quantizer.saturated(trajectory.weights[piece.where])
-                flags = (trajectory.moved(piece.where), saturated)
+            for chunk in trajectory.chunks:
+                saturated = chunk.quantizer.saturated(trajectory.weights[chunk.where])
+                flags = (trajectory.moved(chunk.where), saturated)
                 count += torch.tensor([flag.count_nonzero().item() for flag in flags])
         shares = self.cohort.layout.ranks.sum(counts) / self.cohort.quantized_weights
         return [{"moved_fraction": moved, "saturated_fraction": saturated} for moved, saturated in shares.tolist()]

@@ -1,4 +1,4 @@
-"""The processes that train one cohort together: which members each of them trains, and what they tell each other."""
+"""The processes that train one cohort together: which members each trains, and their communication."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from qat_ste.base.errors import OneOf, require
+from qat_ste.base.sections import PLACEMENTS
 from qat_ste.data.dataset import Shard
-
-PLACEMENTS = ("together", "spread")
 
 
 class Ranks:
-    """All processes of ``torch.distributed``'s default group, or this one alone where there is none."""
+    """All processes of ``torch.distributed``'s default group, or this process alone without one."""
 
     def __init__(self) -> None:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the ranks, on each of them."""
+        """The sum over all ranks, returned on each."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """For each flag whether it is set on any rank."""
+        """For each flag, whether any rank sets it."""
         if self.size == 1:
             return list(flags)
-        found = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in found.tolist()]
+        largest = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in largest.tolist()]
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks on rank 0, None elsewhere."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, found)
-        return found
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values)
+        return values
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on each rank."""
@@ -56,19 +56,18 @@ class Layout:
     """Which of ``members`` networks this rank trains, on which shard of a batch, and which weights it measures.
 
     Args:
-        placement: ``together``: all members on each rank, the batch shared out. ``spread``: the ranks fall into as
-            many equal groups as there are members, or fewer; a group trains its members and shares out the batch.
+        placement: ``together``: every rank trains all members and the batch is split. ``spread``: the ranks form equal
+            groups, at most one per member; each group trains its members and splits the batch.
 
-    Either way each rank measures one slice of the weights of *all* members, so that the cost of the metrics and
-    their memory fall with the number of ranks.
+    Either way each rank measures one slice of the weights of *all* members, so the cost and memory of the metrics
+    fall with the number of ranks.
 
     Raises:
-        ValueError: unknown placement.
+        ArgumentError: unknown placement.
     """
 
     def __init__(self, ranks: Ranks, placement: str, members: int) -> None:
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
+        require(OneOf(PLACEMENTS), placement=placement)
         self.ranks = ranks
         size = ranks.size
         self.groups = max(n for n in range(1, members + 1) if size % n == 0) if placement == "spread" else 1
@@ -77,7 +76,7 @@ class Layout:
         self.shard = Shard(place, self._group_size)
         self.data_group: Any = None
         self.peers: Any = None
-        if self.groups > 1:  # every rank has to take part in making every group
+        if self.groups > 1:  # every rank must take part in making every group
             groups = [range(g * self._group_size, (g + 1) * self._group_size) for g in range(self.groups)]
             peers = [range(p, size, self._group_size) for p in range(self._group_size)]
             self.data_group = [dist.new_group(list(group)) for group in groups][self.group]
@@ -88,21 +87,21 @@ class Layout:
         return member % self.groups == self.group
 
     def over_batch(self, losses: Tensor) -> Tensor:
-        """Means over the global batch, from what each rank has of it."""
+        """Means over the global batch, from the means over each rank's shard."""
         return self.ranks.sum(losses / self.shard.ranks)
 
     def slice_size(self, weights: int) -> int:
-        """Number of weights that a rank measures, of ``weights`` in all; the last has fewer."""
+        """The number of weights that a rank measures, of ``weights`` in all; the last rank measures fewer."""
         return -(-weights // self.ranks.size)
 
     def scatter(self, member: int, buffer: Tensor | None, out: Tensor) -> None:
-        """From a member's ``buffer`` (None where it is not trained) to each rank its slice."""
+        """Sends each rank its slice of a member's ``buffer``, which is None where the member is not trained."""
         owner = self._owner(member, 0)
-        parts = list(buffer.split(len(out))) if buffer is not None and owner == self.ranks.rank else None
-        dist.scatter(out, parts, src=owner)
+        slices = list(buffer.split(len(out))) if buffer is not None and owner == self.ranks.rank else None
+        dist.scatter(out, slices, src=owner)
 
     def share_outputs(self, outputs: dict[int, Tensor], members: int) -> list[Tensor]:
-        """Outputs of all members on this rank's batch, from those that this rank has."""
+        """The outputs of all members on this rank's batch, from the outputs of the members trained here."""
         if self.groups == 1:
             return [outputs[member] for member in range(members)]
         like = next(iter(outputs.values()))

@@ -1,41 +1,63 @@
-"""Did the estimator matter? The numbers of a comparison in one sentence."""
+"""Decides from the weight alignment errors of one run whether its estimator mattered."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qat_ste.experiment.counterparts import jitter_percent
 
-# Where the verdict turns, in distances of the jitter run: up to the first the estimator "did not matter" (two runs that
-# differ by noise are as far apart), beyond the second it "mattered".
+# Bounds on the error of ``ste`` over that of ``jitter``. Two runs that differ by noise alone may be NEGLIGIBLE times as
+# far apart as a run and its jitter.
 NEGLIGIBLE, SMALL = 2.0, 5.0
-# Under "remap" the adjustment must at least halve the distance of the naive swap to be credited with anything; where it
-# leaves no more than a tenth, what was left of the estimator "hardly mattered" however small the yardstick.
+# Bounds on the error of ``ste`` over that of ``naive`` under "remap". The adjustment has to halve the error, or the
+# claim fails; if it removes nine tenths, the estimator hardly mattered, however small the error of ``jitter`` is.
 CREDITED_SHARE, EXPLAINED_SHARE = 0.5, 0.1
+FEW_STEPS = 20  # shorter runs say little
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Weight alignment errors in units of the yardstick: of the jitter run whose change is nearest to 1 %.
+    """Weight alignment errors over that of the jitter run whose change of learning rate is nearest to 1 %.
 
-    ``equivalent_lr_jitter`` is the change of learning rate, in per cent, that moves the weights as far as exchanging
-    the estimator for its STE counterpart did. With one jitter run it is scaled in proportion, which is too little where
-    the distance grows more slowly than the change: ask for more than one to have it interpolated. Each is None
-    where a run that it needs is missing or did not part from the reference.
+    Numbers are None where a run that they need is missing or did not diverge from the reference.
+
+    Attributes:
+        statement: one or more sentences about this run.
+        ste_over_jitter, naive_over_jitter: ratios of errors.
+        equivalent_lr_jitter: the change of learning rate, in per cent, that moves the weights as far as replacing the
+            estimator by the STE did. It is interpolated between jitter runs. With one jitter run it is proportional
+            to the error, which is too little where the error grows more slowly than the change.
+        outcome: "did not matter", "hardly mattered", "mattered", "claim fails", "too sensitive" or "no verdict".
     """
 
     statement: str
     ste_over_jitter: float | None
     naive_over_jitter: float | None
     equivalent_lr_jitter: float | None
+    outcome: str
 
 
-def decide(errors: Mapping[str, float | None], equivalence: str, covered: bool = True) -> Verdict:
-    """The verdict from the weight alignment errors of the counterparts, by name, and the adjustment made.
+def decide(
+    errors: Mapping[str, float | None],
+    equivalence: str,
+    covered: bool = True,
+    *,
+    seed: int | None = None,
+    breaks: Sequence[str] = (),
+    steps: int | None = None,
+) -> Verdict:
+    """Decides whether the estimator mattered in one run.
 
-    ``covered``: whether the theorem speaks of the estimator.
+    Args:
+        errors: weight alignment error of each counterpart, in path lengths; None where no weight moved.
+        equivalence: "remap", "keep", "exact" or "none": what was adjusted for the STE.
+        covered: whether the theorem covers the estimator.
+        seed: of the run, for the statement.
+        breaks: settings that break the equivalence (docs/equivalence.md), in words, as
+            "gradient clipping (train.clip_norm=1)".
+        steps: length of the run; the statement warns where there are few.
     """
     ste, naive = errors.get("ste"), errors.get("naive")
     jitters = {percent: error for name, error in errors.items() if (percent := jitter_percent(name)) and error}
@@ -43,26 +65,37 @@ def decide(errors: Mapping[str, float | None], equivalence: str, covered: bool =
     unit = jitters[yardstick] if yardstick else None
     ste_ratio, naive_ratio = (error / unit if error is not None and unit else None for error in (ste, naive))
     percent = equivalent_jitter(ste, jitters)
+    run = "In this run" if seed is None else f"In this run (seed {seed})"
+    outcome = "no verdict"
     if ste is None:
         statement = "No verdict: the comparison has no counterpart 'ste' with weights that moved."
     elif ste == 0:
-        statement = "The estimator did not matter at all: the STE run is the same run, bit for bit."
+        outcome = "did not matter"
+        statement = f"{run} the estimator did not matter at all: the STE run is the same run, bit for bit."
     elif ste_ratio is None or yardstick is None:
-        statement = (
-            f"No verdict: without a 'jitter' run there is nothing to hold the alignment error {ste:.2g} against."
-        )
+        statement = f"No verdict: without a 'jitter' run the alignment error {ste:.2g} cannot be judged."
     else:
-        interpolated = percent if len(jitters) > 1 else None
-        statement = _statement(ste_ratio, naive_ratio, yardstick, interpolated, equivalence, covered)
+        control = naive_ratio if equivalence == "remap" else None  # otherwise naive is the same run as ste
+        outcome = _outcome(ste_ratio, control, covered)
+        distance = f"{_times(ste_ratio)} as far from the reference as a {yardstick:g} % higher learning rate does"
+        if len(jitters) > 1:
+            distance += f" (like a change of {percent:.2g} %)"
+        statement = f"{run} {_sentences(outcome, distance, ste_ratio, control, equivalence, breaks)}"
         if not covered:
             statement += " The theorem does not cover this estimator; the distance measured says how much that matters."
-    return Verdict(statement, ste_ratio, naive_ratio, percent)
+    if steps is not None and steps < FEW_STEPS:
+        statement += f" So short a run ({steps} {'step' if steps == 1 else 'steps'}) says little."
+    return Verdict(statement, ste_ratio, naive_ratio, percent, outcome)
 
 
 def equivalent_jitter(error: float | None, jitters: Mapping[float, float]) -> float | None:
-    """Change of learning rate in per cent that gives this error, from the errors of jitter runs by per cent.
+    """Returns the change of learning rate, in per cent, that gives this error.
 
-    Between two runs by interpolation on logarithmic axes, outside them in proportion to the nearest.
+    Between two jitter runs it is interpolated on logarithmic axes, outside them proportional to the nearest.
+
+    Args:
+        error: weight alignment error.
+        jitters: weight alignment error of jitter runs, by their change in per cent.
     """
     if error is None or not jitters:
         return None
@@ -79,37 +112,52 @@ def equivalent_jitter(error: float | None, jitters: Mapping[float, float]) -> fl
     return low * (high / low) ** share
 
 
-def _statement(
-    ste_ratio: float,
-    naive_ratio: float | None,
-    yardstick: float,
-    percent: float | None,
-    equivalence: str,
-    covered: bool,
+def _outcome(ste_ratio: float, control: float | None, covered: bool) -> str:
+    if control is not None:
+        if max(ste_ratio, control) <= NEGLIGIBLE:
+            return "too sensitive"
+        if covered and ste_ratio > CREDITED_SHARE * control:
+            return "claim fails"
+    if ste_ratio <= NEGLIGIBLE:
+        return "did not matter"
+    if ste_ratio <= SMALL or (control is not None and ste_ratio <= EXPLAINED_SHARE * control):
+        return "hardly mattered"
+    return "mattered"
+
+
+def _sentences(
+    outcome: str, distance: str, ste_ratio: float, control: float | None, equivalence: str, breaks: Sequence[str]
 ) -> str:
+    """What follows "In this run"; ``control`` is the ratio of ``naive``, where the adjustment made a difference."""
     adjusted = {
         "remap": "the STE with adjusted learning rate and initial weights",
         "none": "the STE, for which no adjustment is known here,",
     }.get(equivalence, "the STE with nothing adjusted")
-    distance = f"{_times(ste_ratio)} as far from the reference as a {yardstick:g} % higher learning rate does"
-    if percent is not None:
-        distance += f" (like a change of {percent:.2g} %)"
-    control = naive_ratio if equivalence == "remap" else None  # elsewhere it is the same run
-    if control is not None and max(ste_ratio, control) <= NEGLIGIBLE:
+    ended = f"{adjusted} ended {distance}"
+    unadjusted = "the STE swapped in without adjustment"
+    if control is not None and outcome == "too sensitive":
         return (
-            f"The estimator did not matter, nor did the adjustment: {adjusted} ended {distance}, swapped in without "
-            f"adjustment {_times(control)} as far. Here so small a change already parts the weights about as far as "
-            "they part at all; a smaller learning rate may tell more."
+            f"training is too sensitive to tell the two apart: {ended}, {unadjusted} {_times(control)} as far. "
+            "A smaller learning rate may tell them apart."
         )
-    if covered and control is not None and ste_ratio > CREDITED_SHARE * control:
-        return (
-            f"The claim does not hold here: {adjusted} ended {distance}, hardly closer than the STE swapped in without "
-            f"adjustment ({_times(control)} as far). A smaller learning rate may be within the theory's reach."
-        )
-    small = ste_ratio <= SMALL or (control is not None and ste_ratio <= EXPLAINED_SHARE * control)
-    head = "did not matter" if ste_ratio <= NEGLIGIBLE else "hardly mattered" if small else "mattered"
-    beside = f"; swapped in without adjustment, {_times(control)} as far" if control is not None else ""
-    return f"The estimator {head}: {adjusted} ended {distance}{beside}."
+    if control is not None and outcome == "claim fails":
+        closer = "farther than" if ste_ratio > control else "more than half as far as"
+        text = f"the paper's claim fails: {ended}, {closer} {unadjusted} ({_times(control)} as far)."
+        return f"{text} {_broken(breaks) or 'A smaller learning rate may help.'}"
+    text = f"the estimator {outcome}: {ended}"
+    text += f"; {unadjusted} {_times(control)} as far." if control is not None else "."
+    return f"{text} {_broken(breaks)}".rstrip() if outcome == "mattered" else text
+
+
+def _broken(breaks: Sequence[str]) -> str:
+    if not breaks:
+        return ""
+    names = " and ".join(breaks)
+    return (
+        f"{names[0].upper()}{names[1:]} {'break' if len(breaks) > 1 else 'breaks'} the equivalence: a distance remains "
+        "that no smaller learning rate removes. The counterpart 'mirrored', on which train.l2, train.weight_decay and "
+        "train.clip_norm act as on the reference, shows what is left."
+    )
 
 
 def _times(ratio: float) -> str:

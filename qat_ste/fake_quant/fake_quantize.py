@@ -8,20 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from qat_ste.base.errors import ArgumentError
+from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Estimator
 from qat_ste.quantizers.grids import make_quantizer
 from qat_ste.quantizers.quantizer import Quantizer, check_latent
 from qat_ste.quantizers.scales import he_uniform_bound
 
 Pattern = str | type[nn.Module]
-WEIGHTED: tuple[Pattern, ...] = (_ConvNd, nn.Linear)  # what is quantized unless told otherwise
 
 
 class _FakeQuantizeFunction(torch.autograd.Function):
-    """Forward Q(w); backward multiplies the incoming gradient by g(w), never by autograd's own clamp."""
+    """Forward: Q(w). Backward: the gradient times g(w), never autograd's gradient of ``clamp``."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, quantizer: Quantizer, estimator: Estimator) -> Tensor:
@@ -38,14 +38,14 @@ class _FakeQuantizeFunction(torch.autograd.Function):
 class FakeQuantize(nn.Module):
     """Parametrization latent weight -> quantized weight.
 
-    The quantizer is part of the ``state_dict``, so that a checkpoint restores the levels that it was trained on.
+    The quantizer is part of the ``state_dict``: a checkpoint restores the levels that the model was trained on.
     """
 
     def __init__(self, quantizer: Quantizer, estimator: Estimator) -> None:
         super().__init__()
         self.quantizer = quantizer
         self.estimator = estimator
-        self.holds_quantized = False  # whether the latent weight is its quantized value just now, see FlatWeights
+        self.holds_quantized = False  # whether the parameter holds the quantized values now; see FlatWeights
 
     def forward(self, w: Tensor) -> Tensor:
         if self.holds_quantized:
@@ -67,66 +67,87 @@ class FakeQuantize(nn.Module):
         return f"{self.quantizer}, {self.estimator}"
 
 
+def quantizer_of(quantization: Quantization, max: float | Tensor) -> Quantizer:
+    """The quantizer with these levels, the largest at ``max``.
+
+    Raises:
+        ArgumentError: ``levels`` or ``max`` are not allowed.
+    """
+    return make_quantizer(max, quantization.saturation, bits=quantization.bits, levels=quantization.levels)
+
+
 def quantize_weights(
     model: nn.Module,
-    bits: int,
+    quantization: Quantization,
     estimator: Estimator,
-    include: Sequence[Pattern] = WEIGHTED,
-    exclude: Sequence[Pattern] = (),
     *,
-    biases: bool = False,
-    saturation: str = "range",
-    levels: str | Sequence[float] | None = None,
     max: Callable[[Tensor], float | Tensor] = he_uniform_bound,
 ) -> nn.Module:
     """Quantizes the weights of the chosen modules in place; returns the model.
 
     Args:
-        include: which modules: types, type names, or patterns over qualified names ("layer1.*"); the modules
-            they name must have a ``weight``.
-        exclude: modules left alone although ``include`` names them.
-        biases: whether the biases of these modules are quantized too.
-        levels: instead of 2^bits equally spaced ones; see ``GridQuantizer``.
-        max: end of the range as a function of the latent weight at this moment.
+        max: the end of the range, a function of the latent weight, called once.
 
     Raises:
-        ValueError: a pattern names no module, nothing is left to quantize, a weight is quantized already or in less
-            than float32, or the estimator is not made for these levels. The model is as it was then.
+        ArgumentError: a pattern names no module, nothing is left to quantize, a weight is already parametrized or has
+            less than float32, or the estimator does not accept these levels. The model stays unchanged.
     """
     modules = list(model.named_modules())
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str) or not all(isinstance(pattern, str | type) for pattern in patterns):
-            raise TypeError(f"{argument} must be a list of types, type names or patterns, got {patterns!r}")
+    for argument in ("include", "exclude"):
+        patterns = getattr(quantization, argument)
         for pattern in patterns:
             if isinstance(pattern, str) and not any(_matches(name, module, pattern) for name, module in modules):
-                raise ValueError(f"{argument}: no module of the model matches {pattern!r}")
-    chosen: list[tuple[nn.Module, str, FakeQuantize]] = []  # all checked before the first is changed
+                allowed = f"patterns that match modules of the model ({pattern!r} matches none; it has {_kinds(model)})"
+                raise ArgumentError(argument, patterns, allowed)
+    chosen: list[tuple[nn.Module, str, FakeQuantize]] = []  # all are checked before the first is changed
     for name, module in modules:
-        wanted = any(_matches(name, module, pattern) for pattern in include)
-        if not wanted or any(_matches(name, module, pattern) for pattern in exclude):
+        included = any(_matches(name, module, pattern) for pattern in quantization.include)
+        if not included or any(_matches(name, module, pattern) for pattern in quantization.exclude):
             continue
-        for tensor_name in ("weight", "bias") if biases else ("weight",):
+        for tensor_name in ("weight", "bias") if quantization.biases else ("weight",):
             w = getattr(module, tensor_name, None)
-            if w is None or not w.numel():  # a layer without outputs has weights, but none to quantize
+            if w is None or not w.numel():  # a layer without outputs has empty weights
                 continue
-            if parametrize.is_parametrized(module, tensor_name):
-                raise ValueError(f"{name}.{tensor_name} is parametrized already")
-            if all(w is not tensor for tensor in (*module.parameters(False), *module.buffers(False))):
-                raise ValueError(f"{name}.{tensor_name} is neither a parameter nor a buffer of its module")
-            check_latent(w.dtype, f"{name}.{tensor_name}")
-            quantizer = make_quantizer(max(w), saturation, bits=bits, levels=levels)
-            try:
-                estimator.check(quantizer)
-            except ValueError as error:
-                raise ValueError(f"estimator {error}") from error
-            if (shape := quantizer(w.detach()).shape) != w.shape:
-                raise ValueError(f"max makes {name}.{tensor_name}, of shape {tuple(w.shape)}, one of {tuple(shape)}")
+            quantizer = _checked_quantizer(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
             chosen.append((module, tensor_name, FakeQuantize(quantizer, estimator)))
     if not chosen:
-        raise ValueError("include and exclude leave no weight to quantize")
+        allowed = "patterns that leave a weight to quantize, together with exclude"
+        raise ArgumentError("include", quantization.include, allowed)
     for module, tensor_name, fake_quantize in chosen:
         parametrize.register_parametrization(module, tensor_name, fake_quantize)
     return model
+
+
+def _checked_quantizer(
+    module: nn.Module,
+    name: str,
+    w: Tensor,
+    quantization: Quantization,
+    estimator: Estimator,
+    max: Callable[[Tensor], float | Tensor],
+) -> Quantizer:
+    """The quantizer of the tensor ``name``, if the tensor can be quantized with it."""
+
+    def refuse(reason: str) -> ArgumentError:
+        return ArgumentError("include", quantization.include, f"patterns of modules that can be quantized ({reason})")
+
+    if parametrize.is_parametrized(module, name.rpartition(".")[2]):
+        raise refuse(f"{name} is parametrized already")
+    if all(w is not tensor for tensor in (*module.parameters(False), *module.buffers(False))):
+        raise refuse(f"{name} is neither a parameter nor a buffer of its module")
+    try:
+        check_latent(w.dtype, name)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    quantizer = quantizer_of(quantization, max(w))
+    try:
+        estimator.check(quantizer)
+    except ValueError as error:
+        raise ArgumentError("estimator", estimator, f"one for these levels ({error})") from error
+    if (shape := quantizer(w.detach()).shape) != w.shape:
+        expected = f"a function whose result broadcasts to the weight ({name}: {tuple(shape)}, not {tuple(w.shape)})"
+        raise ArgumentError("max", max, expected)
+    return quantizer
 
 
 def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FakeQuantize]]:
@@ -141,15 +162,15 @@ def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Fak
 
 
 def plain_name(name: str) -> str:
-    """Of a parameter as the model had it before it was quantized."""
+    """The name of a parameter before its module was quantized."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def remove_quantizers(model: nn.Module) -> nn.Module:
-    """Back to a plain module in place: every quantized tensor becomes a parameter that holds its level values."""
+    """Makes a plain module again, in place: every quantized tensor becomes a parameter that holds its levels."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            # Copies of a module share the class that torch made for it, from which it takes the property away.
+            # torch deletes the property from the module's class, which copies of the module share.
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             for tensor_name, parametrizations in list(_parametrizations(module)):
@@ -169,3 +190,11 @@ def _matches(name: str, module: nn.Module, pattern: Pattern) -> bool:
     weight = getattr(module, "weight", None)
     named = fnmatchcase(name, pattern) and isinstance(weight, Tensor) and weight.ndim >= 2
     return named or pattern in {kind.__name__ for kind in type(module).__mro__}
+
+
+def _kinds(model: nn.Module, most: int = 5) -> str:
+    """Types of the modules that have a weight, for a message."""
+    kinds: Sequence[str] = list(
+        dict.fromkeys(type(module).__name__ for module in model.modules() if hasattr(module, "weight"))
+    )
+    return ", ".join(kinds[:most]) or "no module with a weight"

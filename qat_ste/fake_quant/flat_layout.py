@@ -1,4 +1,4 @@
-"""Where quantized tensors lie in a flat buffer of weights, and in what pieces it is worked through."""
+"""Layout of quantized tensors in a flat buffer of weights, and the chunks in which the buffer is processed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from qat_ste.quantizers.quantizer import Quantizer, UniformQuantizer
 
-# Some buffers of so many fit into a processor's cache, and to call an operation costs little beside what it does.
-PIECE_WEIGHTS = 1 << 17
+# Several buffers of this size fit into a CPU's cache, and the overhead of a call is small compared with its work.
+CHUNK_WEIGHTS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Part:
-    """One quantized tensor: weights ``start`` to ``stop`` of the whole buffer; a ``max`` by channel is spread flat."""
+class FlatTensor:
+    """One quantized tensor: weights ``start`` to ``stop`` of the buffer; a tensor ``max`` has one entry per weight."""
 
     name: str
     start: int
@@ -24,64 +24,66 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some neighbouring weights of one part, ``where`` they lie in the buffer at hand."""
+class Chunk:
+    """Consecutive weights of one tensor, at the slice ``where`` of a buffer; ``tensor`` is the tensor's index."""
 
-    part: int
+    tensor: int
     where: slice
     quantizer: Quantizer
 
     @property
     def size(self) -> int:
+        """Number of weights."""
         return self.where.stop - self.where.start
 
 
-def pieces_of(parts: Sequence[Part], first: int, last: int) -> list[Piece]:
-    """Weights ``first`` to ``last`` of the whole buffer in pieces that lie within one part and are not too long."""
-    found = []
-    for number, part in enumerate(parts):
-        for start in range(max(part.start, first), min(part.stop, last), PIECE_WEIGHTS):
-            stop = min(start + PIECE_WEIGHTS, part.stop, last)
-            quantizer = part.quantizer
+def split_into_chunks(tensors: Sequence[FlatTensor], first: int, last: int) -> list[Chunk]:
+    """Splits weights ``first`` to ``last`` of the buffer into chunks of one tensor and at most ``CHUNK_WEIGHTS``."""
+    chunks = []
+    for index, tensor in enumerate(tensors):
+        for start in range(max(tensor.start, first), min(tensor.stop, last), CHUNK_WEIGHTS):
+            stop = min(start + CHUNK_WEIGHTS, tensor.stop, last)
+            quantizer = tensor.quantizer
             if isinstance(quantizer.max, Tensor):
-                max_ = quantizer.max[start - part.start : stop - part.start]
+                max_ = quantizer.max[start - tensor.start : stop - tensor.start]
                 quantizer = quantizer.with_max(max_)
-            found.append(Piece(number, slice(start - first, stop - first), quantizer))
-    return found
+            chunks.append(Chunk(index, slice(start - first, stop - first), quantizer))
+    return chunks
 
 
 @dataclass(frozen=True)
-class Block:
-    """Neighbouring pieces that are worked on as one, ``where`` they lie in the buffer at hand."""
+class ChunkGroup:
+    """Consecutive chunks that are processed together, at the slice ``where`` of a buffer."""
 
-    pieces: tuple[Piece, ...]
+    chunks: tuple[Chunk, ...]
     where: slice
     quantizer: Quantizer
 
     @property
     def sizes(self) -> list[int]:
-        return [piece.size for piece in self.pieces]
+        """Number of weights of each chunk."""
+        return [chunk.size for chunk in self.chunks]
 
 
-def blocks_of(pieces: Sequence[Piece], like: Tensor) -> list[Block]:
-    """The pieces of a buffer of weights ``like`` these, small ones joined where their levels are equally spaced."""
-    joined: list[list[Piece]] = []
-    for piece in pieces:
-        start = joined[-1][0].where.start if joined else -PIECE_WEIGHTS
-        if piece.where.stop - start <= PIECE_WEIGHTS and isinstance(piece.quantizer, UniformQuantizer):
-            joined[-1].append(piece)
+def group_chunks(chunks: Sequence[Chunk], like: Tensor) -> list[ChunkGroup]:
+    """Groups small consecutive chunks with equally spaced levels; ``like`` has dtype and device of the weights."""
+    groups: list[list[Chunk]] = []
+    for chunk in chunks:
+        start = groups[-1][0].where.start if groups else -CHUNK_WEIGHTS
+        if chunk.where.stop - start <= CHUNK_WEIGHTS and isinstance(chunk.quantizer, UniformQuantizer):
+            groups[-1].append(chunk)
         else:
-            joined.append([piece])
-    blocks = []
-    for some in joined:
-        quantizer = some[0].quantizer
-        if isinstance(quantizer, UniformQuantizer) and len(some) > 1:
-            quantizer = quantizer.joined([p.quantizer for p in some], [p.size for p in some], like)
-        blocks.append(Block(tuple(some), slice(some[0].where.start, some[-1].where.stop), quantizer))
-    return blocks
+            groups.append([chunk])
+    chunk_groups = []
+    for group in groups:
+        quantizer = group[0].quantizer
+        if isinstance(quantizer, UniformQuantizer) and len(group) > 1:
+            quantizer = quantizer.joined([chunk.quantizer for chunk in group], [chunk.size for chunk in group], like)
+        chunk_groups.append(ChunkGroup(tuple(group), slice(group[0].where.start, group[-1].where.stop), quantizer))
+    return chunk_groups
 
 
-def levels_of(blocks: Sequence[Block], weights: Tensor) -> Iterator[Tensor]:
-    """The number of each weight's level, block by block; ``weights`` may hold several members, a row each."""
-    for block in blocks:
-        yield block.quantizer.index(weights[..., block.where])
+def level_indices(chunk_groups: Sequence[ChunkGroup], weights: Tensor) -> Iterator[Tensor]:
+    """Yields the index of each weight's level, one chunk group at a time; ``weights`` can have one row per member."""
+    for chunk_group in chunk_groups:
+        yield chunk_group.quantizer.index(weights[..., chunk_group.where])

@@ -1,4 +1,4 @@
-"""The quantized tensors of a model as one flat buffer: their latent values, and in training their quantized ones."""
+"""Flat buffers of a model's quantized tensors: one with latent values, one with quantized values for training."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
-from qat_ste.fake_quant.flat_layout import Block, Part
+from qat_ste.fake_quant.flat_layout import ChunkGroup, FlatTensor
 
 
-def parts_of(model: nn.Module) -> list[Part]:
-    """Where each quantized tensor of the model lies in a flat buffer of them all; tied weights are there once.
+def flat_tensors(model: nn.Module) -> list[FlatTensor]:
+    """Lays out the quantized tensors of a model in a flat buffer; tied weights take space once.
 
     Raises:
-        ValueError: the model's weights cannot be trained, compared, or held in one buffer; names the tensor.
+        ValueError: the model's weights cannot be trained, compared or stored in one buffer; names the tensor.
     """
-    _check(model)
-    parts: list[Part] = []
+    _check_weights(model)
+    tensors: list[FlatTensor] = []
     seen, start = set(), 0
     for name, parameter, fake_quantize in quantized_tensors(model):
         if id(parameter) in seen:
@@ -30,20 +30,20 @@ def parts_of(model: nn.Module) -> list[Part]:
         if isinstance(quantizer.max, Tensor):
             max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
             quantizer = quantizer.with_max(max_)
-        parts.append(Part(name, start, start + parameter.numel(), quantizer))
+        tensors.append(FlatTensor(name, start, start + parameter.numel(), quantizer))
         start += parameter.numel()
-    return parts
+    return tensors
 
 
-def _check(model: nn.Module) -> None:
+def _check_weights(model: nn.Module) -> None:
     quantized = {id(parameter): (name, parameter) for name, parameter, _ in quantized_tensors(model)}
     (first, like), *others = quantized.values()
     for name, parameter in others:
         if (parameter.dtype, parameter.device) != (like.dtype, like.device):
-            kinds = f"{first} is {like.dtype} on {like.device}, {name} {parameter.dtype} on {parameter.device}"
-            raise ValueError(f"include: quantized weights must be of one type and on one device; {kinds}")
+            difference = f"{first} is {like.dtype} on {like.device}, {name} {parameter.dtype} on {parameter.device}"
+            raise ValueError(f"include: quantized weights must be of one type and on one device; {difference}")
     if not any(parameter.requires_grad for _, parameter in quantized.values()):
-        raise ValueError(f"include: {first} and whatever else is quantized is frozen, so that no estimator is called")
+        raise ValueError(f"include: {first} and all other quantized weights are frozen, so no estimator is called")
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not parameter.isfinite().all():
             raise ValueError(f"build_model: {plain_name(name)} holds NaN or infinity before any step")
@@ -53,44 +53,45 @@ def _check(model: nn.Module) -> None:
 
 
 class FlatWeights:
-    """All quantized latent weights of a model in one buffer, of which the model's parameters become views.
+    """Moves the quantized latent weights of a model into one buffer; the model's parameters become views of it.
 
-    Optimizers work in place, so the buffer is always current and metrics read it without a copy.
+    Since optimizers work in place, the buffer is always current, and metrics read it without a copy.
 
     Args:
         estimator: of all quantized tensors; see ``use``.
-        blocks: of all parts; the same for all members, since their quantizers may be as large as the weights.
-        buffer: where the latent weights go; what they leave of it stays as it is.
-        quantized: as long, for the quantized weights; who writes them before a step calls ``remember``.
+        chunk_groups: of all tensors; shared by all members, since their quantizers can be as large as the weights.
+        buffer: for the latent weights; can be longer than needed.
+        quantized: for the quantized weights, as long as ``buffer``; call ``remember`` after writing to it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         estimator: Estimator,
-        parts: Sequence[Part],
-        blocks: Sequence[Block],
+        tensors: Sequence[FlatTensor],
+        chunk_groups: Sequence[ChunkGroup],
         buffer: Tensor,
         quantized: Tensor,
     ) -> None:
-        found = list(quantized_tensors(model))
-        by_name = {name: parameter for name, parameter, _ in found}
-        self.parameters = [by_name[part.name] for part in parts]
-        self.parts, self.buffer, self._quantized = parts, buffer, quantized
-        self._fake_quantizes = [fake_quantize for _, _, fake_quantize in found]
-        self._latent_of, self._quantized_of = (
-            list(self.views(values).values()) for values in (self.buffer, self._quantized)
-        )
-        torch._foreach_copy_(self._latent_of, [parameter.detach() for parameter in self.parameters])
-        self._hold(self._latent_of, False)
+        quantized_of_model = list(quantized_tensors(model))
+        by_name = {name: parameter for name, parameter, _ in quantized_of_model}
+        self.parameters = [by_name[tensor.name] for tensor in tensors]
+        self.tensors, self.buffer, self._quantized = tensors, buffer, quantized
+        self._fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_of_model]
+        self._latent_views, self._quantized_views = (list(self.views(flat).values()) for flat in (buffer, quantized))
+        torch._foreach_copy_(self._latent_views, [parameter.detach() for parameter in self.parameters])
+        self._set_parameters(self._latent_views, False)
         self.use(estimator)
-        self._blocks = [(block.quantizer, buffer[block.where], quantized[block.where]) for block in blocks]
-        self._known: list[int] = []
+        self._chunk_groups = [
+            (chunk_group.quantizer, buffer[chunk_group.where], quantized[chunk_group.where])
+            for chunk_group in chunk_groups
+        ]
+        self._quantized_versions: list[int] = []  # of the parameters when they were quantized
 
     def views(self, values: Tensor) -> dict[int, Tensor]:
-        """Of a flat tensor like the buffer, what belongs to each parameter, by the parameter's id."""
-        both = zip(self.parameters, self.parts, strict=True)
-        return {id(parameter): values[part.start : part.stop].view(parameter.shape) for parameter, part in both}
+        """The view of each parameter in a flat tensor laid out like the buffer, by the parameter's id."""
+        pairs = zip(self.parameters, self.tensors, strict=True)
+        return {id(parameter): values[tensor.start : tensor.stop].view(parameter.shape) for parameter, tensor in pairs}
 
     def use(self, estimator: Estimator) -> None:
         """Sets the estimator of all quantized tensors."""
@@ -100,59 +101,63 @@ class FlatWeights:
 
     def remember(self) -> None:
         """Marks the quantized buffer as current, until a weight changes."""
-        self._known = self._versions()
+        self._quantized_versions = self._versions()
 
     @contextmanager
     def quantized(self) -> Iterator[None]:
-        """Meanwhile the parameters hold their quantized values, so that gradients are those of the loss at these.
+        """Context in which the parameters hold their quantized values, so gradients are taken at these.
 
-        Forward and backward passes are then those of the plain network, and what a quantizer and its estimator add
-        is a few operations on flat buffers.
+        Forward and backward passes are those of the plain network; quantizer and estimator add only a few operations
+        on flat buffers.
         """
-        if self._known != self._versions():
+        if self._quantized_versions != self._versions():
             self._quantize()
-        self._hold(self._quantized_of, True)
+        self._set_parameters(self._quantized_views, True)
         try:
             yield
         finally:
-            self._hold(self._latent_of, False)
+            self._set_parameters(self._latent_views, False)
 
     @torch.no_grad()
     def estimate(self) -> None:
-        """Makes gradients of latent weights, by the estimator, of those at quantized weights, in place."""
+        """Replaces the gradients at quantized weights by the estimator's gradients of latent weights, in place.
+
+        Raises:
+            ValueError: no quantized weight has a gradient.
+        """
         estimator = self.estimator
-        both = zip(self.parameters, self._quantized_of, strict=True)
-        some = [(parameter.grad, values) for parameter, values in both if parameter.grad is not None]
-        if not some:
-            raise ValueError("include: the loss depends on none of the quantized weights, which get no gradient")
-        # The quantized values have had their use: their buffer is room for g, or for gradients side by side.
-        self._known = []
-        gradients, values = [gradient for gradient, _ in some], [values for _, values in some]
+        pairs = zip(self.parameters, self._quantized_views, strict=True)
+        with_gradient = [(parameter.grad, values) for parameter, values in pairs if parameter.grad is not None]
+        if not with_gradient:
+            raise ValueError("include: the loss depends on none of the quantized weights, so they get no gradient")
+        # The quantized values are no longer needed: their buffer now takes g, or all gradients side by side.
+        self._quantized_versions = []
+        gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]
         if type(estimator).backward is Estimator.backward:
-            for quantizer, latent, g in self._blocks:
+            for quantizer, latent, g in self._chunk_groups:
                 g.copy_(estimator.derivative(latent, quantizer))
             torch._foreach_mul_(gradients, values)
         else:
             torch._foreach_copy_(values, gradients)
-            for quantizer, latent, gradient in self._blocks:
+            for quantizer, latent, gradient in self._chunk_groups:
                 gradient.copy_(estimator.backward(gradient, latent, quantizer))
             torch._foreach_copy_(gradients, values)
 
     @torch.no_grad()
     def _quantize(self) -> None:
-        for quantizer, latent, quantized in self._blocks:
+        for quantizer, latent, quantized in self._chunk_groups:
             quantized.copy_(quantizer(latent))
 
     def _versions(self) -> list[int]:
         return [parameter._version for parameter in self.parameters]
 
-    def _hold(self, values: Sequence[Tensor], quantized: bool) -> None:
-        """Makes the parameters views of ``values``. Nothing else changes a parameter's storage.
+    def _set_parameters(self, values: Sequence[Tensor], quantized: bool) -> None:
+        """Makes the parameters views of ``values``; only this method changes their storage.
 
-        It has to change: the passes take the quantized values from the parameters themselves, so that they are those
-        of the plain network, and the optimizer and DDP hold on to the parameters as objects.
+        The plain network's passes read the parameters, and the optimizer and DDP keep references to them, so the
+        storage changes, not the objects.
         """
-        for parameter, own in zip(self.parameters, values, strict=True):
-            parameter.data = own
+        for parameter, view in zip(self.parameters, values, strict=True):
+            parameter.data = view
         for fake_quantize in self._fake_quantizes:
             fake_quantize.holds_quantized = quantized

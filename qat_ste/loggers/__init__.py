@@ -1,4 +1,4 @@
-"""Where rows of metrics and results go: files of the run folder, the terminal, Weights & Biases."""
+"""Loggers of a run: files in the run folder, the terminal, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ Row = dict[str, Any]
 
 
 class Logger(Protocol):
-    """Takes in a run as it happens. ``close`` is called once, however the run ends."""
+    """Logs the rows and the results of one run."""
 
     def log_row(self, row: Row) -> None:
-        """One row of metrics; has ``step`` and names such as ``ste/weight_alignment_error``."""
+        """Logs a row of metrics: ``step`` and keys like ``ste/weight_alignment_error``."""
 
     def log_results(self, results: dict[str, Any]) -> None:
-        """What ``results.json`` holds."""
+        """Logs the content of ``results.json``."""
 
     def close(self, exit_code: int) -> None:
-        """The run is over."""
+        """Ends logging; called once, however the run ends. With exit code 0 the report has been written."""

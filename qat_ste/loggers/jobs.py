@@ -1,4 +1,4 @@
-"""What a person sees of many jobs: how much is done, and about how long the rest takes."""
+"""Terminal output of many jobs: how much is done, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 
 class JobsProgress:
-    """A progress bar on a terminal; elsewhere a line each time something is done.
+    """Shows a progress bar on a terminal; elsewhere prints a line whenever a job ends.
 
     Args:
-        total: work in units of any kind, of which ``advance`` is told.
-        done: what was done before; it says nothing of the speed.
+        total: work of all jobs, in any unit.
+        done: work that was done before; it does not count towards the speed.
     """
 
     def __init__(self, total: int, done: int, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.total, self.done, self._before, self._began = total, done, done, time.monotonic()
+        self.total, self.done, self._done_before, self._start = total, done, done, time.monotonic()
         columns = BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[text]}", markup=False)
         self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
         self._task = self._progress.add_task("", total=total, completed=done, text="")
@@ -34,15 +34,19 @@ class JobsProgress:
         self._progress.stop()
 
     def advance(self, units: int, what: str) -> None:
-        """So many units more are done, the last of them ``what``."""
+        """Adds the work of a job that ended.
+
+        Args:
+            what: describes the job.
+        """
         self.done += units
-        seconds = time.monotonic() - self._began
-        left = seconds * (self.total - self.done) / (self.done - self._before)
-        text = f"{self.done / self.total:.0%}, {_span(seconds)} gone, about {_span(left)} left: {what}"
+        seconds = time.monotonic() - self._start
+        left = seconds * (self.total - self.done) / (self.done - self._done_before)
+        text = f"{self.done / self.total:.0%}, {_duration(seconds)} elapsed, about {_duration(left)} left: {what}"
         self._progress.update(self._task, completed=self.done, text=text.partition(", ")[2])
         if not self.console.is_terminal:
             self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,16 +1,18 @@
-"""What a person sees: progress while the run trains, and a table, the verdict and the page at its end."""
+"""Terminal output of a run: progress during training, then tables and the verdict."""
 
 from __future__ import annotations
 
 import logging
+import textwrap
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from qat_ste.loggers import Row
 from qat_ste.report.tables import shown, table_rows
@@ -19,36 +21,38 @@ log = logging.getLogger(__name__)
 
 
 class TerminalLogger:
-    """A progress bar on a terminal; elsewhere a line every ``line_seconds`` seconds."""
+    """Shows a progress bar on a terminal; in a file or a notebook, prints a line every ``line_seconds`` seconds.
+
+    Args:
+        steps: the number of training steps.
+    """
 
     def __init__(self, steps: int, line_seconds: float, console: Console | None = None) -> None:
         self.console = console or Console()
-        if not self.console.is_terminal:
-            self.console.width = 200  # a file has room for every column
         self.steps, self.line_seconds = steps, line_seconds
-        self._began: tuple[float, int] | None = None
-        self._told = time.monotonic()
-        self._text = ""
+        self._first: tuple[float, int] | None = None
+        self._line_time = time.monotonic()
         self._progress = Progress(
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             TaskProgressColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=self.console,
+            expand=True,  # so that the last column is cut, not the others
             disable=not self.console.is_terminal,
             transient=True,
         )
         self._task = self._progress.add_task("", total=steps, speed="", text="")
-        with _outlived():
+        with _ignore_closed_terminal():
             self._progress.start()
 
     def log_row(self, row: Row) -> None:
         if "reference/train_loss" not in row:
             return
         now, step = time.monotonic(), row["step"]
-        self._began = self._began or (now, step)
-        seconds, steps = now - self._began[0], step - self._began[1]
+        self._first = self._first or (now, step)
+        seconds, steps = now - self._first[0], step - self._first[1]
         speed = ""
         if seconds and steps:
             speed = f"{steps / seconds:.0f} steps/s" if steps > seconds else f"{seconds / steps:.1f} s/step"
@@ -57,38 +61,60 @@ class TerminalLogger:
             for name, value in row.items()
             if name.endswith("/weight_alignment_error")
         ]
-        text = f"loss {row['reference/train_loss']:.3f}  alignment error {', '.join(errors)}"
+        text = f"loss {row['reference/train_loss']:.3f}" + (f"  alignment error {', '.join(errors)}" if errors else "")
         self._progress.update(self._task, completed=step, speed=speed, text=text)
-        if not self.console.is_terminal and now - self._told >= self.line_seconds:
+        if not self.console.is_terminal and now - self._line_time >= self.line_seconds:
             left = f"{(self.steps - step) * seconds / steps:.0f} s left" if steps else ""
-            self.say(f"step {step}/{self.steps}  {speed}  {left}  {text}")
-            self._told = now
+            self.say("  ".join(filter(None, (f"step {step}/{self.steps}", speed, left, text))), wrap=True)
+            self._line_time = now
 
     def log_results(self, results: dict[str, Any]) -> None:
-        members = {"reference": results["reference"], **results["counterparts"]}
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("")
-        for name in members:
-            table.add_column(name, justify="right")
-        for key, title in table_rows(results["metrics"]).items():
-            table.add_row(escape(title), *(shown(numbers.get(key)) for numbers in members.values()))
-        with _outlived():
+        with _ignore_closed_terminal():
             self._progress.stop()
-            self.console.print(table)
-            self.console.print()
-        self.say(results["verdict"]["statement"], style="bold")
+            for table in _tables(results, self.console.width):
+                self.console.print(table)
+                self.console.print()
+        self.say(results["verdict"]["statement"], style="bold", wrap=True)
 
-    def say(self, line: str, style: str | None = None) -> None:
-        """One line, on the terminal and in ``run.log``."""
+    def say(self, line: str, style: str | None = None, wrap: bool = False) -> None:
+        """Prints a line and logs it to ``run.log``.
+
+        Args:
+            wrap: whether to break it between words in a file too, as on a terminal. Words (paths) stay whole.
+        """
         log.info(line)
-        with _outlived():
-            self.console.print(line, style=style, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
+        if wrap or self.console.is_terminal:
+            line = textwrap.fill(line, self.console.width, break_long_words=False, break_on_hyphens=False)
+        with _ignore_closed_terminal():
+            self.console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
 
     def close(self, exit_code: int) -> None:
-        with _outlived():
+        with _ignore_closed_terminal():
             self._progress.stop()
 
 
-def _outlived() -> suppress:
-    """A terminal that is gone, or a pipe that nobody reads any more, ends no run; of a pipe rich makes a SystemExit."""
+def _tables(results: dict[str, Any], width: int) -> Iterator[Table]:
+    """The results as tables of at most ``width`` characters: the reference and as many counterparts as fit."""
+    titles = table_rows(results["metrics"])
+    members = {"reference": results["reference"], **results["counterparts"]}
+    columns = {name: [shown(numbers.get(key)) for key in titles] for name, numbers in members.items()}
+    gap = 2
+    widths = {name: max(map(len, (name, *column))) + gap for name, column in columns.items()}
+    title_width = min(max(map(len, titles.values())), width // 2)
+    reference, *counterparts = columns
+    room = width - title_width - widths[reference]
+    per_table = max(1, room // max((widths[name] for name in counterparts), default=1))
+    for start in range(0, max(1, len(counterparts)), per_table):
+        names = (reference, *counterparts[start : start + per_table])
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("", width=title_width, no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row, title in enumerate(titles.values()):
+            table.add_row(Text(title), *(columns[name][row] for name in names))
+        yield table
+
+
+def _ignore_closed_terminal() -> suppress:
+    """A closed terminal or pipe ends no run; rich raises SystemExit for a closed pipe."""
     return suppress(OSError, SystemExit)

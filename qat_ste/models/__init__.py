@@ -1,4 +1,4 @@
-"""Networks of the experiments; each a function that returns a plain ``nn.Module``."""
+"""Networks of the experiments, as functions that return a plain ``nn.Module``."""
 
 from qat_ste.models.flax_cnn import flax_cnn
 from qat_ste.models.keras_cnn import keras_cnn

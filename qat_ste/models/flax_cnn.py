@@ -10,7 +10,7 @@ from qat_ste.models.initialization import he_uniform_
 
 
 def flax_cnn(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
-    """Twice 3x3 same convolution (32, 64), ReLU, 2x2 average-pooling; dense 256, ReLU, dense; 28x28 images."""
+    """Two blocks of 3x3 same convolution (32, 64), ReLU, 2x2 average pooling; dense 256, ReLU, dense; 28x28 images."""
     model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, 32, 3, padding="same"),

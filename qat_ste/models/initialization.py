@@ -1,4 +1,4 @@
-"""He-uniform initial weights, as in arXiv 2405.05171: they fill the quantizer's range exactly."""
+"""He-uniform initial weights as in arXiv 2405.05171, which fill the quantizer's range exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qat_ste.quantizers.scales import he_uniform_bound
 def he_uniform_(model: nn.Module, biases: bool) -> nn.Module:
     """Draws the weights of convolutions and dense layers from U(-b, b) with b = √(6 / fan_in), in place.
 
-    Biases of convolutions are drawn likewise, or are zero as those of dense layers; other layers stay as they are.
+    With ``biases``, biases of convolutions are drawn likewise; all others are set to zero. Other layers do not change.
     """
     for module in model.modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):

@@ -11,11 +11,10 @@ from qat_ste.models.layout import ChannelsLast
 
 
 def keras_cnn(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
-    """Three times 3x3 valid convolution (32, 64, 128), ReLU, 2x2 max-pooling, then a dense layer; 28x28 images.
+    """Three blocks of 3x3 valid convolution (32, 64, 128), ReLU, 2x2 max pooling, then a dense layer; 28x28 images.
 
-    ReLU stands after the pooling, where it has a quarter of the work: the largest of the rectified values is the
-    rectified largest value, and the gradient goes the same way. Biases of the convolutions are drawn like their kernels
-    (arXiv 2405.05171, MNIST experiments).
+    ReLU follows the pooling, where it has a quarter of the work; values and gradients are the same, since ReLU and
+    maximum commute. Biases of the convolutions are drawn like their kernels (arXiv 2405.05171, MNIST experiments).
     """
     model = nn.Sequential(
         OrderedDict(

@@ -1,4 +1,4 @@
-"""How activations lie in memory."""
+"""Memory layout of activations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class ChannelsLast(nn.Module):
-    """The same images, channels innermost: convolutions and poolings after it keep that order, and are faster so."""
+    """Converts images to channels-last memory layout, which later convolutions and poolings keep and compute faster."""
 
     def forward(self, images: Tensor) -> Tensor:
         _, channels, height, width = images.shape
-        if channels == 1 and images.is_contiguous():  # one channel lies in both orders: say which is meant
+        if channels == 1 and images.is_contiguous():  # one channel has both layouts: set the strides of one
             return images.as_strided(images.shape, (height * width, 1, width, 1))
         return images.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The default network: small enough for a comparison in a minute on two cores."""
+"""The default network, small enough for a comparison within a minute on two CPU cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qat_ste.models.initialization import he_uniform_
 
 
 def small_cnn(in_channels: int = 1, image_size: int = 8, num_classes: int = 10) -> nn.Module:
-    """Two 3x3 convolutions (32, 64) with ReLU, 2x2 max-pooling, a dense layer; for square images."""
+    """Two 3x3 convolutions (32, 64) with ReLU, 2x2 max pooling, a dense layer; for square images."""
     model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, 32, 3),

@@ -1,4 +1,4 @@
-"""Optimizers beside torch's, one class a file; and which adjustment keeps the equivalence, by optimizer."""
+"""Optimizers that torch lacks, one class per file, and the adjustment that each optimizer needs for the equivalence."""
 
 from qat_ste.optimizers.adjustment import Adjustment, Equivalence
 from qat_ste.optimizers.keras_sgd import KerasSGD

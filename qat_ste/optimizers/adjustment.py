@@ -1,4 +1,4 @@
-"""What is adjusted to exchange an estimator for the STE."""
+"""The adjustments of a run that make the STE equivalent to another estimator."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from enum import StrEnum
 
 
 class Equivalence(StrEnum):
-    """What turns a run with an estimator into its STE counterpart (arXiv 2405.05171, theorems 1 and 2)."""
+    """Adjustment that turns a run with an estimator into its STE counterpart (arXiv 2405.05171, theorems 1 and 2)."""
 
     REMAP = "remap"  # initial weights M(w₀), learning rate α·η on quantized tensors
-    KEEP = "keep"  # nothing: steps do not change when a weight's gradient history is rescaled
-    EXACT = "exact"  # nothing: steps depend on the gradient's sign alone, the runs are identical
+    KEEP = "keep"  # nothing: rescaling a weight's gradient history leaves its steps unchanged
+    EXACT = "exact"  # nothing: steps depend only on the gradient's sign, so the runs are identical
     NONE = "none"  # no adjustment is known
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """The adjustment that an optimizer calls for, why, and what it takes for the runs to stay together.
+    """The adjustment that an optimizer needs, and why.
 
-    ``tested`` where the optimizer was tried out, and not looked up; not ``covered`` where the theorem does not speak
-    of the estimator.
+    Attributes:
+        condition: under which the adjusted runs stay together.
+        tested: whether ``probe`` ran the optimizer; otherwise its class is listed in ``KNOWN``.
+        covered: whether the theorem covers the estimator.
     """
 
     equivalence: Equivalence
@@ -30,4 +32,4 @@ class Adjustment:
     covered: bool = True
 
     def __str__(self) -> str:
-        return f"{self.reason}; holds with {self.condition}" if self.condition else self.reason
+        return f"{self.reason}; valid if {self.condition}" if self.condition else self.reason

@@ -1,4 +1,4 @@
-"""Which adjustment is known for which optimizer; any other is tried out."""
+"""The adjustments of known optimizers; other optimizers are tested."""
 
 from __future__ import annotations
 
@@ -15,78 +15,73 @@ from qat_ste.optimizers.sign_sgd import SignSGD
 _LINEAR = Adjustment(
     Equivalence.REMAP,
     "a step is a weighted sum of gradients",
-    "1/(1 - momentum) steps short against the time in which g changes, a small learning rate, no weight decay",
+    "g changes slowly over the momentum's horizon of 1/(1 - momentum) steps, the learning rate is small, and there is "
+    "no weight decay",
 )
 _SIGN = Adjustment(
     Equivalence.EXACT,
-    "a step depends on the signs of a weight's own gradients alone",
-    "gradients that do not round to 0 (for Rprop: nor the product of two), and no penalty on the weights",
+    "a step depends only on the signs of a weight's gradients",
+    "gradients do not round to 0 (with Rprop: nor do products of two), and the loss has no penalty on the weights",
 )
 _MATRIX = Adjustment(
     Equivalence.NONE,
-    "whole kernels are orthogonalized, so that a factor on one weight's gradients changes the others' steps",
+    "whole kernels are orthogonalized, so a factor on one weight's gradients changes the steps of other weights",
 )
+_RMS = "a step is divided by the root mean square of a weight's gradients"
+_SLOW = "g changes slowly over 1/(1 - β₂) steps"
+_NO_DECAY = f"{_SLOW}, ε is small compared with the gradient, and there is no weight decay"
 KNOWN: dict[type[optim.Optimizer], Adjustment] = {
     optim.SGD: _LINEAR,
     KerasSGD: _LINEAR,
-    optim.Adam: Adjustment(
-        Equivalence.KEEP,
-        "a step is divided by the root mean square of a weight's own gradients",
-        "1/(1 - β₂) steps short against the time in which g changes, ε small against the gradient, no weight decay",
-    ),
+    optim.Adam: Adjustment(Equivalence.KEEP, _RMS, _NO_DECAY),
     optim.AdamW: Adjustment(
         Equivalence.KEEP,
-        "a step is divided by the root mean square of a weight's own gradients; the decay does not see them",
-        "1/(1 - β₂) steps short against the time in which g changes, ε small against the gradient",
+        f"{_RMS}; weight decay does not depend on gradients",
+        f"{_SLOW}, and ε is small compared with the gradient",
     ),
     optim.NAdam: Adjustment(
-        Equivalence.KEEP,
-        "a step is divided by the root mean square of a weight's own gradients",
-        "1/(1 - β₂) steps short against the time in which g changes, ε small against the gradient, and weight decay "
-        "decoupled if any",
+        Equivalence.KEEP, _RMS, f"{_SLOW}, ε is small compared with the gradient, and any weight decay is decoupled"
     ),
     optim.Adamax: Adjustment(
-        Equivalence.KEEP,
-        "a step is divided by the fading maximum of a weight's own gradients",
-        "1/(1 - β₂) steps short against the time in which g changes, ε small against the gradient, no weight decay",
+        Equivalence.KEEP, "a step is divided by the decaying maximum of a weight's gradients", _NO_DECAY
     ),
     optim.RMSprop: Adjustment(
         Equivalence.KEEP,
-        "a step is divided by the root mean square (or deviation) of a weight's own gradients",
-        "1/(1 - α) steps (α: RMSprop's) short against the time in which g changes, ε small against the gradient, "
-        "no weight decay",
+        "a step is divided by the root mean square (or deviation) of a weight's gradients",
+        "g changes slowly over 1/(1 - α) steps (α: RMSprop's), ε is small compared with the gradient, and there is no "
+        "weight decay",
     ),
     Lion: Adjustment(
         Equivalence.KEEP,
-        "a constant factor does not turn the sign of a mean of a weight's own gradients; a factor that changes can",
-        "1/(1 - β₂) steps short against the time in which g changes",
+        "a constant factor does not change the sign of a mean of a weight's gradients, but a changing factor can",
+        _SLOW,
     ),
     SignSGD: _SIGN,
     optim.Rprop: _SIGN,
     optim.Adagrad: Adjustment(
-        Equivalence.NONE, "a constant factor cancels, but no gradient is ever forgotten, so neither is an earlier g"
+        Equivalence.NONE, "a constant factor cancels, but gradients are never forgotten, so earlier values of g matter"
     ),
     optim.Adafactor: Adjustment(
-        Equivalence.NONE, "second moments are shared along rows and columns, where factors differ from weight to weight"
+        Equivalence.NONE, "rows and columns share second moments, but the factors differ from weight to weight"
     ),
     Muon: _MATRIX,
 }
 if hasattr(optim, "Muon"):  # since torch 2.9
     KNOWN[optim.Muon] = _MATRIX
-# With one of these on, an optimizer is no longer what its class says.
-TURNING_OPTIONS = ("amsgrad",)
+# If one of these options is on, the adjustment of the optimizer's class does not apply.
+CHANGING_OPTIONS = ("amsgrad",)
 
 
 def adjustment_of(make_optimizer: MakeOptimizer, lr: float) -> Adjustment:
-    """The adjustment for the class of this optimizer or, where that is not known, for what ``probe`` finds.
+    """The adjustment of the optimizer's class or, for other classes and options, the result of ``probe``.
 
-    Of a class derived from a known one nothing is known: it may do anything with the gradients.
+    A subclass of a known class is tested too, since it may handle gradients differently.
 
     Args:
         make_optimizer: called with parameter groups and ``lr=``.
     """
     optimizer = make_optimizer([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
-    known = KNOWN.get(type(optimizer))
-    if known is None or any(group.get(option) for group in optimizer.param_groups for option in TURNING_OPTIONS):
+    adjustment = KNOWN.get(type(optimizer))
+    if adjustment is None or any(group.get(option) for group in optimizer.param_groups for option in CHANGING_OPTIONS):
         return probe(make_optimizer)
-    return known
+    return adjustment

@@ -1,4 +1,4 @@
-"""What an optimizer does with rescaled gradients, found by trying it."""
+"""Tests how an optimizer responds to rescaled gradients."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from qat_ste.optimizers.adjustment import Adjustment, Equivalence
 
 MakeOptimizer = Callable[..., optim.Optimizer]
 
-SHAPE = (4, 6)  # a matrix, since optimizers that look at whole tensors do so from two dimensions on
+SHAPE = (4, 6)  # a matrix: optimizers that treat a tensor as a whole do so from two dimensions
 MEMORIES = (64, 512, 4096)
-# Weights and steps far below the gradients, so that weight decay does not count; these far above any ε.
+# Weights and steps are far below the gradients, so weight decay is negligible; the gradients are far above any ε.
 LR, WEIGHT, MAGNITUDES = 1e-12, 1e-6, (1e-3, 1e-1, 1e1, 1e3)
-SAME, FORGOTTEN = 0.02, 0.1  # relative differences of steps that still pass
+SAME, FORGOTTEN = 0.02, 0.1  # largest relative differences between steps
 
 
 def probe(make_optimizer: MakeOptimizer) -> Adjustment:
-    """The adjustment that the steps of an optimizer call for, whatever its class; never raises.
+    """Finds the adjustment that an optimizer of any class needs by running it; never raises.
 
-    An estimator multiplies a weight's gradients by g(w): other factors for other weights, changing as they move. So the
-    same history of gradients is fed to the optimizer with factors that are
+    An estimator multiplies a weight's gradients by g(w), a factor that differs between weights and changes as they
+    move. Therefore the optimizer gets the same sequence of gradients, multiplied by factors that are
 
-    * new for every weight and step: ``exact`` if not one bit of the weights changes;
-    * constant for each weight: steps have to scale with them (``remap``) or stay the same (``keep``); else ``none``;
-    * 1 for N steps and then constant for N steps: in the end steps have to be as if they had always been so, or the
-      optimizer does not forget and it is ``none``. N grows from 64 to 4,096 until that is so.
+    * random for each weight and step: ``exact`` if no bit of the weights changes;
+    * constant for each weight: ``remap`` if steps scale with them, ``keep`` if steps stay the same, else ``none``;
+    * 1 for N steps and then constant for N steps: the last steps must be those under factors that are constant from
+      the start, with N from 64 up to 4,096; else the optimizer does not forget, and the result is ``none``.
 
-    Superposition is not asked for: to first order in η the theorem needs no more than that steps scale.
+    Steps need not be linear in the gradients: to first order in η, the theorem only requires that they scale.
     """
     try:
         with torch.random.fork_rng(devices=[]):
-            return _probe(make_optimizer)
-    except Exception as error:  # a foreign optimizer may raise anything
+            return _run_tests(make_optimizer)
+    except Exception as error:  # users' optimizers may raise anything
         return _none(f"it cannot be tested ({' '.join(str(error).split())})")
 
 
-def _probe(make: MakeOptimizer) -> Adjustment:
+def _run_tests(make: MakeOptimizer) -> Adjustment:
     length = MEMORIES[0]
     gradients = _gradients(length)
     plain = _path(make, gradients)
@@ -49,27 +49,28 @@ def _probe(make: MakeOptimizer) -> Adjustment:
     if torch.equal(plain, _path(make, gradients * 2 ** (8 * torch.rand_like(gradients) - 4))):
         return Adjustment(
             Equivalence.EXACT,
-            "no factor on any gradient changes a step",
-            "gradients that do not vanish, and no penalty on the weights",
+            "factors on the gradients do not change a step",
+            "gradients do not vanish, and the loss has no penalty on the weights",
             tested=True,
         )
     factors = 4.0 ** torch.randint(0, 2, SHAPE) / 2
     rescaled = _path(make, gradients * factors)
-    if _near(rescaled, plain, factors, SAME):
-        if not _near(_path(make, gradients, lr=2 * LR), plain, torch.tensor(2.0), SAME):
-            return _none("its steps scale with the gradients but not with the learning rate of their group")
+    if _scaled(rescaled, plain, factors, SAME):
+        if not _scaled(_path(make, gradients, lr=2 * LR), plain, torch.tensor(2.0), SAME):
+            return _none("its steps scale with the gradients, but not with the learning rate of their parameter group")
         equivalence, expected, reason = Equivalence.REMAP, factors, "steps scale with a weight's gradients"
-    elif _near(rescaled, plain, torch.ones(()), SAME):
+    elif _scaled(rescaled, plain, torch.ones(()), SAME):
         equivalence, expected, reason = Equivalence.KEEP, torch.ones(()), "a factor on a weight's gradients cancels"
     else:
-        return _none("factors on the gradients of single weights neither scale their steps nor cancel")
+        return _none("factors on a weight's gradients neither scale its steps nor cancel")
     for memory in MEMORIES:
         gradients = _gradients(2 * memory)
         changed = gradients.clone()
         changed[memory:] *= factors
-        if _near(_path(make, changed), _path(make, gradients), expected, FORGOTTEN):
+        if _scaled(_path(make, changed), _path(make, gradients), expected, FORGOTTEN):
             condition = (
-                f"g nearly constant over {memory:,} steps, ε small against the gradient, no coupled weight decay"
+                f"g is nearly constant over {memory:,} steps, ε is small compared with the gradient, and there is no "
+                "coupled weight decay"
             )
             return Adjustment(equivalence, reason, condition, tested=True)
     return _none(f"{reason}, but earlier values of g are not forgotten within {MEMORIES[-1]:,} steps")
@@ -80,7 +81,7 @@ def _none(reason: str) -> Adjustment:
 
 
 def _gradients(length: int) -> Tensor:
-    """Noise around a mean, of magnitudes that rows and columns do not explain."""
+    """Noisy gradients around a mean, with magnitudes that are no product of a row factor and a column factor."""
     torch.manual_seed(0)
     rows, columns = torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij")
     magnitudes = torch.tensor(MAGNITUDES, dtype=torch.float64)[(rows + columns) % len(MAGNITUDES)]
@@ -89,8 +90,8 @@ def _gradients(length: int) -> Tensor:
 
 
 def _path(make: MakeOptimizer, gradients: Tensor, lr: float = LR) -> Tensor:
-    """The weights before and after each step."""
-    torch.manual_seed(1)  # for an optimizer with noise of its own
+    """Returns the weights before the first and after each step."""
+    torch.manual_seed(1)  # for optimizers that draw random numbers
     weights = (WEIGHT * torch.randn(SHAPE, dtype=torch.float64)).requires_grad_()
     optimizer = make([{"params": [weights], "lr": lr}], lr=lr)
     path = [weights.detach().clone()]
@@ -101,8 +102,8 @@ def _path(make: MakeOptimizer, gradients: Tensor, lr: float = LR) -> Tensor:
     return torch.stack(path)
 
 
-def _near(path: Tensor, plain: Tensor, factors: Tensor, tolerance: float) -> bool:
-    """Whether each weight's steps are those of the plain path times its factor, in the last quarter."""
+def _scaled(path: Tensor, plain: Tensor, factors: Tensor, tolerance: float) -> bool:
+    """Whether each weight's last quarter of steps equals that of ``plain`` times the weight's factor."""
     last = len(plain) // 4
     steps, expected = path.diff(dim=0)[-last:], factors * plain.diff(dim=0)[-last:]
     return bool(((steps - expected).norm(dim=0) <= tolerance * expected.norm(dim=0)).all())

@@ -1,4 +1,4 @@
-"""Sign descent."""
+"""Sign descent: steps of equal size along the gradient's sign."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import optim
 from torch.optim.optimizer import ParamsT
+
+from qat_ste.base.errors import ArgumentError
 
 
 class SignSGD(optim.Optimizer):
@@ -19,7 +21,7 @@ class SignSGD(optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         if closure is not None:
-            raise ValueError("SignSGD takes no closure")
+            raise ArgumentError("closure", closure, "None")
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

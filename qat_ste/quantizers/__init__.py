@@ -1,1 +1,1 @@
-"""Grids of levels and the scales that stretch them."""
+"""Quantizers on grids of levels, and the scales of these grids."""

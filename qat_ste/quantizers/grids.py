@@ -1,24 +1,23 @@
-"""Quantizers on any grid of levels, and the grids that have a name."""
+"""Quantizers on any grid of levels, and named grids."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qat_ste.base.text import of_value
+from qat_ste.base.errors import ArgumentError, Number
 from qat_ste.quantizers.quantizer import Quantizer, UniformQuantizer, check_latent
 
 _E2M1 = (0.5, 1, 1.5, 2, 3, 4, 6)
 _POWERS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625)  # sums of one of {0, 1/2, 1/4, 1/16} and one of {0, 1/8}
 GRIDS: dict[str, tuple[float, ...]] = {
     "ternary": (-1, 0, 1),
-    # Four-bit floats of the OCP Microscaling Formats specification (2023): two bits of exponent, one of mantissa.
+    # 4-bit floats of the OCP Microscaling Formats specification (2023): two exponent bits, one mantissa bit.
     "fp4_e2m1": (*(-x for x in reversed(_E2M1)), 0, *_E2M1),
     # Quantiles of the normal distribution (QLoRA, Dettmers et al. 2023, arXiv 2305.14314, appendix E).
     "nf4": (
@@ -26,34 +25,34 @@ GRIDS: dict[str, tuple[float, ...]] = {
         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ),
-    # Additive powers of two with four bits, one of them the sign (Li et al. 2020, arXiv 1909.13144).
+    # Additive powers of two with four bits, sign included (Li et al. 2020, arXiv 1909.13144).
     "apot": (*(-x for x in reversed(_POWERS)), 0, *_POWERS),
 }  # fmt: skip
 MOST_LEVELS = 2**16
 
 
 class GridQuantizer(Quantizer):
-    """Any sorted levels, thresholds midway between neighbours; a weight's interval is that between two levels.
+    """Rounds to the nearest of any sorted levels.
 
-    Only the ratios of the levels count: they are scaled so that the largest |level| is ``max``. Estimators see the
-    offset u in widths of the interval, so that g has the same shape in each. Then one α serves all of them: α is
-    the harmonic mean of g over u, which knows no width, and M(w) = t + Δ_i·α·∫ du/g has the slope α/g in the
-    interval of width Δ_i around t. M is continuous at a level between intervals of different width if it leaves
-    the level where it is, which takes ∫ du/g to be the same on either side of u = 0: g even in u.
+    Only the ratios of the levels matter: they are scaled so that the largest |level| is ``max``. The offset u that
+    estimators get is in units of the interval's width, so g has the same shape in each interval and one α holds for
+    all: α is the harmonic mean of g over u, which does not depend on the width. M(w) = t + Δ_i·α·∫ du/g has slope
+    α/g in the interval of width Δ_i around the threshold t. Where neighbouring widths differ, M is continuous only
+    if it leaves the level between them in place; this requires g to be even in u.
 
     Args:
-        levels: a name of ``GRIDS``, or at least two different finite numbers in ascending order.
-        max, saturation: as for every ``Quantizer``.
+        levels: a name in ``GRIDS``, or at least two finite numbers in strictly ascending order.
+        max, saturation: see ``Quantizer``.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ArgumentError: an argument has a value that is not allowed.
     """
 
     def __init__(self, levels: str | Sequence[float], max: float | Tensor, saturation: str = "range") -> None:
         super().__init__(max, saturation)
-        self._levels = _checked(levels)
+        self._levels = _relative_levels(levels)
         self.num_levels = len(self._levels)
-        self._values: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._cache: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def with_max(self, max: float | Tensor) -> GridQuantizer:
         return GridQuantizer(self._levels, max, self.saturation)
@@ -64,17 +63,17 @@ class GridQuantizer(Quantizer):
 
     @property
     def levels(self) -> Tensor:
-        return self._default_values()[0]
+        return self._in_default_dtype()[0]
 
     @property
     def thresholds(self) -> Tensor:
-        return self._default_values()[1]
+        return self._in_default_dtype()[1]
 
     def index(self, w: Tensor) -> Tensor:
-        return _passed(self._values_in(w.dtype, w.device)[1], w)
+        return _count_reached(self._in_dtype(w.dtype, w.device)[1], w)
 
     def level(self, index: Tensor) -> Tensor:
-        return _pick(self._values_in(index.dtype, index.device)[0], index.long())
+        return _at_index(self._in_dtype(index.dtype, index.device)[0], index.long())
 
     def __call__(self, w: Tensor) -> Tensor:
         return torch.where(w.isnan(), w, self.level(self.index(w)))
@@ -88,43 +87,43 @@ class GridQuantizer(Quantizer):
         return self._interval(self.relative(w))[0]
 
     def reach(self, saturation: str, w: Tensor) -> tuple[Any, Any]:
-        levels = self._values_in(w.dtype, w.device)[0]
+        levels = self._in_dtype(w.dtype, w.device)[0]
         if saturation == "bin":
             return 1.5 * levels[0] - 0.5 * levels[1], 1.5 * levels[-1] - 0.5 * levels[-2]
         return levels[0], levels[-1]
 
     def cell(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        thresholds = self._values_in(w.dtype, w.device)[1]
+        thresholds = self._in_dtype(w.dtype, w.device)[1]
         infinite = torch.full_like(thresholds[:1], math.inf)
         lowest = torch.cat([-infinite, thresholds])
         highest = torch.cat([torch.nextafter(thresholds, -infinite), infinite])
-        number = self.index(w).long()
-        return _pick(lowest, number), _pick(highest, number)
+        index = self.index(w).long()
+        return _at_index(lowest, index), _at_index(highest, index)
 
     def _interval(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Offset, threshold and width of the interval of each x = w/max."""
+        """Offset, threshold and width of the interval that contains each x = w/max."""
         levels = torch.tensor(self._levels, dtype=x.dtype, device=x.device)
-        number = _passed(levels[1:-1], x).long()
-        width = levels.diff()[number]
-        threshold = (levels[:-1] + levels[1:]).div_(2)[number]
+        index = _count_reached(levels[1:-1], x).long()
+        width = levels.diff()[index]
+        threshold = (levels[:-1] + levels[1:]).div_(2)[index]
         offset = (x - threshold).div_(width)
         repeats = offset.round().masked_fill_((x >= levels[0]) & (x <= levels[-1]), 0)
         return offset.sub_(repeats), threshold.addcmul_(repeats, width), width
 
-    def _values_in(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Levels and thresholds of weights of that dtype, each rounded once."""
+    def _in_dtype(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Levels and thresholds for weights of this dtype, each rounded once."""
         check_latent(dtype)
-        if (dtype, device) not in self._values:
+        if (dtype, device) not in self._cache:
             max_ = torch.as_tensor(self.max, dtype=torch.float64, device=device)
             levels = torch.tensor(self._levels, dtype=torch.float64, device=device).reshape(-1, *[1] * max_.ndim)
             thresholds = (levels[:-1] + levels[1:]) / 2
-            self._values[dtype, device] = (levels * max_).to(dtype), (thresholds * max_).to(dtype)
-        return self._values[dtype, device]
+            self._cache[dtype, device] = (levels * max_).to(dtype), (thresholds * max_).to(dtype)
+        return self._cache[dtype, device]
 
-    def _default_values(self) -> tuple[Tensor, Tensor]:
+    def _in_default_dtype(self) -> tuple[Tensor, Tensor]:
         if isinstance(self.max, Tensor):
-            return self._values_in(self.max.dtype, self.max.device)
-        return self._values_in(torch.get_default_dtype(), torch.device("cpu"))
+            return self._in_dtype(self.max.dtype, self.max.device)
+        return self._in_dtype(torch.get_default_dtype(), torch.device("cpu"))
 
 
 def make_quantizer(
@@ -134,45 +133,43 @@ def make_quantizer(
     bits: int = 2,
     levels: str | Sequence[float] | None = None,
 ) -> Quantizer:
-    """The quantizer with these levels, or where there are none with 2^bits equally spaced ones.
+    """Returns the quantizer with these levels or, without ``levels``, with 2^bits equally spaced ones.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ArgumentError: an argument has a value that is not allowed.
     """
     if levels is None:
         return UniformQuantizer(bits, max, saturation)
     return GridQuantizer(levels, max, saturation)
 
 
-def _passed(thresholds: Tensor, x: Tensor) -> Tensor:
-    """How many of the ascending thresholds each x has reached, in the dtype of ``x``."""
+def _count_reached(thresholds: Tensor, x: Tensor) -> Tensor:
+    """Counts the thresholds that are <= each x, in the dtype of ``x``."""
     if thresholds.ndim == 1 and len(thresholds) > 64:
         return torch.bucketize(x, thresholds, out_int32=True, right=True).to(x.dtype)
     count = torch.zeros_like(x)
-    for threshold in thresholds:  # while they are few, faster than a search for each x
+    for threshold in thresholds:  # with few thresholds, faster than a binary search
         count += x.clone().ge_(threshold)
     return count
 
 
-def _pick(values: Tensor, number: Tensor) -> Tensor:
-    """Entry ``number`` along the first dimension, where the others broadcast against it."""
+def _at_index(values: Tensor, index: Tensor) -> Tensor:
+    """Selects entries along the first dimension; the other dimensions broadcast against ``index``."""
     if values.ndim == 1:
-        return values[number]
-    missing = [1] * (number.ndim + 1 - values.ndim)
-    return values.reshape(len(values), *missing, *values.shape[1:]).expand(-1, *number.shape).gather(0, number[None])[0]
+        return values[index]
+    missing = [1] * (index.ndim + 1 - values.ndim)
+    return values.reshape(len(values), *missing, *values.shape[1:]).expand(-1, *index.shape).gather(0, index[None])[0]
 
 
-def _checked(levels: str | Sequence[float]) -> tuple[float, ...]:
-    """The levels in units of the largest."""
-    if isinstance(levels, str):
-        if levels not in GRIDS:
-            raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {of_value(levels)}")
+def _relative_levels(levels: str | Sequence[float]) -> tuple[float, ...]:
+    """Checks the levels and divides them by the largest |level|."""
+    if isinstance(levels, str) and levels in GRIDS:
         levels = GRIDS[levels]
-    if isinstance(levels, Mapping | Set) or not isinstance(levels, Iterable):
-        raise ValueError(f"levels must be one of {', '.join(GRIDS)}, or a list of numbers, got {of_value(levels)}")
+    if isinstance(levels, str | Mapping | Set) or not isinstance(levels, Iterable):
+        raise ArgumentError("levels", levels, f"one of {', '.join(GRIDS)}, or a list of numbers")
     levels = list(levels)
-    numbers = [isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in levels]
-    if not (2 <= len(levels) <= MOST_LEVELS and all(numbers) and all(low < high for low, high in pairwise(levels))):
-        raise ValueError(f"levels must be at least two finite numbers in ascending order, got {of_value(levels)}")
-    end = max(abs(levels[0]), abs(levels[-1]))
-    return tuple(float(x) / end for x in levels)
+    finite = all(level in Number(real=True) for level in levels)
+    if not (2 <= len(levels) <= MOST_LEVELS and finite and all(low < high for low, high in pairwise(levels))):
+        raise ArgumentError("levels", levels, "at least two finite numbers in ascending order")
+    largest = max(abs(levels[0]), abs(levels[-1]))
+    return tuple(float(level) / largest for level in levels)

@@ -1,4 +1,4 @@
-"""Columns of ``metrics.jsonl``, read in one pass and in bounded memory whatever its length."""
+"""Reads columns of ``metrics.jsonl`` in one pass and in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ import numpy as np
 
 from qat_ste.report.files import regular
 
-CHUNKS = 200  # stretches of a long run, of which each keeps its extremes
+CHUNKS = 200  # a long run is cut into so many; each keeps the extremes of its columns
 ROWS_AT_ONCE = 20_000
-LONGEST_LINE, MOST_BYTES = 1 << 20, 4 << 30  # of the file
+LONGEST_LINE, MOST_BYTES = 1 << 20, 4 << 30  # in bytes; of the file
 
 
 class Columns:
-    """Some keys of all rows; of a run with very many rows, those where a key is at its highest or lowest nearby.
+    """Values of some keys in all rows; of very many rows, only those with a local extreme of a key.
 
-    A file that is absent has no rows. Lines that cannot be read (the last one of a run that was killed) are counted
-    in ``broken_lines``.
+    A missing file has no rows. ``broken_lines`` counts the lines that cannot be parsed, as the last one of a run that
+    was killed.
 
     Args:
         path: ``metrics.jsonl``.
-        keys: what to keep of each row beside its step.
+        keys: to read beside the step.
+
+    Raises:
+        OSError: the file is too large, a symbolic link or not a regular file.
     """
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
@@ -41,7 +44,7 @@ class Columns:
             pass
 
     def series(self, key: str) -> np.ndarray:
-        """(step, value) of the rows that have this key; shape (rows, 2)."""
+        """Returns (step, value) of the rows that have this key; shape (rows, 2)."""
         if key not in self.keys:
             return np.empty((0, 2))
         points = self._table[:, [0, 1 + self.keys.index(key)]]
@@ -77,10 +80,10 @@ def _number(value: object) -> float:
 
 
 def _thinned(table: np.ndarray) -> np.ndarray:
-    """At most ``CHUNKS`` stretches of equally many steps; of each its first row and the extremes of each column."""
+    """Cuts a long table into ``CHUNKS`` of equally many steps; keeps their first rows and the extremes of columns."""
     if len(table) <= CHUNKS * table.shape[1] * 2:
         return table
-    steps = np.maximum.accumulate(table[:, 0]).clip(0)  # as they should be
+    steps = np.maximum.accumulate(table[:, 0]).clip(0)  # a damaged file may count backwards
     chunk = (steps / (steps[-1] + 1) * CHUNKS).astype(int)
     kept = {len(table) - 1}
     for start, stop in zip(*_bounds(chunk), strict=True):

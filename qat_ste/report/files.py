@@ -1,4 +1,4 @@
-"""Files of a run folder: read where they are, through no link."""
+"""Checks of the files in a run folder before they are read."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from pathlib import Path
 
 
 class LinkError(OSError):
-    """A link stands where a file or folder was expected."""
+    """A symbolic link in place of a file or folder of a run."""
 
 
 def no_link(path: Path) -> Path:
-    """The path itself.
+    """Returns the path if it is not a symbolic link, which might lead out of the run folder.
 
     Raises:
-        LinkError: it is a link, which might lead out of the folder.
+        LinkError: it is one.
     """
     if path.is_symlink():
-        raise LinkError(f"{path.name} is a link, and links are not followed: put the file itself there")
+        raise LinkError(f"{path.name} is a symbolic link, which is not followed; put the file itself there")
     return path
 
 
 def regular(path: Path, most_bytes: int) -> Path:
-    """The path itself.
+    """Returns the path if it is a regular file of at most ``most_bytes`` bytes.
 
     Raises:
-        OSError: there is no such file, it is a link or something else, or larger than that.
+        OSError: it is missing, larger, a symbolic link or not a file.
     """
-    if not stat.S_ISREG((found := no_link(path).lstat()).st_mode):
-        raise OSError(f"{path.name} is no file")
-    if found.st_size > most_bytes:
-        raise OSError(f"{path.name} has {found.st_size:,} bytes where {most_bytes:,} are the most")
+    status = no_link(path).lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path.name} is not a regular file")
+    if status.st_size > most_bytes:
+        raise OSError(f"{path.name} has {status.st_size:,} bytes, more than the limit of {most_bytes:,}")
     return path

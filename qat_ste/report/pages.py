@@ -1,4 +1,4 @@
-"""What all pages share: their templates, and figures drawn into files and shown in the page."""
+"""Draws figures and fills the templates of all pages."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from PIL import Image
 from qat_ste.base.files import write
 from qat_ste.report.style import DOTS_PER_INCH, STYLE
 
-CSS_PIXELS_PER_INCH = 115  # a fifth larger than print, as the page's text is
-Plan = tuple[str, str, str, Callable[[], Figure]]  # name, heading, caption, and what draws it
+CSS_PIXELS_PER_INCH = 115  # 96 is the size in print; the page's text is a fifth larger, too
+Plan = tuple[str, str, str, Callable[[], Figure]]  # name, heading, caption, function that draws it
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as drawn: ``png`` is the content of the file ``name``.png."""
+    """A figure with its heading and caption; ``png`` is the content of the file ``name``.png."""
 
     name: str
     heading: str
@@ -34,16 +34,17 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """In the page; a PNG file has its own width in its header."""
+        """CSS pixels in the page; the PNG header holds the width in pixels of the file."""
         return int.from_bytes(self.png[16:20], "big") * CSS_PIXELS_PER_INCH // DOTS_PER_INCH
 
     @property
     def data(self) -> str:
+        """The PNG in base64, for the page."""
         return base64.b64encode(self.png).decode()
 
 
 def draw_all(plans: Iterable[Plan], folder: Path) -> tuple[list[Picture], dict[str, str]]:
-    """Draws figures into ``folder``; returns them in this order, and what went wrong by name."""
+    """Draws figures into ``folder``; returns those drawn, in order, and the error of each other one by name."""
     pictures, failures = [], {}
     for name, heading, caption, draw in plans:
         try:
@@ -51,13 +52,16 @@ def draw_all(plans: Iterable[Plan], folder: Path) -> tuple[list[Picture], dict[s
                 picture = Picture(name, heading, caption, png(draw()))
             write(folder / f"{name}.png", picture.png)
             pictures.append(picture)
-        except Exception as error:  # one figure must cost neither the others nor the numbers
+        except Exception as error:  # a figure that fails must not cost the others
             failures[name] = f"{type(error).__name__}: {error}"
     return pictures, failures
 
 
 def png(figure: Figure, colors: int = 256) -> bytes:
-    """The figure as a PNG file of few colours, a third of the size and less."""
+    """Draws a figure as a PNG file; a palette makes it at most a third of the size.
+
+    The canvas is Agg's: the backend that a user selected is neither used nor changed.
+    """
     figure.set_dpi(DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -68,7 +72,7 @@ def png(figure: Figure, colors: int = 256) -> bytes:
 
 
 def fill(template: str, **values: Any) -> str:
-    """The page as HTML; every value is escaped."""
+    """Fills a template of this package; returns HTML in which every value is escaped."""
     loader = PackageLoader("qat_ste.report", ".")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(values)

@@ -1,4 +1,4 @@
-"""How figures look. Colours after Okabe and Ito, safe for the colour-blind."""
+"""Style of all figures. Colours of Okabe and Ito, which colour-blind readers can tell apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from qat_ste.base.text import one_line
 
 COLORS = {"reference": "#000000", "ste": "#0072B2", "naive": "#D55E00", "jitter": "#009E73", "replica": "#CC79A7"}
-MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B")
+MORE_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#8C564B", "#6A3D9A", "#7A7A00")
 DASHES = {"reference": "-", "ste": "-", "naive": "--", "jitter": "-.", "replica": ":"}
 DOTS_PER_INCH = 200
 STYLE = {
@@ -27,7 +27,12 @@ STYLE = {
 
 
 def line(name: str, number: int) -> dict[str, Any]:
-    """Colour and dashes of a counterpart; ``number``, its place among them, decides for those without their own."""
+    """Returns colour and dashes of a counterpart's curve.
+
+    Args:
+        name: of the counterpart.
+        number: its index among the counterparts; selects the colour of one that has none of its own.
+    """
     kind = name.split("_")[0]
     if name in COLORS:
         return {"color": COLORS[name], "ls": DASHES[name]}
@@ -35,6 +40,9 @@ def line(name: str, number: int) -> dict[str, Any]:
 
 
 def plain(name: str, width: int = 40) -> str:
-    """A name as text of one line, in which matplotlib finds no mathematics and nothing to leave out of a legend."""
+    """Formats a name as one line of text of at most ``width`` characters.
+
+    Matplotlib would read "$" as mathematics, and leaves labels that start with "_" out of legends.
+    """
     text = one_line(name).lstrip("_") or "?"
     return (text if len(text) <= width else f"{text[: width - 1]}…").replace("$", r"\$")

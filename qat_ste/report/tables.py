@@ -1,11 +1,11 @@
-"""Which numbers tables show, in what order and under which titles, and how a number is written."""
+"""Rows of the tables: which numbers, their order and titles, and the format of a number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 BEFORE_METRICS = {"test_accuracy": "test accuracy", "test_loss": "test loss"}
-METRICS = {  # of version 0.1.0, whose results.json holds no titles
+METRICS = {  # of version 0.1.0, whose results.json has no titles
     "weight_alignment_error": "weight alignment error",
     "weight_alignment_error_unmapped": "… without weight map",
     "quantized_weight_agreement": "quantized weight agreement",
@@ -27,30 +27,30 @@ AFTER_METRICS = {
 OF_LAYER = {
     "weight_alignment_error": "alignment error",
     "quantized_weight_agreement": "quantized agreement",
-    "quantized_weight_agreement_moved": "… moved",
+    "quantized_weight_agreement_moved": "quantized agreement, moved weights",
     "change_point_sequence_agreement": "sequence agreement",
-    "average_change_point_error": "change-point error",
+    "average_change_point_error": "change-point error (steps)",
 }
 
 
 def table_rows(metrics: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The titles of a run's numbers, in order: metrics that 0.1.0 did not have follow those that it had.
+    """Returns the titles of a run's numbers by key, in order: metrics added since 0.1.0 follow its own.
 
     Args:
-        metrics: of ``results.json``.
+        metrics: ``metrics`` of ``results.json``.
     """
     titles = {name: metrics[name]["title"] for name in (*METRICS, *metrics) if name in metrics}
     return BEFORE_METRICS | titles | AFTER_METRICS
 
 
 def added(rows: Mapping[str, str]) -> dict[str, str]:
-    """Those of the rows that 0.1.0 did not have."""
-    known = BEFORE_METRICS | METRICS | AFTER_METRICS
-    return {name: title for name, title in rows.items() if name not in known}
+    """Returns the rows added since 0.1.0."""
+    original = BEFORE_METRICS | METRICS | AFTER_METRICS
+    return {name: title for name, title in rows.items() if name not in original}
 
 
 def shown(value: float | None) -> str:
-    """At least three significant digits, aligned for values of one size; "–" where there was nothing to count."""
+    """Formats a number with at least three significant digits; None, where nothing was counted, as "–"."""
     if value is None:
         return "–"
     if value == 0:

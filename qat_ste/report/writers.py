@@ -1,4 +1,4 @@
-"""The paper's table as Markdown, LaTeX and CSV. Names come from files of runs: each format escapes them."""
+"""Writes the paper's table as Markdown, LaTeX and CSV; escapes all names, which come from files of runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qat_ste.base.text import one_line
 from qat_ste.report.sweep.claims import Claim
 from qat_ste.report.sweep.paper_table import Column, PaperTable, blocks
 
-MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is none
+MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is not markup
 CSV_HEADER = ("experiment", "row", "counterpart", "metric", "mean", "sd", "n")
-MARKDOWN_COLUMNS = 5  # beside the titles, in the width of a page
-LATEX_COLUMNS = 4  # likewise, of an article's text
+MARKDOWN_COLUMNS = 5  # beside the titles, that fit the width of a page
+LATEX_COLUMNS = 4  # likewise, the width of an article's text
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -24,22 +24,22 @@ LATEX = {
 
 
 def to_markdown(tables: Sequence[PaperTable]) -> str:
-    """A heading and a table a set-up."""
+    """Writes a heading and a table for each set-up."""
     return "\n\n".join(f"### {markdown_text(table.setup)}\n\n{markdown_table(table)}" for table in tables) + "\n"
 
 
 def markdown_table(table: PaperTable) -> str:
-    """The table of one set-up without a heading, in parts that fit a page."""
-    parts = []
+    """Writes the table of one set-up, without a heading, as tables that fit the width of a page."""
+    tables = []
     for columns in blocks(table.columns, MARKDOWN_COLUMNS):
         header = ["", *(f"{column.title} (n = {column.n})" for column in columns)]
         cells = zip(table.rows.values(), *(column.shown for column in columns), strict=True)
-        parts.append(markdown_lines([header, *cells], left=1))
-    return "\n\n".join(parts)
+        tables.append(markdown_lines([header, *cells], left=1))
+    return "\n\n".join(tables)
 
 
 def markdown_claims(claims: Sequence[Claim]) -> str:
-    """Claims with their numbers as a table."""
+    """Writes a table of claims and their numbers."""
     header = ["set-up", "claim", "ratio", "bound", "measured", "95 % interval", "n", "the claim"]
     lines = [
         [c.setup, c.published, c.ratio, c.bound, shown_ratio(c.value), shown_interval(c), str(c.n), c.word]
@@ -49,29 +49,34 @@ def markdown_claims(claims: Sequence[Claim]) -> str:
 
 
 def markdown_lines(lines: Sequence[Sequence[str]], left: int) -> str:
-    """A table with its first line as the header, its first ``left`` columns to the left, the others to the right."""
+    """Writes a table; the first line is its header.
+
+    Args:
+        lines: of cells.
+        left: number of columns, from the first, that are aligned to the left.
+    """
     rows = ["| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in lines]
     rule = "|" + "---|" * left + "---:|" * (len(lines[0]) - left)
     return "\n".join([rows[0], rule, *rows[1:]])
 
 
 def shown_ratio(value: float | None) -> str:
-    """Three significant digits."""
+    """Formats a ratio with three significant digits."""
     return "–" if value is None else f"{value:#.3g}".removesuffix(".") if value < 1000 else f"{value:.2e}"
 
 
 def shown_interval(claim: Claim) -> str:
-    """Both ends of the confidence interval."""
+    """Formats both ends of the confidence interval."""
     return "–" if claim.low is None else f"{shown_ratio(claim.low)} to {shown_ratio(claim.high)}"
 
 
 def to_latex(tables: Sequence[PaperTable]) -> str:
-    r"""Tabulars for ``\input`` in an article with booktabs, each no wider than its text."""
-    parts = ["% \\usepackage{booktabs}"]
+    r"""Writes tables for ``\input`` in an article that uses booktabs; each fits the width of its text."""
+    tabulars = ["% \\usepackage{booktabs}"]
     for table in tables:
         for block in blocks(table.columns, LATEX_COLUMNS):
-            parts.append(_tabular(table, block))
-    return "\n\n".join(parts) + "\n"
+            tabulars.append(_tabular(table, block))
+    return "\n\n".join(tabulars) + "\n"
 
 
 def _tabular(table: PaperTable, columns: Sequence[Column]) -> str:
@@ -80,7 +85,7 @@ def _tabular(table: PaperTable, columns: Sequence[Column]) -> str:
         [column.title if column.row == "default" else first, rest, str(column.n)]
         for column, (first, _, rest) in zip(columns, titles, strict=True)
     ]
-    above, below, counts = ([latex_text(part) for part in parts] for parts in zip(*header, strict=True))
+    above, below, counts = ([latex_text(cell) for cell in line] for line in zip(*header, strict=True))
     cells = zip(table.rows.values(), *(column.shown for column in columns), strict=True)
     lines = [[rf"\raggedright {latex_text(title)}", *map(_latex_number, numbers)] for title, *numbers in cells]
     return "\n".join(
@@ -110,7 +115,7 @@ def _latex_number(text: str) -> str:
 
 
 def to_csv(tables: Sequence[PaperTable]) -> str:
-    """Long form, a line a number. Floats as Python writes them: they read back equal. Nothing to count: empty."""
+    """Writes one line per number, in long form; floats read back equal, a cell without a number is empty."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -124,12 +129,12 @@ def to_csv(tables: Sequence[PaperTable]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """One line in which no character is markup."""
+    """Escapes a text for Markdown, as one line."""
     return MARKUP.sub(r"\\\g<0>", one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def latex_text(text: str) -> str:
-    """One line in which no character is a command; what an article's font lacks as its code point."""
+    """Escapes a text for LaTeX, as one line; writes the code point of characters that its fonts lack."""
     return "".join(_latex_char(char) for char in one_line(text))
 
 
@@ -138,7 +143,7 @@ def _latex_char(char: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """One line, with an apostrophe before it where a spreadsheet would take it for a formula."""
+    """Formats a text as one line; an apostrophe keeps spreadsheets from reading it as a formula."""
     line = one_line(text)
     return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else line
 

@@ -1,1 +1,1 @@
-"""When a custom estimator is an STE in disguise: assumptions, weight map M, learning-rate factor α."""
+"""The equivalence of an estimator and the STE: assumptions, weight map M, learning-rate factor α."""

@@ -1,4 +1,4 @@
-"""The theorem: training with an estimator is training with the STE at another learning rate, from other weights."""
+"""The equivalence theorem: the STE at learning rate α·η, from the weights M(w₀), trains like another estimator."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from qat_ste.theory.weight_maps import IntervalMaps, WeightMaps, WholeLineMaps
 
 
 class SteEquivalent:
-    """The STE counterpart of an estimator: learning-rate factor α, weight map M, and how far a step can part them.
+    """Computes the STE counterpart of an estimator: learning-rate factor α, weight map M, error bound of a step.
 
-    M(w) = t + α·∫ ds/g(s) from t to w with t the threshold of the interval, and α the harmonic mean of g over one
-    interval (arXiv 2405.05171, theorem 1). M is the identity where g is zero. Uses the estimator's closed form
-    where it has one, else integrates numerically. α knows no width: it serves intervals of any (``GridQuantizer``).
-    Of an estimator that changes while it trains, all this is of its first stage; ``at`` has the others.
+    M(w) = t + α·∫ ds/g(s) from t to w, with t the threshold of the interval and α the harmonic mean of g over an
+    interval (arXiv 2405.05171, theorem 1). M is the identity where g is zero. The integral is the estimator's closed
+    form, or numerical without one. α holds for intervals of any width (see ``GridQuantizer``). For an estimator that
+    changes during training, all this applies to its first stage; ``at`` returns the others.
 
     Raises:
-        ValueError: the theorem cannot apply; the message says which assumption fails and where.
+        ValueError: the theorem does not apply; the message says which assumption fails and where.
     """
 
     def __init__(self, estimator: Estimator, quantizer: Quantizer) -> None:
-        self._later = [SteEquivalent(stage, quantizer) for stage in estimator.stages[1:]]
+        self._later_stages = [SteEquivalent(stage, quantizer) for stage in estimator.stages[1:]]
         self.estimator = estimator = estimator.stages[0]
         self.quantizer = quantizer
         self.assumptions = check_assumptions(estimator, quantizer)
@@ -39,50 +39,50 @@ class SteEquivalent:
 
     @property
     def lr_factor(self) -> float:
-        """α: the counterpart's learning rate on quantized tensors over the reference's."""
+        """α, the ratio of the counterpart's learning rate on quantized tensors to the reference's."""
         return self._maps.lr_factor
 
     def counterpart(self, remapped: bool) -> Estimator:
-        """The STE whose gradient ends where the estimator's does, seen through M if its weights are."""
+        """The STE whose gradient ends where the estimator's does; if ``remapped``, at the image of that end under M."""
         return self._maps.counterpart(remapped)
 
     def at(self, stage: int) -> SteEquivalent:
-        """That of another stage of the estimator: 0, 1, …"""
-        return self._later[stage - 1] if stage else self
+        """The equivalence of stage 0, 1, … of the estimator."""
+        return self._later_stages[stage - 1] if stage else self
 
     def on(self, quantizer: Quantizer) -> SteEquivalent:
-        """The same equivalence on the same grid with another range: M scales with it."""
+        """The same equivalence on the same grid with another ``max``, with which M scales."""
         other = copy.copy(self)
         other.quantizer = quantizer
         return other
 
     def weight_map(self, w: Tensor) -> Tensor:
-        """M(w), computed in float64; shape and dtype of ``w``. No weight leaves the cell of its level."""
-        return self._within_cells(w, self._maps.forward(w, self.quantizer))
+        """M(w), computed in float64; shape and dtype of ``w``. Each weight keeps its level."""
+        return self._keep_levels(w, self._maps.forward(w, self.quantizer))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """M⁻¹(z), in float64 to 1e-10; shape and dtype of ``z``. No weight leaves the cell of its level."""
-        return self._within_cells(z, self._maps.inverse(z, self.quantizer))
+        """M⁻¹(z), computed in float64 to 1e-10; shape and dtype of ``z``. Each weight keeps its level."""
+        return self._keep_levels(z, self._maps.inverse(z, self.quantizer))
 
     def slope(self, w: Tensor) -> Tensor:
-        """M'(w): α/g(w), and 1 where g is zero; shape and dtype of ``w``."""
+        """M'(w) = α/g(w), or 1 where g is zero; shape and dtype of ``w``."""
         g = self.estimator.derivative(w, self.quantizer)
         return torch.where(g > 0, self.lr_factor / g, 1.0)
 
     def step_error_bound(self, lr: float, gradient: Tensor, gradient_ste: Tensor, width: float | Tensor) -> Tensor:
-        """Largest growth of |M(w) - w_ste| in one SGD step of the pair, elementwise.
+        """Bound on the growth of |M(w) - w_ste| in one SGD step of both models, elementwise.
 
         α·η·|G - G_ste| + ½·α·(L'·L₊²/L₋²)·η²·G², with η the reference's learning rate, G and G_ste the gradients at
-        the quantized weights of either model, ``width`` that of the interval, Δ (arXiv 2405.05171, proof of
-        theorem 1). Holds for steps that stay where the backward pass is alive.
+        the quantized weights of reference and counterpart, and ``width`` = Δ that of the interval (arXiv 2405.05171,
+        proof of theorem 1). Holds for weights that get a gradient before and after the step.
         """
-        known = self.assumptions
-        curvature = known.lipschitz / width * known.upper**2 / known.lower**2
-        apart = (gradient - gradient_ste).abs()
-        return self.lr_factor * (lr * apart + 0.5 * curvature * lr**2 * gradient**2)
+        constants = self.assumptions
+        curvature = constants.lipschitz / width * constants.upper**2 / constants.lower**2
+        difference = (gradient - gradient_ste).abs()
+        return self.lr_factor * (lr * difference + 0.5 * curvature * lr**2 * gradient**2)
 
-    def _within_cells(self, w: Tensor, moved: Tensor) -> Tensor:
-        """In the dtype of ``w``; rounding to it may, once in millions, land on the threshold from below."""
+    def _keep_levels(self, w: Tensor, moved: Tensor) -> Tensor:
+        """``moved`` in the dtype of ``w``; rounding to it can, about once in a million, reach the threshold above."""
         moved = moved.to(w.dtype)
         if (self.quantizer.index(moved) != self.quantizer.index(w)).any():
             lowest, highest = self.quantizer.cell(w)

@@ -1,4 +1,4 @@
-"""Integrals of 1/g where there is no closed form, and the inverse of an increasing function."""
+"""Numerical integral of 1/g, and numerical inverse of an increasing function."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 PANELS, ORDER = 1024, 8
-HALVINGS = 45  # of a panel that a jump lies in: down to the last bits of u
+HALVINGS = 45  # of a panel with a jump: until its width is near the last bit of u
 
 
 def inverse_integral(g: Function) -> Function:
-    """u -> ∫ ds/g(s) from 0 to u, for u in [-1/2, 1/2], by Gauss-Legendre quadrature in float64.
+    """Returns u -> ∫ ds/g(s) from 0 to u, for u in [-1/2, 1/2], by Gauss-Legendre quadrature in float64.
 
-    Panels are halved where that changes their integral, and tabulated once; the rest of the panel that u lies in is
-    integrated anew, so that the result is as smooth as g. Better than 1e-10 relative also where g has kinks or jumps.
+    Panels are halved until their integrals converge, then tabulated. The last, partial panel up to u is integrated
+    in each call, so the result is as smooth as g. The relative error is below 1e-10, even if g has kinks or jumps.
     """
     nodes, weights = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(ORDER))
 
@@ -45,27 +45,26 @@ def inverse_integral(g: Function) -> Function:
 
 
 def inverse_of(function: Function, slope: Function, start: float, end: float, nodes: int = 4097) -> Function:
-    """y -> u with function(u) = y, for a function that increases from ``start`` to ``end``, in float64.
+    """Returns y -> u with function(u) = y, for a function that increases from ``start`` to ``end``, in float64.
 
-    A cached table brackets u, and Newton's steps start on the straight line across the bracket, which is halved where
-    one leaves it. The last step is below 1e-12: so is the error beside a jump of the slope, and elsewhere its square.
+    A table brackets u, Newton's method starts from linear interpolation in the bracket, and a step that would leave
+    the bracket is replaced by bisection. The last step is below 1e-12, which bounds the error next to a jump of the
+    slope; elsewhere the error is of the order of its square.
     """
     points = torch.linspace(start, end, nodes, dtype=torch.float64)
     values = function(points)
 
     def inverse(y: Tensor) -> Tensor:
-        number = torch.searchsorted(values, y.cpu().contiguous(), right=True).sub_(1).clamp_(0, nodes - 2)
-        low, high = points[number].to(y.device), points[number + 1].to(y.device)
-        below, above = values[number].to(y.device), values[number + 1].to(y.device)
+        bracket = torch.searchsorted(values, y.cpu().contiguous(), right=True).sub_(1).clamp_(0, nodes - 2)
+        low, high = points[bracket].to(y.device), points[bracket + 1].to(y.device)
+        below, above = values[bracket].to(y.device), values[bracket + 1].to(y.device)
         u = low + (high - low) * ((y - below) / (above - below)).clamp_(0, 1)
-        for _ in range(54):  # bisection alone needs that many
+        for _ in range(54):  # enough for bisection alone
             error = function(u) - y
             low, high = torch.where(error > 0, low, u), torch.where(error > 0, u, high)
-            step = u - error / slope(u)
-            new = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-            done = (new - u).abs().amax() if new.numel() else torch.zeros(())
-            u = new
-            if done <= 1e-12:
+            newton = u - error / slope(u)
+            previous, u = u, torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
+            if not u.numel() or (u - previous).abs().amax() <= 1e-12:
                 break
         return u
 

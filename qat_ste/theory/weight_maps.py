@@ -1,4 +1,4 @@
-"""M and its inverse, by what g is a function of: the offset in an interval, or the whole line."""
+"""The weight map M and its inverse, for estimators with g(u) in each interval and with g(w/max) on the whole line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qat_ste.theory.numerics import inverse_integral, inverse_of
 
 
 class WeightMaps(Protocol):
-    """What ``SteEquivalent`` needs; weights come back in float64, the frozen ones as they were."""
+    """Interface that ``SteEquivalent`` uses; returned weights are float64, frozen weights are unchanged."""
 
     lr_factor: float
 
@@ -28,11 +28,11 @@ class WeightMaps(Protocol):
         """M⁻¹(z)."""
 
     def counterpart(self, remapped: bool) -> Estimator:
-        """The STE whose gradient ends where the estimator's does, seen through M if its weights are."""
+        """See ``SteEquivalent.counterpart``."""
 
 
 class IntervalMaps:
-    """Of an estimator with the same g(u) in every interval: M moves the offset u, to α·∫ ds/g from 0 to u."""
+    """M for an estimator with the same g(u) in every interval: M moves the offset u to α·∫ ds/g from 0 to u."""
 
     def __init__(self, estimator: Estimator, quantizer: Quantizer) -> None:
         self._estimator, self._quantizer = estimator, quantizer
@@ -57,7 +57,7 @@ class IntervalMaps:
         return self._integral(u) * self.lr_factor
 
     def _original_offset(self, target: Tensor) -> Tensor:
-        # M takes an interval to one as long, but where g is not even to one that lies elsewhere.
+        # M maps an interval to one of the same length, which is shifted if g is not even.
         intervals = (target - self._start).floor()
         return self._inverse(target - intervals) + intervals
 
@@ -77,22 +77,22 @@ class IntervalMaps:
 
 
 class WholeLineMaps:
-    """Of an estimator with g(x), x = w/max: only the outermost cells are warped, which bind no α, so α = 1.
+    """M for an estimator with g(x), x = w/max: M changes only weights on the outermost levels, and α = 1.
 
-    Weights that the gradient does not reach are frozen, and so they are in the counterpart: M puts them beyond what
-    ``counterpart`` reaches. Where M is infinite at the end of the reach, it stops there a float32 earlier.
+    Weights without a gradient are frozen in the reference and in the counterpart: M moves them beyond the reach of
+    ``counterpart``. Since M can be infinite at the estimator's reach, it is cut off one float32 below.
     """
 
     lr_factor = 1.0
 
     def __init__(self, estimator: WholeLine) -> None:
         self._estimator = estimator
-        self._inside = estimator.reach * (1 - 2**-24)
+        self._cutoff = estimator.reach * (1 - 2**-24)
 
     def forward(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         x = w.double() / quantizer.max
         distance = x.abs()
-        moved = self._estimator.integral_of(distance.clamp(max=self._inside)) + (distance - self._inside).clamp(min=0)
+        moved = self._estimator.integral_of(distance.clamp(max=self._cutoff)) + (distance - self._cutoff).clamp(min=0)
         return moved * x.sign() * quantizer.max
 
     def inverse(self, z: Tensor, quantizer: Quantizer) -> Tensor:
@@ -100,15 +100,15 @@ class WholeLineMaps:
         distance = y.abs()
         farthest = float(distance.max()) if y.numel() else 0.0
         high = 1.0
-        while high < self._inside and self._estimator.integral_of(y.new_tensor([high])).item() < farthest:
+        while high < self._cutoff and self._estimator.integral_of(y.new_tensor([high])).item() < farthest:
             high *= 2
-        high = min(high, self._inside)
+        high = min(high, self._cutoff)
         end = self._estimator.integral_of(y.new_tensor([high]))
-        find = inverse_of(self._estimator.integral_of, lambda x: 1 / self._estimator.of(x), 0.0, high)
-        x = find(distance.clamp(max=end)) + (distance - end).clamp(min=0)
+        invert = inverse_of(self._estimator.integral_of, lambda x: 1 / self._estimator.of(x), 0.0, high)
+        x = invert(distance.clamp(max=end)) + (distance - end).clamp(min=0)
         return x * y.sign() * quantizer.max
 
     def counterpart(self, remapped: bool) -> Estimator:
         if not remapped:
             return ClippedSte(self._estimator.reach)
-        return ClippedSte(self._estimator.integral_of(torch.tensor(self._inside, dtype=torch.float64)).item())
+        return ClippedSte(self._estimator.integral_of(torch.tensor(self._cutoff, dtype=torch.float64)).item())

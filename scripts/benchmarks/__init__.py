@@ -1,1 +1,1 @@
-"""What ``scripts/benchmark.py`` measures, one question a file."""
+"""The sections of ``scripts/benchmark.py``, one module each."""

@@ -1,4 +1,4 @@
-"""What a comparison costs beside plain fp32 training of the same network, as a whole and by part."""
+"""Cost of a comparison relative to plain fp32 training of the same network, in total and by phase."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from qat_ste.loggers.wandb import WandbLogger
 from .networks import Members, Plain, Setting, textbook
 from .timing import Contestant, Figure, Stopwatch, difference, interleaved, ratios, total
 
-LOG_EVERY = 10  # a row every 10 steps is what 200 rows are in a run of 2,000 steps
-IMAGES = 1024  # that batches are drawn from
-COMPARISON, TEXTBOOK = "all metrics, beside plain", "all metrics, beside the textbook network"
-METRICS, METRICS_NET = "metrics, by the clock", "metrics, as steps with them less steps without"
-LOGGING = "a row at every step to metrics.jsonl and W&B offline"
+LOG_EVERY = 10  # as in a run of 2,000 steps with the default of 200 rows
+IMAGES = 1024  # in the data set that batches are drawn from
+COMPARISON, TEXTBOOK = "all metrics / plain", "all metrics / textbook network"
+METRICS, METRICS_NET = "metrics, timed directly", "metrics, steps with minus steps without"
+LOGGING = "a row per step to metrics.jsonl and W&B offline"
 
 
 def whole_steps(setting: Setting, members: int, bars: Mapping[str, float]) -> list[Figure]:
-    """Ratios to plain fp32 steps of as many networks; ``bars`` by what is measured."""
+    """Measures ratios to plain fp32 steps of as many networks; ``bars`` are targets by name of the figure."""
     batch, watch, unwatched = setting.batch(), Stopwatch(), Stopwatch()
     full = Members(setting.build(), members, batch, watch, metrics=True)
     contestants: dict[str, Contestant] = {
@@ -44,20 +44,20 @@ def whole_steps(setting: Setting, members: int, bars: Mapping[str, float]) -> li
     plain, bare = seconds["plain"], seconds["bare"]
     rows = [value / LOG_EVERY for value in seconds["row"]]
     whole = total(seconds["full"], rows)
-    found = {
+    results = {
         COMPARISON: ("×", ratios(whole, plain)),
-        "no metrics, beside plain": ("×", ratios(bare, plain)),
+        "no metrics / plain": ("×", ratios(bare, plain)),
         METRICS: ("%", ratios(total(seconds["observe"], rows), plain)),
         METRICS_NET: ("%", ratios(difference(whole, bare), plain)),
     }
     if "textbook" in seconds:
-        found[TEXTBOOK] = ("×", ratios(whole, seconds["textbook"]))
+        results[TEXTBOOK] = ("×", ratios(whole, seconds["textbook"]))
     where = f"{setting}, {members} members"
-    return [Figure(where, what, unit, *values, bar=bars.get(what)) for what, (unit, values) in found.items()]
+    return [Figure(where, what, unit, *values, bar=bars.get(what)) for what, (unit, values) in results.items()]
 
 
-def parts(setting: Setting, bars: Mapping[str, float]) -> list[Figure]:
-    """Each part of a step of two members, as a share of two plain fp32 steps."""
+def phases(setting: Setting, bars: Mapping[str, float]) -> list[Figure]:
+    """Measures each phase of a step of two members, as a share of two plain fp32 steps."""
     members, batch, watch, unwatched = 2, setting.batch(), Stopwatch(), Stopwatch()
     full = Members(setting.build(), members, batch, watch, metrics=True)
     assert full.monitor is not None
@@ -92,14 +92,14 @@ def parts(setting: Setting, bars: Mapping[str, float]) -> list[Figure]:
         "forward, plain": seconds["forward"],
         "backward, plain": seconds["backward"],
         "optimizer, plain": seconds["optimizer"],
-        "quantizer and estimator: what they add": difference(seconds["bare"], seconds["plain"]),
-        "metrics, every step: levels, changes, paths": seconds["observe"],
-        "metrics, every row: values over time": seconds["row"],
-        **{f"{metric.name}, once": seconds[metric.name] for metric in measured},
+        "quantizer and estimator (difference)": difference(seconds["bare"], seconds["plain"]),
+        "metrics per step: levels, changes, paths": seconds["observe"],
+        "metrics per row: values over time": seconds["row"],
+        **{f"{metric.name}, one call": seconds[metric.name] for metric in measured},
         "a row to metrics.jsonl": seconds["files"],
         "a row to W&B offline": seconds["W&B"],
         LOGGING: seconds["log"],
-        "validation on as many images": seconds["validation"],
+        "validation on one batch": seconds["validation"],
     }
     return [
         Figure(str(setting), what, "%", *ratios(share, seconds["plain"]), bar=bars.get(what))

@@ -1,4 +1,4 @@
-"""What the metrics hold between steps, in bytes a quantized weight."""
+"""Memory that the metrics hold between steps, in bytes per quantized weight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.monitor import DivergenceMonitor
@@ -17,11 +18,11 @@ from .networks import COUNTERPARTS, LR, OPTIMIZER
 from .scaling import one_layer
 from .timing import Figure
 
-WIDTH = 1000  # of the layer whose metrics are weighed
+WIDTH = 1000  # of the layer whose metrics are measured
 
 
 def held(monitor: DivergenceMonitor) -> int:
-    """Bytes of all tensors and arrays below the monitor, but for those that training has anyway."""
+    """Returns the bytes of all tensors and arrays reachable from the monitor, without those of training itself."""
     cohort = monitor.cohort
     trained = {id(cohort), *(id(member) for member in cohort.local.values())}
     trained |= {values.untyped_storage().data_ptr() for values in cohort.slices}
@@ -29,7 +30,7 @@ def held(monitor: DivergenceMonitor) -> int:
 
 
 def _buffers(value: Any, seen: set[int]) -> Iterator[int]:
-    """Each buffer once."""
+    """Yields the bytes of each buffer once."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -49,25 +50,25 @@ def _buffers(value: Any, seen: set[int]) -> Iterator[int]:
 
 
 def held_by(members: int, kept: int, width: int = WIDTH) -> int:
-    """Bytes that the metrics of so many members of one layer hold, ``kept`` weights' sequences among them."""
+    """Returns the bytes held by the metrics of members of one layer, with sequences of ``kept`` weights."""
     estimator = Tanh(5.5)
-    model = quantize_weights(one_layer(width), 2, estimator)
+    model = quantize_weights(one_layer(width), Quantization(include=["Linear"]), estimator)
     cohort = Cohort(model, estimator, OPTIMIZER, LR, COUNTERPARTS[: members - 1]).make_members()
     return held(DivergenceMonitor(cohort, kept, seed=0))
 
 
 def bytes_a_weight(width: int = WIDTH) -> dict[str, float]:
-    """Bytes a weight: of the reference, of each further member and its pair, and a kept weight of each member."""
+    """Returns bytes per weight of the reference, of each counterpart, and per kept weight of each member."""
     weights, few, many = width * width, 1, width * width // 2
     by_members = [held_by(members, few, width) for members in (1, 2, 3)]
     kept = (held_by(2, many, width) - by_members[1]) / 2 / (many - few)
     return {
         "of the reference": by_members[0] / weights,
         "of each counterpart": (by_members[2] - by_members[1]) / weights,
-        "of each member, where sequences are kept": kept,
+        "of each member, for kept sequences": kept,
     }
 
 
 def bytes_held() -> list[Figure]:
-    """``bytes_a_weight`` as figures; they do not spread."""
-    return [Figure("bytes a weight", what, "B", round(value, 2)) for what, value in bytes_a_weight().items()]
+    """Returns ``bytes_a_weight`` as figures, without quartiles: they are exact."""
+    return [Figure("bytes per weight", what, "B", round(value, 2)) for what, value in bytes_a_weight().items()]

@@ -1,4 +1,4 @@
-"""Networks, batches and training steps that are measured."""
+"""Networks, batches and training steps to measure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat_ste import models
+from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.lockstep import Lockstep
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.schedules import constant
 from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.optimizers import KerasSGD
-from qat_ste.optimizers.schedules import constant
 
 from .timing import Stopwatch
 
 LR = 1e-3
 OPTIMIZER = partial(KerasSGD, momentum=0.9)
 COUNTERPARTS = ("ste", "naive", "jitter", *(f"jitter_{percent}" for percent in (2, 3, 4, 5)))
-OWN = ("small_cnn", "keras_cnn", "flax_cnn")  # networks for grey images
+GREY = ("small_cnn", "keras_cnn", "flax_cnn")  # networks for grey images
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A network with its batches, and how often to measure: ``rounds`` of ``steps``."""
+    """A network, its batches, and the ``rounds`` of ``steps`` to measure."""
 
     network: str
     image_size: int
@@ -42,31 +43,31 @@ class Setting:
         return f"{self.network}, {self.image_size} px, batch {self.batch_size}"
 
     def build(self) -> nn.Module:
-        if self.network in OWN:
+        if self.network in GREY:
             return getattr(models, self.network)()
         return models.torchvision_model(self.network, num_classes=10)
 
     def images(self, count: int) -> Tensor:
-        channels = 1 if self.network in OWN else 3
+        channels = 1 if self.network in GREY else 3
         return torch.rand(count, channels, self.image_size, self.image_size)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         images = self.images(self.batch_size)
-        if self.network not in OWN:  # which lay out their images themselves
+        if self.network not in GREY:  # those change the layout of their images themselves
             images = images.to(memory_format=torch.channels_last)
         return images, torch.randint(0, 10, (self.batch_size,))
 
 
 def textbook(model: nn.Sequential) -> nn.Sequential:
-    """The layers of ``keras_cnn`` as they are written down everywhere: channels outermost, ReLU before the pooling."""
+    """Returns the layers of ``keras_cnn`` in their usual layout: channels outermost, ReLU before the pooling."""
     layers: list[nn.Module] = []
-    for layer in list(model)[1:]:  # the first one says how images lie in memory
+    for layer in list(model)[1:]:  # the first one sets the memory format
         layers.insert(len(layers) - isinstance(layer, nn.ReLU), layer)
     return nn.Sequential(*layers)
 
 
 class Plain:
-    """fp32 steps of networks without quantizers, one after the other."""
+    """fp32 steps of several networks without quantizers, one after another."""
 
     def __init__(self, networks: Sequence[nn.Module], batch: tuple[Tensor, Tensor], watch: Stopwatch) -> None:
         self.batch, self.watch = batch, watch
@@ -85,7 +86,7 @@ class Plain:
 
 
 class Members:
-    """Steps of a cohort: a reference with a tanh estimator and its counterparts, with metrics or without."""
+    """Steps of a cohort: a reference with a tanh estimator and its counterparts, with or without metrics."""
 
     def __init__(
         self, model: nn.Module, members: int, batch: tuple[Tensor, Tensor], watch: Stopwatch, metrics: bool,
@@ -93,7 +94,7 @@ class Members:
     ) -> None:  # fmt: skip
         self.batch, self.watch = batch, watch
         estimator = Tanh(5.5)
-        quantized = quantize_weights(model, 2, estimator, include, biases=True)
+        quantized = quantize_weights(model, Quantization(include=list(include), biases=True), estimator)
         self.cohort = Cohort(quantized, estimator, OPTIMIZER, LR, COUNTERPARTS[: members - 1]).make_members()
         self.lockstep = Lockstep(self.cohort, F.cross_entropy, constant(), seed=0)
         self.monitor = DivergenceMonitor(self.cohort, sequence_weights=1_000_000, seed=0) if metrics else None
@@ -107,7 +108,7 @@ class Members:
                 self.monitor.observe(number + 1, self.cohort.levels())
 
     def row(self) -> dict[str, float | None]:
-        """What is logged of the metrics, by counterpart and name."""
+        """Returns the logged metrics by counterpart and name."""
         assert self.monitor is not None
         names = self.cohort.counterparts.items()
         return {f"{name}/{key}": value for name, number in names for key, value in self.monitor.now(number).items()}

@@ -1,4 +1,4 @@
-"""An STE step of one network beside other ways to the same: torch's own fake-quantize operation, and Brevitas."""
+"""An STE step of one network, compared with torch's fake-quantize operation and with Brevitas."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qat_ste.base.sections import Execution, Quantization
 from qat_ste.estimators import Ste
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.execution import Execution
 from qat_ste.experiment.lockstep import Lockstep
+from qat_ste.experiment.schedules import constant
 from qat_ste.fake_quant.fake_quantize import quantize_weights
-from qat_ste.optimizers.schedules import constant
 from qat_ste.quantizers.scales import he_uniform_bound
 
 from .networks import LR, OPTIMIZER, Setting
 from .timing import Contestant, Figure, Stopwatch, interleaved, ratios
 
 BITS = 2
-OURS = ("a member of a cohort", "quantize_weights in a loop of one's own")
-OTHERS = {"Brevitas": 1.0, "torch.fake_quantize": 1.03}  # with the bar of ours beside theirs
+OURS = ("cohort of one", "quantize_weights in a loop")
+OTHERS = {"Brevitas": 1.0, "torch.fake_quantize": 1.03}  # with the target for the ratio of ours to theirs
 MISSING = "Brevitas is not installed: pip install -e '.[benchmark]'"
 
 
 class TorchFakeQuantize(nn.Module):
-    """Parametrization by torch's operation: levels -2 to 1 times the scale, gradient 1 between them."""
+    """Parametrization by torch's operation: levels are -2 to 1 times the scale, the gradient between them is 1."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class TorchFakeQuantize(nn.Module):
 
 
 def scale_of(weight: Tensor) -> float:
-    """Distance of neighbouring levels, as ours has it."""
+    """Returns our step size: the distance between neighbouring levels."""
     return 2 * he_uniform_bound(weight) / (2**BITS - 1)
 
 
 def with_torch(model: nn.Module) -> nn.Module:
-    """All convolutions with ``TorchFakeQuantize``."""
+    """Quantizes all convolutions with ``TorchFakeQuantize``."""
     for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
         parametrize.register_parametrization(module, "weight", TorchFakeQuantize(scale_of(module.weight)))
     return model
 
 
 def with_brevitas(model: nn.Module) -> nn.Module:
-    """All convolutions as Brevitas' with a signed integer quantizer, rounding STE, one constant scale a tensor.
+    """Replaces all convolutions by Brevitas', with a signed integer quantizer and one constant scale per tensor.
 
     Raises:
         ImportError: Brevitas is not installed.
@@ -73,13 +73,13 @@ def with_brevitas(model: nn.Module) -> nn.Module:
             )  # fmt: skip
             shape = module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding
             theirs = QuantConv2d(*shape, bias=module.bias is not None, weight_quant=quantizer)
-            theirs.load_state_dict(module.state_dict(), strict=False)  # their quantizer has a state of its own
+            theirs.load_state_dict(module.state_dict(), strict=False)  # Brevitas' quantizer has additional state
             model.set_submodule(name, theirs)
     return model
 
 
 def loop(model: nn.Module, batch: tuple[Tensor, Tensor], compiled: bool) -> Callable[[], None]:
-    """A training step as anyone would write it."""
+    """Returns a plain training step."""
     optimizer = OPTIMIZER(model.parameters(), lr=LR)
     forward = cast(nn.Module, torch.compile(model)) if compiled else model
 
@@ -91,12 +91,12 @@ def loop(model: nn.Module, batch: tuple[Tensor, Tensor], compiled: bool) -> Call
     return step
 
 
-def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
-    """Ratios of ours to the others' and of all to the plain network's fp32 step; same network, weights and batch."""
+def other_implementations(setting: Setting, compiled: bool) -> list[Figure]:
+    """Measures our steps relative to the others', and all relative to an fp32 step, on the same weights and batch."""
     batch, model = setting.batch(), setting.build()
-    quantized = quantize_weights(copy.deepcopy(model), BITS, Ste(), [nn.Conv2d])
-    execution = Execution(mode="compile" if compiled else "eager")
-    cohort = Cohort(copy.deepcopy(quantized), Ste(), OPTIMIZER, LR, [], execution).make_members()
+    quantized = quantize_weights(copy.deepcopy(model), Quantization(BITS), Ste())
+    execution = Execution(execution="compile" if compiled else "eager")
+    cohort = Cohort(copy.deepcopy(quantized), Ste(), OPTIMIZER, LR, [], execution=execution).make_members()
     lockstep = Lockstep(cohort, F.cross_entropy, constant(), seed=0)
     contestants: dict[str, Contestant] = {
         "plain": loop(copy.deepcopy(model), batch, compiled),
@@ -108,10 +108,11 @@ def other_ways(setting: Setting, compiled: bool) -> list[Figure]:
         contestants["Brevitas"] = loop(with_brevitas(copy.deepcopy(model)), batch, compiled)
     seconds = interleaved(contestants, setting.steps, setting.rounds, Stopwatch())
     where = f"{setting}, {'torch.compile' if compiled else 'eager'}"
-    found = []
-    for own, (other, bar) in itertools.product(OURS, OTHERS.items()):
-        figure = partial(Figure, where, f"{own}, beside {other}", "×", bar=bar)
-        found.append(figure(*ratios(seconds[own], seconds[other])) if other in seconds else figure(None, note=MISSING))
+    figures = []
+    for ours, (other, bar) in itertools.product(OURS, OTHERS.items()):
+        figure = partial(Figure, where, f"{ours} / {other}", "×", bar=bar)
+        measured = other in seconds
+        figures.append(figure(*ratios(seconds[ours], seconds[other])) if measured else figure(None, note=MISSING))
     for name in (name for name in contestants if name != "plain"):
-        found.append(Figure(where, f"{name}, beside no quantizer", "×", *ratios(seconds[name], seconds["plain"])))
-    return found
+        figures.append(Figure(where, f"{name} / no quantizer", "×", *ratios(seconds[name], seconds["plain"])))
+    return figures

@@ -1,4 +1,4 @@
-"""Contestants measured in turn in one process, so that a slow moment of the machine falls on all of them."""
+"""Time contestants in turn in one process, so that a slow moment of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Figure:
     """A measured figure: median and quartiles over rounds.
 
     Args:
-        setting: of what network, batch, cohort.
+        setting: network, batch and cohort.
         unit: ``×`` and ``%`` for ratios (both kept as ratios), ``s``, ``B``.
         value: None where it could not be measured; ``note`` says why.
-        bar: what it must not exceed.
-        x: place on the horizontal axis of a figure.
+        bar: target that it must not exceed.
+        x: value on the horizontal axis of a plot.
     """
 
     setting: str
@@ -37,7 +37,7 @@ class Figure:
 
 
 class Stopwatch:
-    """Adds up the seconds spent in named phases."""
+    """Sums the seconds spent in named phases."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
@@ -49,15 +49,15 @@ class Stopwatch:
         self._seconds[phase] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since they were last taken."""
+        """Returns the seconds by phase since the last call."""
         taken, self._seconds = self._seconds, defaultdict(float)
         return taken
 
 
 def interleaved(contestants: Mapping[str, Contestant], steps: int, rounds: int, watch: Stopwatch) -> Seconds:
-    """Seconds a step, one number a round, of each contestant and of each phase that they give ``watch``.
+    """Returns seconds per step, one number per round, of each contestant and each phase timed by ``watch``.
 
-    A round is ``steps`` steps of each contestant, every other round in reverse order; the first one warms up.
+    A round is ``steps`` steps of each contestant, in reverse order every other round. An extra first round warms up.
     """
     seconds: Seconds = defaultdict(list)
     order = list(contestants)
@@ -75,22 +75,22 @@ def interleaved(contestants: Mapping[str, Contestant], steps: int, rounds: int, 
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and quartiles, in the order of ``Figure``."""
+    """Returns median and quartiles, in the order of ``Figure``."""
     ordered = sorted(values)
     quarter = len(ordered) // 4
     return statistics.median(ordered), ordered[quarter], ordered[-1 - quarter]
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """Median and quartiles of the ratio within each round."""
+    """Returns median and quartiles of the ratio within each round."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def total(*phases: Sequence[float]) -> list[float]:
-    """Their sum, round by round."""
+    """Returns the sum of the phases, round by round."""
     return [sum(values) for values in zip(*phases, strict=True)]
 
 
 def difference(more: Sequence[float], less: Sequence[float]) -> list[float]:
-    """Of two phases, round by round."""
+    """Returns the difference of two phases, round by round."""
     return [a - b for a, b in zip(more, less, strict=True)]

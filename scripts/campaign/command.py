@@ -1,4 +1,4 @@
-"""The installed command: started with a fault, and its undisturbed runs with the times of their phases."""
+"""Start the installed command with a fault; make undisturbed runs and read the times of their phases."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 LENGTH = ("train.steps=120", "train.steps_per_epoch=10")
 RUN = (*LENGTH, "metrics.every=7", "checkpoint.every_steps=5", "runtime.threads=1")
 AGENT = Path(__file__).with_name("agent")
-SECONDS = 180  # within which every command has to end
+SECONDS = 180  # time limit of every command
 
 
-class NotHere(Exception):
-    """This machine cannot do what a fault takes."""
+class Unsupported(Exception):
+    """This machine lacks what a fault needs."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. ``late``: it was killed after ``SECONDS``."""
+    """The end of a command. ``late``: it was killed after ``SECONDS``."""
 
     code: int
     out: str
@@ -35,18 +35,18 @@ class Ended:
     late: bool
 
     def faults(self) -> list[str]:
-        """What nobody wants to see on a terminal."""
+        """Returns what must not happen: a time-out, a traceback, silence after a failure, or many lines of errors."""
         lines = [line for line in self.err.splitlines() if line.strip()]
-        found = [f"did not end in {SECONDS} s"] if self.late else []
+        faults = [f"did not end in {SECONDS} s"] if self.late else []
         if "Traceback" in self.out + self.err:
-            found.append("a traceback: " + (self.out + self.err).strip().splitlines()[-1])
+            faults.append("a traceback: " + (self.out + self.err).strip().splitlines()[-1])
         if 0 < self.code < 128 and not lines:
-            found.append(f"exit code {self.code} without a word")
-        return found + ([f"{len(lines)} lines: {lines[0]}"] if len(lines) > 5 else [])
+            faults.append(f"exit code {self.code} without a message")
+        return faults + ([f"{len(lines)} lines: {lines[0]}"] if len(lines) > 5 else [])
 
     @property
     def line(self) -> str:
-        """The last line, without the paths and numbers that differ by the run; "survived" after exit code 0."""
+        """The last line without paths and numbers that differ between runs; "survived" after exit code 0."""
         if self.code == 0:
             return "survived"
         lines = [line for line in self.err.splitlines() if line.strip()] or [f"exit code {self.code}"]
@@ -64,9 +64,9 @@ def start(
     """Starts the installed command.
 
     Args:
-        orders: for the agent within the command; see there.
-        environment: changes to this process's variables; None removes one.
-        prefix: a command line that runs another one.
+        orders: what the agent inside the command does (see ``agent/sitecustomize.py``).
+        environment: changes to this process's variables; None removes a variable.
+        prefix: command line that runs the command as its argument.
     """
     env: dict[str, str] = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"OMP_NUM_THREADS": "1", "QAT_ROUND": str(options.get("cwd", ""))}
@@ -82,7 +82,7 @@ def start(
 
 
 def end(process: subprocess.Popen[str]) -> Ended:
-    """Waits for a command."""
+    """Waits for a command to end; kills it after ``SECONDS``."""
     try:
         out, err = process.communicate(timeout=SECONDS)
         late = False
@@ -94,14 +94,14 @@ def end(process: subprocess.Popen[str]) -> Ended:
 
 
 def until(process: subprocess.Popen[str], condition: Callable[[], Any]) -> Any:
-    """Waits until the condition is true or the process has ended; returns what the condition gave."""
+    """Waits until the condition is true or the process has ended; returns the condition's value."""
     while not (value := condition()) and process.poll() is None:
         time.sleep(0.01)
     return value
 
 
 def undisturbed(*arguments: str) -> Path:
-    """A finished run of these arguments, made once a campaign.
+    """Returns the folder of a finished run of these arguments, made once per campaign.
 
     Raises:
         RuntimeError: the command failed.
@@ -118,22 +118,22 @@ def undisturbed(*arguments: str) -> Path:
 
 
 class Phase(NamedTuple):
-    """When a phase of an undisturbed run began, seconds from the start of the command, and how long it took."""
+    """Begin of a phase, in seconds since the start of the command, and its duration in seconds."""
 
     begin: float
     seconds: float
 
 
 def phases(folder: Path) -> dict[str, list[Phase]]:
-    """Phases of an undisturbed run by name; ``all`` is the whole run."""
+    """Returns the phases of an undisturbed run by name; ``all`` is the whole run."""
     events = [line.split(" ", 2) for line in folder.with_suffix(".phases").read_text().splitlines()]
     zero, last = float(events[0][0]), float(events[-1][0])
     begun: dict[str, list[float]] = {}
-    found: dict[str, list[Phase]] = {"all": [Phase(0.0, last - zero)]}
+    by_name: dict[str, list[Phase]] = {"all": [Phase(0.0, last - zero)]}
     for moment, what, phase in events:
         if what == "begin":
             begun.setdefault(phase, []).append(float(moment) - zero)
         else:
             begin = begun[phase].pop()
-            found.setdefault(phase, []).append(Phase(begin, float(moment) - zero - begin))
-    return found | {"start": [Phase(0.0, found["data"][0].begin)]}
+            by_name.setdefault(phase, []).append(Phase(begin, float(moment) - zero - begin))
+    return by_name | {"start": [Phase(0.0, by_name["data"][0].begin)]}

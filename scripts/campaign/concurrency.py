@@ -1,4 +1,4 @@
-"""The same run folder, sweep or atlas, twice at a time."""
+"""Two commands use one run folder, sweep or atlas at the same time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from .run_folder import run_of_seed, unreadable
 ATLAS = ("atlas.estimators=[tanh]", "atlas.optimizers=[sgd]", "atlas.seeds=[1,2]", "atlas.steps=40")
 
 
-def turned_away(trial: Trial, second: Ended, key: str, first: int) -> None:
-    """The second command has to name the first."""
+def check_rejected(trial: Trial, second: Ended, key: str, first: int) -> None:
+    """Checks that the second command exits and names the process of the first."""
     if not (second.code == 2 and f"{key}=" in second.err and f"in use by process {first} on " in second.err):
-        trial.broken.append(f"the second one ended with {second.code}: {second.line}")
+        trial.broken.append(f"the second command ended with {second.code}: {second.line}")
 
 
-def twice(trial: Trial, begin: Callable[[], Popen[str]], sign: Path, seconds: float, key: str) -> Ended:
-    """The second command stops and names the first; how the first, which has to take no notice, ended.
+def start_twice(trial: Trial, begin: Callable[[], Popen[str]], sign: Path, seconds: float, key: str) -> Ended:
+    """Starts a command twice and checks that the second is rejected; returns the end of the first.
 
     Args:
-        sign: of the first one at work, after which the second starts within so many ``seconds``.
+        sign: file that the first command makes; the second starts at most ``seconds`` later.
+        key: configuration key that the second command has to name.
     """
     first = begin()
     until(first, sign.exists)
@@ -34,41 +35,42 @@ def twice(trial: Trial, begin: Callable[[], Popen[str]], sign: Path, seconds: fl
     moment = time.monotonic()
     second = trial.end(begin())
     trial.delay = time.monotonic() - moment
-    turned_away(trial, second, key, first.pid)
+    check_rejected(trial, second, key, first.pid)
     return trial.end(first)
 
 
 def same_folder(trial: Trial) -> None:
-    """The same run folder twice."""
+    """Starts a run twice in one folder."""
     seconds = 0.5 * phases(trial.reference)["training"][0].seconds
-    trial.survive(twice(trial, trial.start, trial.folder / "status.json", seconds, "hydra.run.dir"))
+    trial.survive(start_twice(trial, trial.start, trial.folder / "status.json", seconds, "hydra.run.dir"))
 
 
 def started_together(trial: Trial) -> None:
-    """Two commands started together: one runs, the other is turned away, whichever it is."""
+    """Starts two commands together: one of them runs, the other is rejected."""
     both = [trial.start() for _ in range(2)]
     ends = [trial.end(process) for process in both]
     winner, loser = sorted(range(2), key=lambda number: ends[number].code)
     trial.survive(ends[winner])
     if "finished already" not in ends[loser].out:
-        turned_away(trial, ends[loser], "hydra.run.dir", both[winner].pid)
+        check_rejected(trial, ends[loser], "hydra.run.dir", both[winner].pid)
 
 
 def same_sweep(trial: Trial) -> None:
-    """The same sweep twice."""
+    """Starts one sweep twice."""
     sweep = trial.workplace / "sweep"
     begin = partial(start, "-m", *RUN, "train.seed=1,2", f"hydra.sweep.dir={sweep}", cwd=trial.workplace)
-    trial.ended = twice(trial, begin, sweep / ".lock", 4, "hydra.sweep.dir").line
+    trial.ended = start_twice(trial, begin, sweep / ".lock", 4, "hydra.sweep.dir").line
     for seed in (1, 2):
         trial.compare(run_of_seed(sweep, seed), undisturbed(*RUN, f"train.seed={seed}"))
 
 
 def atlas(trial: Trial, output: Path) -> Popen[str]:
+    """Starts a small atlas in this folder."""
     return start(*ATLAS, f"atlas.output={output}", program="qat-atlas", cwd=trial.workplace)
 
 
 def finish_atlas(trial: Trial, output: Path) -> None:
-    """The same command again comes to the cells of an atlas that nothing disturbs."""
+    """Checks that the command, repeated, ends with the cells of an undisturbed atlas."""
     done = trial.end(atlas(trial, output))
     trial.end(atlas(trial, trial.workplace / "undisturbed"))
     if done.code:
@@ -81,9 +83,9 @@ def finish_atlas(trial: Trial, output: Path) -> None:
 
 
 def same_atlas(trial: Trial) -> None:
-    """The same atlas twice."""
+    """Starts one atlas twice."""
     output = trial.workplace / "atlas"
-    trial.ended = twice(trial, partial(atlas, trial, output), output / ".lock", 1, "atlas.output").line
+    trial.ended = start_twice(trial, partial(atlas, trial, output), output / ".lock", 1, "atlas.output").line
     finish_atlas(trial, output)
 
 

@@ -1,4 +1,4 @@
-"""What a fault is: something that happens to the real command, and what has to hold afterwards."""
+"""A fault that happens to the installed command, and what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from qat_ste.app.job import quoted
 from .command import RUN, Ended, end, phases, start, undisturbed
 from .run_folder import differing, left_behind, lost_rows, unreadable
 
-MOST_SECONDS = 30  # from the fault to the end of all processes
+MOST_SECONDS = 30  # limit from the fault to the end of all processes
 
 
 @dataclass
 class Trial:
-    """One round of a fault: the run that it happens to, and what came of it.
+    """One round of a fault: the run that it happens to, and the outcome.
 
     Args:
-        workplace: an empty folder that is removed afterwards.
+        workplace: an empty folder, removed afterwards.
+        draw: source of all random choices.
         arguments: of the run.
-        ended: "survived", or the one clear line with which the command ended.
-        lost_rows: rows before the last checkpoint that are gone.
-        differing: numbers of the run, continued, that are not those of the undisturbed one, bit for bit.
+        ended: "survived", or the line with which the command ended.
+        lost_rows: number of missing rows before the last checkpoint.
+        differing: numbers of the continued run that differ from the undisturbed run, bit for bit.
         delay: seconds from the fault to the end of the command.
-        counts: how often each phase was hit.
-        broken: a line for whatever should have held and did not.
+        counts: hits by phase.
+        broken: one line for each requirement that did not hold.
     """
 
     workplace: Path
@@ -49,7 +50,7 @@ class Trial:
 
     @property
     def reference(self) -> Path:
-        """The undisturbed run."""
+        """Folder of the undisturbed run."""
         return undisturbed(*self.arguments)
 
     def start(self, **options: Any) -> subprocess.Popen[str]:
@@ -57,7 +58,7 @@ class Trial:
         return start(*self.arguments, quoted("hydra.run.dir", str(self.folder)), cwd=self.workplace, **options)
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
-        """Waits for a command, and looks at what it wrote to the terminal."""
+        """Waits for a command and checks its terminal output."""
         done = end(process)
         self.broken += done.faults()
         return done
@@ -67,31 +68,31 @@ class Trial:
         return self.end(self.start(**options))
 
     def pause(self) -> None:
-        """Waits until a moment of the run, drawn from as long as it takes."""
+        """Sleeps until a random moment of the run."""
         time.sleep(self.draw.uniform(0, phases(self.reference)["all"][0].seconds))
 
-    def stopped(self, since: float) -> None:
-        """All processes have to have ended by now, or soon after the moment of the fault."""
+    def check_stopped(self, since: float) -> None:
+        """Checks that all processes end soon after the fault, which happened at ``since``."""
         self.broken += left_behind(self.workplace, MOST_SECONDS)
         self.delay = max(0.0, time.monotonic() - since)
         if self.delay > MOST_SECONDS:
             self.broken.append(f"took more than {MOST_SECONDS} s to end")
 
-    def look(self) -> None:
-        """While the run is cut off, no row is lost and all files can be read."""
+    def check_files(self) -> None:
+        """Checks, while the run is interrupted, that no row is lost and all files can be read."""
         if self.folder.exists():
             lost, broken = lost_rows(self.folder, self.reference)
             self.lost_rows += lost
             self.broken += broken + unreadable(self.folder) + (["rows are lost"] if lost else [])
 
     def compare(self, folder: Path, reference: Path) -> None:
-        """The numbers of a finished run are those of an undisturbed one, and all files can be read."""
+        """Checks that a finished run has the numbers of an undisturbed run and that all files can be read."""
         count = differing(folder, reference)
         self.differing += count
         self.broken += unreadable(folder) + (["numbers differ"] if count else [])
 
     def survive(self, done: Ended) -> None:
-        """The command has come to its end, with the numbers of the undisturbed run."""
+        """Checks that the command succeeded with the numbers of the undisturbed run."""
         self.ended = done.line
         if done.code:
             self.broken.append(f"ended with {done.code}: {done.line}")
@@ -99,14 +100,14 @@ class Trial:
             self.compare(self.folder, self.reference)
 
     def end_clearly(self, done: Ended) -> None:
-        """The command has come to its end or to one clear line, and what was there before can be read."""
+        """Checks that the command succeeded or ended with one line, and that earlier files can be read."""
         self.ended = done.line
         if done.code == 0 and (self.folder / "results.json").exists():
             self.compare(self.folder, self.reference)
-        self.look()
+        self.check_files()
 
     def finish(self) -> None:
-        """The same command again comes to the numbers of the undisturbed run."""
+        """Repeats the command; checks that it ends with the numbers of the undisturbed run."""
         done = self.run()
         if done.code:
             self.broken.append(f"the same command ends with {done.code}: {done.line}")
@@ -116,13 +117,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault; sent to other processes.
+    """One kind of fault. It is sent to other processes.
 
     Args:
         group: processes, storage, two at once, or surroundings.
-        happen: does one round.
-        rounds: of a whole campaign.
-        arguments: of the run that it happens to.
+        happen: runs one round.
+        rounds: in a whole campaign.
+        arguments: of the run.
     """
 
     name: str
@@ -132,7 +133,7 @@ class Fault:
     arguments: tuple[str, ...] = RUN
 
     def line(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        """A line of the record: sums over the rounds, the longest delay, and all different ends and breaches."""
+        """Returns a line of the record: sums over rounds, longest delay, distinct ends and breaches."""
         return {
             "name": self.name,
             "group": self.group,

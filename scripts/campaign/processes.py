@@ -1,4 +1,4 @@
-"""Processes that die or are told to stop: in every phase of a run, ranks, and sweeps on several workers."""
+"""Kill processes or ask them to stop: in every phase of a run, ranks, and sweeps on several workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .run_folder import processes, run_of_seed
 
 EARLY = ("start", "data", "W&B's start", "training", "checkpoint", "evaluation")
 LATE = ("results", "figures", "page")
-LAST = ("W&B's end",)  # the run is done by then
+LAST = ("W&B's end",)  # after the run is done
 SHARED = Path(os.environ.get("QAT_STE_SHARED", "../shared")).resolve()
 IMAGES = (
     *(*RUN, "dataset=imagenet", "dataset.image_size=32", "dataset.workers=2", "train.epochs=1"),
@@ -29,15 +29,15 @@ LAUNCHER = "the launching process"
 
 
 def orders(reference: Path, phase: str, draw: random.Random, number: int, log: Path) -> dict[str, Any]:
-    """To be struck once in a phase, at a moment drawn from as long as it takes."""
-    seen = phases(reference)[phase]
-    occurrence = draw.randint(1, min(len(seen), 3))  # a run that is continued has fewer left
-    delay = draw.uniform(0, 0.8 * seen[occurrence - 1].seconds) if phase != "training" else draw.uniform(0, 0.3)
+    """Returns the agent's orders to send a signal once, at a random moment of a phase."""
+    occurrences = phases(reference)[phase]
+    occurrence = draw.randint(1, min(len(occurrences), 3))  # a continued run has fewer left
+    delay = draw.uniform(0, 0.8 * occurrences[occurrence - 1].seconds) if phase != "training" else draw.uniform(0, 0.3)
     return {"log": str(log), "phase": phase, "occurrence": occurrence, "delay": delay, "signal": number}
 
 
 def struck(log: Path) -> tuple[float, str]:
-    """When and in which phase the command really was struck."""
+    """Returns the moment and the phase in which the signal took effect."""
     for line in log.read_text().splitlines():
         moment, what, phase = line.split(" ", 2)
         if what == "struck":
@@ -46,35 +46,35 @@ def struck(log: Path) -> tuple[float, str]:
 
 
 def kill(trial: Trial) -> None:
-    """``kill -9``, once in each phase of one run, which is continued after each."""
+    """Kills one run with ``kill -9`` once in each phase, and continues it after each."""
     for phase in (*trial.draw.sample(EARLY, len(EARLY)), *trial.draw.sample(LATE, len(LATE)), *LAST):
         log = trial.workplace / f"{phase}.log"
         done = trial.run(orders=orders(trial.reference, phase, trial.draw, signal.SIGKILL, log))
         trial.counts[struck(log)[1]] += done.code == -signal.SIGKILL
-        trial.look()
-    trial.stopped(time.monotonic())
+        trial.check_files()
+    trial.check_stopped(time.monotonic())
     trial.finish()
 
 
 def signal_in_a_phase(trial: Trial, number: int) -> None:
-    """A signal that asks for an end, in a phase that is drawn."""
+    """Sends a signal that asks the run to end, in a random phase."""
     log = trial.workplace / "phases.log"
     phase = trial.draw.choice(EARLY + LATE + LAST)
     done = trial.run(orders=orders(trial.reference, phase, trial.draw, number, log))
     if done.code not in (0, 128 + number, -number):
         trial.broken.append(f"exit code {done.code}")
     moment, phase = struck(log)
-    trial.stopped(moment)
+    trial.check_stopped(moment)
     trial.counts[phase] += 1
-    trial.look()
+    trial.check_files()
     trial.finish()
 
 
 def ctrl_c(trial: Trial) -> None:
-    """Ctrl-C on a terminal: SIGINT to every process of the group, once or twice, at any moment."""
+    """Sends SIGINT to every process of the group, as Ctrl-C does, once or twice at a random moment."""
     seconds = phases(trial.reference)["all"][0].seconds
     process = trial.start()
-    time.sleep(trial.draw.uniform(0.3, seconds))  # before, Python itself is starting
+    time.sleep(trial.draw.uniform(0.3, seconds))  # earlier, Python is still starting
     moment = time.monotonic()
     for _ in range(trial.draw.choice([1, 2])):
         if process.poll() is None:
@@ -83,28 +83,28 @@ def ctrl_c(trial: Trial) -> None:
     done = trial.end(process)
     if done.code not in (0, 130, -2):
         trial.broken.append(f"exit code {done.code}")
-    trial.stopped(moment)
-    trial.look()
+    trial.check_stopped(moment)
+    trial.check_files()
     trial.finish()
 
 
-def kill_helper(trial: Trial, command: str, goes_on: bool) -> None:
-    """``kill -9`` to a process that the run has started: the run goes on, or ends with a line and can be continued."""
-    seen = phases(trial.reference)
+def kill_helper(trial: Trial, command: str, continues: bool) -> None:
+    """Kills a process that the run has started. The run continues, or ends with a line and can be resumed."""
+    by_name = phases(trial.reference)
     main = trial.start()
 
     def helpers() -> list[int]:
         return [number for number, line in processes(trial.workplace) if command in line and number != main.pid]
 
     victims = until(main, helpers)
-    time.sleep(trial.draw.uniform(0, max(0.1, seen["all"][0].seconds - seen["training"][0].begin)))
+    time.sleep(trial.draw.uniform(0, max(0.1, by_name["all"][0].seconds - by_name["training"][0].begin)))
     moment = time.monotonic()
     for victim in victims[:1]:
         if main.poll() is None and Path(f"/proc/{victim}").exists():
             os.kill(victim, signal.SIGKILL)
     done = trial.end(main)
-    trial.stopped(moment)
-    if goes_on or not done.code:
+    trial.check_stopped(moment)
+    if continues or not done.code:
         trial.survive(done)
     else:
         trial.end_clearly(done)
@@ -112,7 +112,7 @@ def kill_helper(trial: Trial, command: str, goes_on: bool) -> None:
 
 
 def kill_rank(trial: Trial, victim: str) -> None:
-    """``kill -9`` to one rank of two, or to the process that started them, once there is a checkpoint."""
+    """Kills one rank of two, or the process that started them, once a checkpoint exists."""
     main = trial.start()
     until(main, (trial.folder / "checkpoint.pt").exists)
     time.sleep(trial.draw.uniform(0, 1.5))
@@ -121,19 +121,19 @@ def kill_rank(trial: Trial, victim: str) -> None:
     moment = time.monotonic()
     os.kill(main.pid if victim == LAUNCHER else int(ranks[int(victim[-1])]), signal.SIGKILL)
     done = end(main)
-    trial.stopped(moment)
+    trial.check_stopped(moment)
     if victim != LAUNCHER:
         trial.ended = done.line
         trial.broken += done.faults()
         expected, status = f"{victim} was killed by SIGKILL", json.loads((trial.folder / "status.json").read_text())
         if expected not in done.err or expected not in str(status["error"]) or done.code != 1:
             trial.broken.append(f"does not name the rank: {done.code}: {done.line}")
-    trial.look()
+    trial.check_files()
     trial.finish()
 
 
 def end_sweep(trial: Trial, number: int) -> None:
-    """A sweep on two workers loses the process that runs it, or is told to end by Ctrl-C: no process is left behind."""
+    """Kills the launcher of a sweep on two workers, or sends Ctrl-C. No process may stay behind."""
     sweep = ("-m", *RUN, "hydra/launcher=laptop", "hydra.launcher.n_jobs=2", "train.seed=1,2,3,4", "train.steps=400")
     place = f"hydra.sweep.dir={trial.workplace / 'sweep'}"
     main = start(*sweep, place, cwd=trial.workplace)
@@ -142,7 +142,7 @@ def end_sweep(trial: Trial, number: int) -> None:
     moment = time.monotonic()
     (os.kill if number == signal.SIGKILL else os.killpg)(main.pid, number)
     ended = end(main)
-    trial.stopped(moment)
+    trial.check_stopped(moment)
     if number != signal.SIGKILL:
         trial.broken += ended.faults()
     done = trial.end(start(*sweep, place, cwd=trial.workplace))
@@ -160,11 +160,13 @@ PROCESSES: tuple[Fault, ...] = (
     Fault("SIGINT in a phase", "processes", partial(signal_in_a_phase, number=signal.SIGINT), rounds=8),
     Fault("SIGUSR2 in a phase", "processes", partial(signal_in_a_phase, number=signal.SIGUSR2), rounds=8),
     Fault("Ctrl-C, once or twice", "processes", ctrl_c, rounds=12),
-    Fault("W&B's service killed", "processes", partial(kill_helper, command="wandb-core", goes_on=True), rounds=10),
-    Fault("DataLoader worker killed", "processes", partial(kill_helper, command="qat-run", goes_on=False), 10, IMAGES),
+    Fault("W&B's service killed", "processes", partial(kill_helper, command="wandb-core", continues=True), rounds=10),
+    Fault(
+        "DataLoader worker killed", "processes", partial(kill_helper, command="qat-run", continues=False), 10, IMAGES
+    ),
     Fault("rank 0 of two killed", "processes", partial(kill_rank, victim="rank 0"), arguments=TWO_RANKS),
     Fault("rank 1 of two killed", "processes", partial(kill_rank, victim="rank 1"), arguments=TWO_RANKS),
     Fault("launcher of two ranks killed", "processes", partial(kill_rank, victim=LAUNCHER), arguments=TWO_RANKS),
     Fault("launcher of a sweep killed", "processes", partial(end_sweep, number=signal.SIGKILL)),
-    Fault("sweep on workers told by Ctrl-C", "processes", partial(end_sweep, number=signal.SIGINT)),
+    Fault("sweep on workers, Ctrl-C", "processes", partial(end_sweep, number=signal.SIGINT)),
 )

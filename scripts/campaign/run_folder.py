@@ -1,4 +1,4 @@
-"""What has to hold of a run folder whatever happened to the command, and of the processes that the command started."""
+"""Checks of a run folder after a fault, and of the processes that a command has started."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OF_THE_MACHINE = ("wall_seconds", "versions", "command", "config")
 
 
 def differing(folder: Path, reference: Path) -> int:
-    """Numbers of ``results.json`` and rows of ``metrics.jsonl`` that are not those of the reference, bit for bit."""
+    """Counts numbers of ``results.json`` and rows of ``metrics.jsonl`` that differ from the reference, bit for bit."""
     ours, theirs = (_flat(json.loads((path / "results.json").read_text())) for path in (folder, reference))
     rows, expected = ((path / "metrics.jsonl").read_text().splitlines() for path in (folder, reference))
-    of_rows = sum(a != b for a, b in zip(rows, expected, strict=False)) + abs(len(rows) - len(expected))
-    return of_rows + sum(ours.get(key) != theirs.get(key) for key in ours.keys() | theirs.keys())
+    differing_rows = sum(a != b for a, b in zip(rows, expected, strict=False)) + abs(len(rows) - len(expected))
+    return differing_rows + sum(ours.get(key) != theirs.get(key) for key in ours.keys() | theirs.keys())
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -32,14 +32,14 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def unreadable(folder: Path) -> list[str]:
-    """Files of a run folder that are there but cannot be read."""
-    found = []
+    """Returns a line for each file of a run folder that cannot be read."""
+    problems = []
     for path in sorted(folder.glob("*")):
         try:
             _read(path)
         except Exception as error:
-            found.append(f"{path.name} cannot be read: {type(error).__name__}: {error}")
-    return found
+            problems.append(f"{path.name} cannot be read: {type(error).__name__}: {error}")
+    return problems
 
 
 def _read(path: Path) -> None:
@@ -57,10 +57,10 @@ def _read(path: Path) -> None:
 
 
 def lost_rows(folder: Path, reference: Path) -> tuple[int, list[str]]:
-    """Rows before the newest checkpoint that are gone, and what else is wrong with those that are there."""
+    """Counts missing rows before the newest checkpoint; also returns problems of the existing rows."""
     path, checkpoint = folder / "metrics.jsonl", folder / "checkpoint.pt"
     expected = (reference / "metrics.jsonl").read_text().splitlines()
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last one may have been cut off
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last line may be incomplete
     step = torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0
     due = sum(json.loads(line)["step"] <= step for line in expected)
     broken = [] if lines == expected[: len(lines)] else ["rows differ from those of the undisturbed run"]
@@ -68,7 +68,7 @@ def lost_rows(folder: Path, reference: Path) -> tuple[int, list[str]]:
 
 
 def run_of_seed(sweep: Path, seed: int) -> Path:
-    """The run folder of a sweep with that seed."""
+    """Returns the run folder with this seed in a sweep."""
     for path in sweep.glob("*/results.json"):
         if json.loads(path.read_text())["config"]["train"]["seed"] == seed:
             return path.parent
@@ -76,21 +76,21 @@ def run_of_seed(sweep: Path, seed: int) -> Path:
 
 
 def left_behind(workplace: Path, seconds: float) -> list[str]:
-    """Processes of commands started there that are still there after so many seconds; they are killed."""
+    """Returns a line for each process started in ``workplace`` that is alive after ``seconds``; kills them."""
     deadline = time.monotonic() + seconds
-    while (found := list(processes(workplace))) and time.monotonic() < deadline:
+    while (alive := list(processes(workplace))) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for number, _ in found:
+    for number, _ in alive:
         os.kill(number, 9)
-    return [f"still there after {seconds:.0f} s: {name}" for _, name in found]
+    return [f"still alive after {seconds:.0f} s: {name}" for _, name in alive]
 
 
 def processes(workplace: Path) -> Iterator[tuple[int, str]]:
-    """Number and command line of each process that comes from a command started there."""
+    """Yields id and command line of each process that descends from a command started in ``workplace``."""
     marker = f"QAT_ROUND={workplace}\0".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if marker in (folder / "environ").read_bytes():
                 yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100]
-        except OSError:  # ended meanwhile
+        except OSError:  # it has ended
             continue

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, folders that go away, writes that fail."""
+"""Full or read-only disks, removed folders, failing writes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .command import NotHere, start, until
+from .command import Unsupported, start, until
 from .concurrency import atlas, finish_atlas
 from .fault import Fault, Trial
 from .run_folder import unreadable
 
-LEAST, MOST = 50, 9_000  # kB; a whole run takes 8,000
-ATLAS_KILOBYTES, REPORT_KILOBYTES = (8, 130), (8, 500)  # a whole atlas takes 110, a report 400
+LEAST, MOST = 50, 9_000  # kB; a run needs 8,000
+ATLAS_KILOBYTES, REPORT_KILOBYTES = (8, 130), (8, 500)  # an atlas needs 110, a report 400
 
 
 @contextmanager
 def small_disk(workplace: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system in memory of that size.
+    """Mounts a file system in memory of this size.
 
     Raises:
-        NotHere: it cannot be mounted.
+        Unsupported: it cannot be mounted.
     """
     disk = workplace / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
-        raise NotHere("mounting takes root on Linux")
+        raise Unsupported("mounting needs root on Linux")
     try:
         yield disk
     finally:
@@ -38,12 +38,12 @@ def small_disk(workplace: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def remount(disk: Path, option: str) -> None:
-    """Another size, or ``ro`` or ``rw``."""
+    """Remounts a disk with another size, or as ``ro`` or ``rw``."""
     subprocess.run(["mount", "-o", f"remount,{option}", disk], check=False, capture_output=True)
 
 
 def fill_disk(trial: Trial) -> None:
-    """A disk of a size that is drawn: full at some moment of the run. With room made, the same command continues."""
+    """Runs on a disk of random size, which fills up; makes room and repeats the command."""
     with small_disk(trial.workplace, round(LEAST * (MOST / LEAST) ** trial.draw.random())) as disk:
         trial.folder = disk / "run"
         trial.end_clearly(trial.run())
@@ -52,15 +52,15 @@ def fill_disk(trial: Trial) -> None:
 
 
 def limit_files(trial: Trial) -> None:
-    """No file may grow beyond a size that is drawn (RLIMIT_FSIZE), as with a quota."""
+    """Limits the size of files to a random value (RLIMIT_FSIZE), like a quota."""
     size = round(1_000 * 4_000 ** trial.draw.random())
     trial.end_clearly(trial.run(preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))))
     trial.finish()
 
 
 def make_read_only(trial: Trial, from_the_beginning: bool) -> None:
-    """The disk is mounted read-only before the run, or at any moment of it."""
-    read_only = "ro,bind"  # a disk with open files cannot be remounted, but what is mounted over it can
+    """Makes the disk read-only before the run or at a random moment."""
+    read_only = "ro,bind"  # a disk with open files cannot be remounted, a bind mount over it can
     with small_disk(trial.workplace, 100_000) as disk:
         trial.folder = disk / "run"
         if from_the_beginning:
@@ -75,25 +75,25 @@ def make_read_only(trial: Trial, from_the_beginning: bool) -> None:
 
 
 def take_folder(trial: Trial, renamed: bool) -> None:
-    """The run folder is removed, or gets another name, at any moment."""
+    """Removes or renames the run folder at a random moment."""
     aside = trial.workplace / "aside"
     process = trial.start()
     until(process, trial.folder.exists)
     trial.pause()
-    trial.folder.rename(aside)  # at once, while files are removed one after the other
+    trial.folder.rename(aside)  # atomic, unlike the removal of the files
     if not renamed:
-        shutil.rmtree(aside, ignore_errors=True)  # to which the run may still be writing
+        shutil.rmtree(aside, ignore_errors=True)  # the run may still write to it
     trial.ended = trial.end(process).line
     if renamed:
         trial.broken += unreadable(aside)
-        shutil.rmtree(trial.folder, ignore_errors=True)  # what was written after
+        shutil.rmtree(trial.folder, ignore_errors=True)  # files written since
         aside.rename(trial.folder)
-        trial.look()
+        trial.check_files()
     trial.finish()
 
 
 def fail(trial: Trial, call: str, most: int) -> None:
-    """One call of what writes a file fails, or three in a row do: no room. ``most``: calls in a run."""
+    """Makes one or three calls in a row fail that write a file: no space left. ``most``: calls in a run."""
     log, at = trial.workplace / "log", trial.draw.randint(1, most)
     orders = {"log": str(log), "fail": call, "at": at, "times": trial.draw.choice([1, 3])}
     trial.end_clearly(trial.run(orders=orders))
@@ -103,7 +103,7 @@ def fail(trial: Trial, call: str, most: int) -> None:
 
 
 def atlas_on_small_disk(trial: Trial) -> None:
-    """A disk of a size that is drawn: one line; with room made, the same command goes on."""
+    """Makes an atlas on a disk of random size; makes room and repeats the command."""
     with small_disk(trial.workplace, trial.draw.randint(*ATLAS_KILOBYTES)) as disk:
         trial.ended = trial.end(atlas(trial, disk / "atlas")).line
         remount(disk, "size=100m")
@@ -111,7 +111,7 @@ def atlas_on_small_disk(trial: Trial) -> None:
 
 
 def report_on_small_disk(trial: Trial) -> None:
-    """A report where there is no room for it: one line, and what was there before is whole; with room, all of it."""
+    """Writes a report on a disk that is too small; makes room and repeats the command."""
     with small_disk(trial.workplace, trial.draw.randint(*REPORT_KILOBYTES)) as disk:
         (disk / "report.html").write_text("an earlier one</html>")
         report = (str(trial.reference), "--output", str(disk))
@@ -120,10 +120,10 @@ def report_on_small_disk(trial: Trial) -> None:
         remount(disk, "size=100m")
         again = trial.end(start(*report, program="qat-report", cwd=trial.workplace))
         trial.broken += unreadable(disk) + ([again.line] if again.code else [])
-        trial.broken += [f"{path.name} is left" for path in disk.glob(".*.tmp")]
+        trial.broken += [f"{path.name} was not removed" for path in disk.glob(".*.tmp")]
 
 
-CALLS = {  # that write files, and how often a run makes them
+CALLS = {  # functions that write files, and their number of calls in a run
     "a checkpoint": ("qat_ste.experiment.checkpoint:torch.save", 24),
     "rows": ("qat_ste.loggers.files:RunFolder._append", 30),
     "status or results": ("qat_ste.loggers.files:write_json", 3),

@@ -57,7 +57,7 @@ def test_grid_is_written_and_what_is_there_is_not_trained_again(qat_atlas):
     }
     assert {cell["ste"] for cell in found["cells"] if cell["optimizer"] == "signsgd" and not cell["refused"]} == {0}
     assert {path.name for path in Path("outputs/atlas").iterdir()} == {
-        ".lock", "cells", "atlas.json", "atlas.html", "atlas.csv", "atlas.md", "atlas.png", "atlas_errors.png"}  # fmt: skip
+        ".lock", "cells", "atlas.json", "atlas.html", "atlas.csv", "atlas.md", "figures"}  # fmt: skip
 
     files = sorted(Path("outputs/atlas/cells").iterdir())
     files[3].write_text(files[3].read_text()[:100])  # cut off
@@ -105,7 +105,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
         ('atlas.estimators=["tanh estimator.k=0"]', "atlas.estimators=[tanh estimator.k=0]: estimator.k=0: must be a positive finite number; "),
         ('atlas.optimizers=["sgd optimizer.lr=-1"]', "atlas.optimizers=[sgd optimizer.lr=-1]: optimizer.lr=-1: must be a positive finite number; "),
         ("atlas.estimators=[]", "atlas.estimators=[]: must be options of estimator, at least one; for example atlas.estimators=[tanh]"),
-        ("atlas.seeds=[-1]", "atlas.seeds=[-1]: must be whole numbers from 0 to 4294967295, at least one; for example "),
+        ("atlas.seeds=[-1]", "atlas.seeds=[-1]: must be a list of whole numbers from 0 to 4294967295, at least 1; for example "),
         ("atlas.steps=0", "atlas.steps=0: must be a whole number from 1 to 100000000; for example atlas.steps=200"),
         ("atlas.steps=x", "atlas.steps=x: must be a whole number; for example atlas.steps=200"),
         ("atlas.smaller=1", "atlas.smaller=1: must be a whole number of at least 2; for example atlas.smaller=5"),

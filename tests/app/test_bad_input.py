@@ -23,25 +23,25 @@ CASES = [
     ("train.batch_size=99999", "train.batch_size=99999: must be from 1 to 1437, the number of images; for example train.batch_size=64"),
     ("estimator.k=0", "estimator.k=0: must be a positive finite number; for example estimator.k=5.5"),
     ("estimator=ede", "quantizer.bits=2: Ede(t=1.0) is made for the two levels -max and max of one bit; for example quantizer.bits=1"),
-    ("counterparts=[ste,nave]", "counterparts=[ste,nave]: nave is no counterpart, allowed are ste, naive, jitter, replica"),
-    ("counterparts=[]", "counterparts=[]: nothing is no counterpart, allowed are ste, naive, jitter, replica"),
+    ("counterparts=[ste,nave]", "counterparts=[ste,nave]: must be a list of at least one of ste, naive, jitter, replica"),
+    ("counterparts=[]", "counterparts=[]: must be a list of at least one of ste, naive, jitter, replica"),
     ("train.schedule=cosin", "train.schedule=cosin: must be one of cosine, constant, step; for example train.schedule=cosine"),
-    ("train.warmup=1", "train.warmup=1.0: must be a share of the steps, from 0 to below 1; for example train.warmup=0.02"),
+    ("train.warmup=1", "train.warmup=1.0: must be a number from 0 to below 1; for example train.warmup=0.02"),
     ("train.epochs=0", "train.epochs=0: must be null or a whole number from 1 to 100000000; for example train.epochs=10"),
     ("train.clip_norm=0", "train.clip_norm=0.0: must be null or a positive finite number; for example train.clip_norm=1"),
     ("train.clip_at=before", "train.clip_at=before: must be one of latent, quantized; for example train.clip_at=latent"),
-    ("train.weight_decay=-1", "train.weight_decay=-1.0: must be a finite number of at least 0; for example train.weight_decay=1e-2"),
+    ("train.weight_decay=-1", "train.weight_decay=-1.0: must be a number from 0 up to 1e+06; for example train.weight_decay=0.01"),
     ("optimzer.lr=1", "optimzer.lr=1: there is no such key; did you mean optimizer.lr=1?"),
-    ("quantizer.include=[Conv9d]", "quantizer.include=[Conv9d]: no module of the model matches 'Conv9d'; for example quantizer.include=[Conv2d]"),
-    ("runtime.device=tpu9", "runtime.device=tpu9: cannot be used ("),
+    ("quantizer.include=[Conv9d]", "quantizer.include=[Conv9d]: must be patterns that match modules of the model ('Conv9d' matches none; it has Conv2d, Linear); for example quantizer.include=[Conv2d]"),
+    ("runtime.device=tpu9", "runtime.device=tpu9: must be a device that this machine has ("),
     ("model=keras_cnn", "model: cannot be built for images of 1x8x8: "),
     ("optimizer.momentum=-1", "optimizer.momentum=-1: Invalid momentum value: -1; for example optimizer.momentum=0.9"),
     ("optimizer._target_=torch.nn.Identity", "optimizer._target_=torch.nn.Identity: must make a torch.optim.Optimizer; for example optimizer._target_=torch.optim.SGD"),
-    ("optimizer._target_=builtins.dict", "optimizer._target_=builtins.dict: must make a torch.optim.Optimizer; for example optimizer._target_=torch.optim.SGD"),
+    ("optimizer._target_=builtins.dict", "optimizer._target_=builtins.dict: cannot train this network: _target_ must make a torch.optim.Optimizer; for example optimizer._target_=torch.optim.SGD"),
     ("estimator._target_=qat_ste.nothing.Here", "estimator._target_=qat_ste.nothing.Here: "),
     ("train.steps=1000000000000", "train.steps=1000000000000: must be a whole number from 1 to 100000000; for example"),
     ("train.epochs=10000000", "train.epochs=10000000: comes to 220000000 steps; the number of steps must be a whole number from 1"),
-    ("train.length_scale=1e308", "train.length_scale=1e+308: must be a positive number of at most 10000; for example"),
+    ("train.length_scale=1e308", "train.length_scale=1e+308: must be a number above 0 up to 10000; for example"),
     ("train.steps='???'", "train.steps=???: must be given; for example train.steps=1500"),
     ("optimizer.momentum='???'", "optimizer.momentum=???: must be given; for example optimizer.momentum=0.9"),
     ("train.steps=${nowhere}", "train.steps=${nowhere}: must lead to a key that is there (Interpolation key 'nowhere' not found); for"),
@@ -55,9 +55,9 @@ CASES = [
     ("estimator.k=[1]", "estimator.k=[1]: must be a number; for example estimator.k=5.5"),
     ("quantizer.levels=5", "quantizer.levels=5: must be one of ternary, fp4_e2m1, nf4, apot, or a list of numbers; for example"),
     ("quantizer.include=[[],{}]", "quantizer.include=[[],{}]: must be a list of text; for example"),
-    ("quantizer.exclude=[Conv9d]", "quantizer.exclude=[Conv9d]: no module of the model matches 'Conv9d'; for example quantizer.exclude=[]"),
-    ("counterparts=[[],{}]", "counterparts=[[],{}]: [], {} is no counterpart"),
-    ("counterparts=[jitter_1e308]", "counterparts=[jitter_1e308]: jitter_1e308 is no counterpart"),
+    ("quantizer.exclude=[Conv9d]", "quantizer.exclude=[Conv9d]: must be patterns that match modules of the model ('Conv9d' matches none; for example quantizer.exclude=[]"),
+    ("counterparts=[[],{}]", "counterparts=[[],{}]: must be a list of at least one of ste"),
+    ("counterparts=[jitter_1e308]", "counterparts=[jitter_1e308]: must be a list of at least one of ste"),
     ("checkpoint.keep=1000000000", "checkpoint.keep=1000000000: must be a whole number from 1 to 100; for example checkpoint.keep=2"),
     ("runtime.threads=1000000", "runtime.threads=1000000: must be null or a whole number from 1 to 1024; for example"),
     ("logger._target_=nowhere.Here", "logger._target_=nowhere.Here: Error lo"),
@@ -142,7 +142,10 @@ def test_it_is_told_before_torch_imports_its_compiler(tmp_path, overrides):
 
 def test_cuda_graphs_need_a_gpu(qat_run):
     (line,) = lines(qat_run("runtime.execution=graph", "runtime.device=cpu"))
-    assert line == "runtime.execution=graph: CUDA graphs need one GPU; for example runtime.execution=eager"
+    assert (
+        line
+        == "runtime.execution=graph: must be eager or compile: CUDA graphs need one GPU; for example runtime.execution=eager"
+    )
 
 
 def test_what_an_estimator_that_changes_does_not_go_with(qat_run):

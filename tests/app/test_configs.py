@@ -1,4 +1,4 @@
-"""Every YAML composes, and binds to the signature of what it names, every argument listed."""
+"""Every YAML file composes and lists all arguments of its target."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from qat_ste.app.compose import config_dir
-from qat_ste.app.schema import length
+from qat_ste.app.schema import parameters
 
 CONF = Path(config_dir())
 GROUPS = ("dataset", "model", "estimator", "optimizer", "logger")
 OPTIONS = [path.relative_to(CONF) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-LEFT_OUT = {  # of torch's optimizers: how they compute, not what
+WITHOUT_EFFECT = {  # arguments of torch's optimizers that change no result
     "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}  # fmt: skip
-GIVEN_BY_THE_RUNNER = {"params", "in_channels", "image_size", "num_classes", "folder", "name", "config"}
+SET_BY_THE_RUN = {"params", "in_channels", "image_size", "num_classes", "folder", "name", "config"}
 
 
 def composed(*overrides: str):
@@ -41,7 +41,7 @@ def test_option_lists_the_arguments_of_its_target(option):
     module, _, name = node._target_.rpartition(".")
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
     inspect.signature(getattr(import_module(module), name)).bind_partial(**arguments)
-    assert set(parameters) - LEFT_OUT - GIVEN_BY_THE_RUNNER == set(arguments) - GIVEN_BY_THE_RUNNER
+    assert set(parameters) - WITHOUT_EFFECT - SET_BY_THE_RUN == set(arguments) - SET_BY_THE_RUN
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -67,7 +67,7 @@ def test_experiments_are_the_papers():
     assert (flax.estimator.k, flax.quantizer.biases) == (6.5, False)
 
 
-def test_imagenet_is_trained_as_in_the_paper_whichever_way_it_is_asked_for():
+def test_imagenet_is_trained_as_in_the_paper_however_it_is_selected():
     by_groups = composed("dataset=imagenet", "model=resnet50", "estimator=tanh", "optimizer=sgd")
     assert by_groups == composed("experiment=imagenet_sgd")
     train = by_groups.train
@@ -92,18 +92,18 @@ def test_the_penalty_of_imagenet_is_on_kernels_alone():
 
 
 def test_all_yaml_files_are_reachable():
-    known = {f"{group}/" for group in (*GROUPS, "experiment", "quantizer", "recipe", "row", "reproduce", "hydra")}
+    groups = {f"{group}/" for group in (*GROUPS, "experiment", "quantizer", "recipe", "row", "reproduce", "hydra")}
     for path in CONF.rglob("*.yaml"):
         yaml.safe_load(path.read_text())
         relative = path.relative_to(CONF)
-        assert str(relative) in ("config.yaml", "atlas.yaml") or f"{relative.parts[0]}/" in known
+        assert str(relative) in ("config.yaml", "atlas.yaml") or f"{relative.parts[0]}/" in groups
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", ["mnist", "mnist_flax", "imagenet"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_rows_of_the_matrix_fit_each_experiment(setup, optimizer):
-    """The paper's scaledown, its length matched, and the bits with their k; the rest is the experiment's own."""
+    """Rows change only learning rate, length, counterparts, or bits with k; everything else is the experiment's."""
     experiment = composed(f"experiment={setup}_{optimizer}")
     expected = {
         "default": (1, 1, experiment.quantizer.bits, experiment.estimator.k, ["ste", "naive", "jitter"]),
@@ -113,24 +113,24 @@ def test_rows_of_the_matrix_fit_each_experiment(setup, optimizer):
         "bits_4": (1, 1, 4, 18, ["ste", "naive", "jitter"]),
     }
     assert sorted(expected) == sorted(path.stem for path in (CONF / "row").glob("*.yaml"))
-    for row, found in expected.items():
+    for row, values in expected.items():
         for share in (1.0, 0.08):
             cfg = composed(
                 f"experiment={setup}_{optimizer}", f"row={row}", f"reproduce={'full' if share == 1 else 'short'}"
             )
             train = cfg.train
-            assert (train.length_scale, train.lr_scale, cfg.quantizer.bits, cfg.estimator.k, cfg.counterparts) == found
+            assert (train.length_scale, train.lr_scale, cfg.quantizer.bits, cfg.estimator.k, cfg.counterparts) == values
             assert train.share == share
             epochs = {"mnist": 50, "mnist_flax": 25, "imagenet": 100}[setup]
-            assert length(train, 100) == 100 * round(epochs * found[0] * share)
+            assert parameters(cfg, "train").total_steps(100) == 100 * round(epochs * values[0] * share)
             for key in ("lr_scale", "length_scale", "share"):
                 train[key] = experiment.train[key]
             changed = {"counterparts": 0, "quantizer": 0, "estimator": 0}
             assert {**cfg} | changed == {**experiment} | changed
 
 
-def test_a_length_is_whole_epochs_and_never_nothing():
+def test_a_length_is_at_least_one_whole_epoch():
     cfg = composed("train.epochs=3", "train.share=0.01")
-    assert length(cfg.train, 100) == 100
+    assert parameters(cfg, "train").total_steps(100) == 100
     cfg = composed("train.steps=1500", "train.length_scale=3", "train.share=0.1")
-    assert length(cfg.train, 100) == 450
+    assert parameters(cfg, "train").total_steps(100) == 450

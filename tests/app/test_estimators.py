@@ -1,4 +1,4 @@
-"""Estimators that are no function of the offset between two levels, through the command."""
+"""Runs of estimators whose g is not a function of the offset between two levels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_one_bit(qat_run, check_run, optimizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "equivalence"), [("sgd", "remap"), ("adam", "keep"), ("signsgd", "exact")])
-def test_ewgs_is_compared_and_said_not_to_be_covered_but_where_signs_alone_count(qat_run, optimizer, equivalence):
+def test_the_verdict_says_that_ewgs_is_not_covered_unless_only_signs_count(qat_run, optimizer, equivalence):
     run = qat_run(*SHORT, "logger=none", "estimator=ewgs", f"optimizer={optimizer}")
     assert run.code == 0, run.err
     results = run.read("results.json")

@@ -1,4 +1,4 @@
-"""Each fault of the campaign once; scripts/faults.py repeats them."""
+"""One fault of each group of the campaign; scripts/faults.py runs all of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def faults(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_what_has_to_hold_after_a_fault_of_each_group_does():
-    """All of them take the campaign itself, which leaves a record."""
+def test_requirements_hold_after_a_fault_of_each_group():
+    """Running all faults is the campaign itself, which leaves a record."""
     names = [line.rpartition(" (")[0] for line in faults("--list").stdout.splitlines()]
     assert {name.partition(":")[0] for name in names} == GROUPS
     words = ("SIGTERM in", "checkpoint cannot", "one run folder", "no home")
@@ -38,7 +38,7 @@ def test_what_has_to_hold_after_a_fault_of_each_group_does():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["kill -9", "disk full", "one run folder", "no home"])
-def test_faults_are_found_by_their_names(word):
+def test_only_selects_faults_by_name(word):
     listed = faults("--list", "--only", word).stdout
     assert word in listed
     assert len(listed.splitlines()) < 5
@@ -58,12 +58,12 @@ def test_a_line_sums_the_rounds():
     }  # fmt: skip
 
 
-def test_what_the_campaign_hooks_is_there():
+def test_functions_that_the_campaign_hooks_exist():
     agent = runpy.run_path(str(ROOT / "scripts" / "campaign" / "agent" / "sitecustomize.py"))
     for place in (*agent["PHASES"], *(call for call, _ in CALLS.values())):
         module, _, name = place.partition(":")
         __import__(module)
-        found = sys.modules[module]
-        for part in name.split("."):
-            found = getattr(found, part)
-        assert callable(found)
+        hooked = sys.modules[module]
+        for attribute in name.split("."):
+            hooked = getattr(hooked, attribute)
+        assert callable(hooked)

@@ -1,7 +1,4 @@
-"""What commit d01ffb8 left is read, skipped and continued; a new option makes no other run of it.
-
-A key that these tests fail on needs a line in ``ADDED`` of ``qat_ste/base/run_config.py``.
-"""
+"""What commit d01ffb8 left is read, skipped and continued; a new option makes no other run of it."""
 
 from __future__ import annotations
 
@@ -13,14 +10,13 @@ import pytest
 import torch
 
 from qat_ste.app import atlas_cli, report_cli
-from qat_ste.app.schema import TrainConfig
 from qat_ste.base import run_config
 from tests.conftest import ROOT, command
 
 KEPT = ROOT / "tests" / "kept"
 RUN = (f"--config-dir={KEPT / 'conf'}", "model=tiny", "train.steps=40", "train.steps_per_epoch=10", "metrics.every=5",
        "logger=none")  # fmt: skip
-NOT_NUMBERS = ("config", "versions", "cpu_count", "wall_seconds", "command", "choices", "metrics")
+NOT_NUMBERS = ("equivalence_reason", "config", "versions", "cpu_count", "wall_seconds", "command", "choices", "metrics")
 
 
 @pytest.fixture
@@ -55,11 +51,14 @@ def test_a_finished_run_is_known_as_done(kept):
 def test_a_cut_off_run_is_continued_bit_for_bit(kept):
     done = command(*RUN, "hydra.run.dir=cut_off")
     assert done.code == 0, done.err
-    assert "goes on after step 20" in done.out
+    assert "resumes after step 20" in done.out
     found, expected = rows(kept / "cut_off"), rows(kept / "finished")
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     results = [json.loads((kept / name / "results.json").read_text()) for name in ("cut_off", "finished")]
     numbers, known = ({key: value for key, value in of.items() if key not in NOT_NUMBERS} for of in results)
+    for verdict in (numbers["verdict"], known["verdict"]):  # of its texts a later version may have others
+        verdict.pop("statement")
+        verdict.pop("outcome", None)
     done_before = [row["step"] <= 20 for row in expected]
     assert found[: sum(done_before)] == expected[: sum(done_before)]
     if own_machine():
@@ -100,18 +99,10 @@ def test_all_of_it_is_reported(kept, monkeypatch, capsys):
     assert "seed" in (kept / "out" / "report.html").read_text()
 
 
-def test_a_key_without_its_line_would_make_another_run_and_with_it_does_not(monkeypatch):
+def test_a_new_key_makes_another_run_only_where_it_differs_from_its_default():
     old = {"train": {"steps": 40}, "quantizer": {"bits": 2}}
-    new = {"train": {"steps": 40, "option": 0}, "quantizer": {"bits": 2}}
-    differ = run_config.differences(run_config.identity(old), run_config.identity(new))
-    assert differ == [("train.option", None, 0)]
-    monkeypatch.setitem(run_config.ADDED, "train.option", 0)
+    new = {"train": {"steps": 40, "accumulate": 1}, "quantizer": {"bits": 2, "levels": None}}
     assert run_config.differences(run_config.identity(old), run_config.identity(new)) == []
-    new["train"]["option"] = 1
-    assert run_config.differences(run_config.identity(old), run_config.identity(new)) == [("train.option", 0, 1)]
-
-
-def test_keys_of_the_table_are_keys_of_the_schema():
-    assert {key.partition(".")[2] for key in run_config.ADDED if key.startswith("train.")} <= set(
-        TrainConfig.__dataclass_fields__
-    )
+    new["train"]["accumulate"] = 2
+    differ = run_config.differences(run_config.identity(old), run_config.identity(new))
+    assert differ == [("train.accumulate", 1, 2)]

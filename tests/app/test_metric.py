@@ -30,9 +30,9 @@ def same_sign():
         over_time = True
         also_over_moved = True
 
-        def terms(self, block):
+        def terms(self, chunk_group):
             reference, counterpart = (
-                member.weights[block.where] for member in (self.pair.reference, self.pair.counterpart)
+                member.weights[chunk_group.where] for member in (self.pair.reference, self.pair.counterpart)
             )
             same = reference.sign() == counterpart.sign()
             return same, torch.ones_like(same)
@@ -76,7 +76,7 @@ def test_a_metric_of_one_class_is_shown_everywhere(same_sign, qat_run, check_run
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["metrics"] == {"same_sign": TITLE, "same_sign_moved": "… of weights that moved"}
     report(monkeypatch, "--diff", "runs/1", "runs/2")
-    assert ["ste/same_sign", *map(tables.shown, of_seeds)] in [
+    assert [*TITLE.split(), *map(tables.shown, of_seeds)] in [
         line.split() for line in capsys.readouterr().out.splitlines()
     ]
 

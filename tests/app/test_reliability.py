@@ -1,4 +1,4 @@
-"""The page on reliability is its record's, whatever faults that has."""
+"""The page on reliability shows its record, with any set of faults."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qat_ste.report.columns import Columns
 from scripts.reliability_docs import DOCS, page
 
 
-def line(group: str, name: str, **found) -> dict:
+def line(group: str, name: str, **values) -> dict:
     nothing = {"lost_rows": 0, "differing": 0, "delay": 0.0, "ended": [], "counts": {}, "broken": []}
-    return {"name": name, "group": group, "rounds": 2, "survived": 2} | nothing | found
+    return {"name": name, "group": group, "rounds": 2, "survived": 2} | nothing | values
 
 
 def record() -> dict:
@@ -26,25 +26,27 @@ def record() -> dict:
     return {f"{line['group']}: {line['name']}": line for line in lines}
 
 
-def test_the_page_works_with_whatever_faults_there_are():
+def test_the_page_shows_any_set_of_faults():
     text = page(record())
     assert text.index("## Processes") < text.index("## Endurance") < text.index("## Novel")
     assert "| all | 30 | 20 |" in text
-    assert r"did not hold: last: \*it\* broke" in text and "1 fault after which something did not hold" in text
+    assert r"did not hold: last: \*it\* broke" in text and "1 fault after which something did not hold." in text
     assert r"a line \| with &lt;b>" in text and "<b>" not in text
     assert "memory at" not in text and "reliability/endurance.png" in text
     assert "| long | highest memory (MiB) | 286 |" in text
-    assert "## Numbers" not in page({}) and "In all: 0 faults" in page({})
+    assert "## Numbers" not in page(
+        {}
+    ) and "In total: 0 faults, 0 rounds, 0 lost rows, 0 differing numbers, 0 faults after which" in page({})
 
 
 def test_the_page_is_what_the_record_gives():
-    found = json.loads((DOCS / "reliability" / "record.json").read_text())
-    assert (DOCS / "reliability.md").read_text() == page(found)
+    stored = json.loads((DOCS / "reliability" / "record.json").read_text())
+    assert (DOCS / "reliability.md").read_text() == page(stored)
     assert (DOCS / "reliability" / "endurance.png").is_file()
 
 
 def test_extremes_of_a_long_file_are_kept(tmp_path):
-    """Of 10^5 rows read in batches, the planted highest and lowest one at random places."""
+    """The highest and lowest of 10^5 rows, planted at random places, are kept when rows are read in batches."""
     path, draw = tmp_path / "metrics.jsonl", random.Random(3)
     high, low = sorted(draw.sample(range(100_000), 2))
     values = np.sin(np.arange(100_000))

@@ -9,12 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.report.run.page import write_report
 from qat_ste.report.tables import shown, table_rows
 
 
-def test_page_is_built_from_the_files_alone_without_torch(finished_run, tmp_path):
+def test_page_is_built_from_the_files_without_torch(finished_run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("figures", "report.html", "wandb"))
     code = ("import sys; from pathlib import Path; from qat_ste.report.run.page import write_report; "
@@ -67,19 +66,6 @@ def test_figures_of_unusual_runs(finished_run, tmp_path, change):
     assert write_report(copy) == {}
 
 
-def test_numbers_as_shown():
+def test_shown_numbers():
     assert [shown(value) for value in (None, 0, 0.0, 1.0, 0.99, 0.060952, 28.1927, 0.000012)] == [
         "–", "0", "0", "1.0000", "0.9900", "0.0610", "28.2", "1.20e-05"]  # fmt: skip
-
-
-def test_lines_of_progress_without_a_terminal(capsys):
-    from rich.console import Console
-
-    logger = TerminalLogger(steps=100, line_seconds=0.0, console=Console(force_terminal=False, width=200))
-    for step in (10, 20):
-        logger.log_row({"step": step, "reference/train_loss": 0.5, "ste/weight_alignment_error": 0.02})
-    logger.log_row({"step": 20, "reference/validation_loss": 1.0})
-    logger.close(0)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert re.match(r"step 20/100  \d+ steps/s  \d+ s left  loss 0.500  alignment error ste 0.0200", lines[1])

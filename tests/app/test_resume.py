@@ -129,11 +129,11 @@ def test_another_configuration_stops_and_names_the_keys(qat_run, undisturbed, mo
     assert run.code == 2
     first, second = run.err.strip().splitlines()
     assert first.startswith("qat-run: train.seed=3: ")
-    assert first.endswith("was made with train.seed=42; go on with that, or choose another hydra.run.dir")
+    assert first.endswith("was made with train.seed=42; use that value, or choose another hydra.run.dir")
     assert second.startswith("qat-run: optimizer.lr=0.001: ")
     again = qat_run(*RUN, "runtime.line_seconds=1", "checkpoint.every_steps=9")
     assert again.code == 0, "what does not touch the numbers may change"
-    assert "goes on after step 20" in again.out
+    assert "resumes after step 20" in again.out
     assert read(again.folder)[1] == read(undisturbed)[1]
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(qat_run, undisturbed, monkey
     path.write_bytes(content)
     run = qat_run(*RUN)
     assert "checkpoint.pt cannot be read (" in run.err
-    assert "goes on after step 15" in run.out
+    assert "resumes after step 15" in run.out
     assert not Path("harmed").exists()
     assert read(run.folder) == read(undisturbed)
 
@@ -193,7 +193,7 @@ def test_no_room_for_a_checkpoint_costs_a_warning(qat_run, undisturbed):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert run.code == 0, run.err
     told, *others = run.err.splitlines()
-    assert told == "no checkpoint at step 5: File too large; the one before stays"
+    assert told == "no checkpoint at step 5: File too large; the previous one stays"
     assert others == [f"the report could not be written: {run.folder / 'weights.npz'}: File too large"], (
         "not at each step"
     )

@@ -26,7 +26,7 @@ def test_last_line_is_the_page_and_before_it_stand_table_and_verdict(finished_ru
     lines = (finished_run / "stdout.txt").read_text().strip().splitlines()
     assert lines[-1] == str((finished_run / "report.html").resolve())
     statement = json.loads((finished_run / "results.json").read_text())["verdict"]["statement"]
-    assert statement in lines
+    assert statement in " ".join(lines), "wrapped between words"
     assert any(line.split() == ["reference", "ste", "naive", "jitter"] for line in lines)
     assert statement in (finished_run / "run.log").read_text()
 
@@ -109,8 +109,8 @@ def test_the_default_run_in_full(qat_run):
     ids=["large lr", "long memory"],
 )
 def test_the_verdict_can_come_out_against_the_paper(qat_run, overrides):
-    statement = qat_run(*overrides, "logger=none").read("results.json")["verdict"]["statement"]
-    assert statement.startswith(("The claim does not hold here", "The estimator mattered:")), statement
+    verdict = qat_run(*overrides, "logger=none").read("results.json")["verdict"]
+    assert verdict["outcome"] in ("claim fails", "mattered"), verdict
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
@@ -142,7 +142,7 @@ def test_a_finished_run_is_not_overwritten_and_a_cut_off_one_kept_aside(qat_run)
     before = first.read("results.json")
     again = qat_run(*SHORT, "logger=none", "train.seed=7")
     assert again.code == 2
-    assert "results.json was made with train.seed=42; go on with that, or choose another hydra.run.dir" in again.err
+    assert "results.json was made with train.seed=42; use that value, or choose another hydra.run.dir" in again.err
     assert again.read("results.json") == before
     same = qat_run(*SHORT, "logger=none")
     assert (same.code, same.out) == (0, f"finished already: {first.folder}/report.html\n")

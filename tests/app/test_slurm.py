@@ -59,7 +59,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def until(condition, seconds: float = 200) -> None:
+def until(condition, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -114,7 +114,7 @@ def test_preempted_queued_again_and_continued(slurm, undisturbed, tmp_path):
     assert code == 0, out + err
     (folder,) = {path.parent for path in tmp_path.rglob("checkpoint.pt")}
     assert re.search(r"SIGUSR2: stopped after step \d+", (folder / "run.log").read_text())
-    assert re.search(r"goes on after step \d+", (folder / "run.log").read_text())
+    assert re.search(r"resumes after step \d+", (folder / "run.log").read_text())
     assert read(folder) == read(undisturbed)
 
 
@@ -153,5 +153,5 @@ def test_a_task_of_the_array_that_is_preempted_goes_on(slurm, undisturbed, tmp_p
     urgent(slurm)
     assert process.wait(timeout=400) == 0
     (folder,) = {path.parent for path in tmp_path.rglob("checkpoint.pt")}
-    assert re.search(r"goes on after step \d+", (folder / "run.log").read_text())
+    assert re.search(r"resumes after step \d+", (folder / "run.log").read_text())
     assert read(folder) == read(undisturbed)

@@ -1,9 +1,10 @@
-"""Sweeps: named folders, what is done is skipped, a failing job stops no other."""
+"""Sweeps: names of folders, skipped runs, failing jobs, interrupted sweeps."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qat_ste.app import run_cli as cli
-from qat_ste.app.sweep import sweep_name
+from qat_ste.app.sweep import Sweep, sweep_name
 from tests.app.test_run import numbers
 from tests.conftest import SHORT, command
 from tests.loggers.test_wandb import records
@@ -36,15 +37,15 @@ def sweep(output: Path, *arguments: str) -> tuple[int, str, str]:
     return done.code, done.out, done.err
 
 
-def sweep_by_itself(output: Path, *arguments: str) -> tuple[int, str, str]:
-    """In a process of its own."""
+def sweep_in_process(output: Path, *arguments: str) -> tuple[int, str, str]:
+    """Runs a sweep in a new process."""
     process = start(output, "-m", *arguments)
     out, err = process.communicate(timeout=500)
     return process.returncode, out, err
 
 
 def table(out: str) -> dict[str, list[str]]:
-    """The cells of the table by run."""
+    """The words of each row of the table, by run."""
     lines = out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.split()[:2] == ["run", "outcome"])
     return {line.split()[0]: line.split()[1:] for line in lines[first + 1 : -1]}
@@ -75,19 +76,54 @@ def test_each_run_has_a_folder_named_by_its_overrides(four):
     assert out.splitlines()[-1] == f"4 done: {folder}"
 
 
+def test_the_table_shows_the_verdict_or_the_reason(tmp_path, monkeypatch, capsys):
+    """Runs of older versions did not store the verdict's outcome; a failed run has none."""
+    runs = {
+        "a": ("done", {"verdict": {"outcome": "hardly mattered"}}),
+        "b": ("skipped", {"verdict": {"outcome": "claim fails"}}),
+        "c": ("done", {"verdict": {"statement": "The estimator mattered."}}),
+        "d": ("failed", {"verdict": {"outcome": "mattered"}}),
+        "e": ("done", None),
+    }
+    for name, (outcome, content) in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text(json.dumps({"outcome": outcome, "reason": "the loss is nan"}))
+        (tmp_path / name / "status.json").write_text(json.dumps({"step": 1500, "wall_seconds": 23.4}))
+        if content is not None:
+            (tmp_path / name / "results.json").write_text(json.dumps(content))
+    sweep = Sweep()
+    sweep.folder = tmp_path
+    assert sweep.print_table() == 1
+    assert {name: " ".join(cells) for name, cells in table(capsys.readouterr().out).items()} == {
+        "a": "done 1500 23 s hardly mattered",
+        "b": "skipped 1500 23 s claim fails",
+        "c": "done 1500 23 s –",
+        "d": "failed 1500 23 s the loss is nan",
+        "e": "done 1500 23 s –",
+    }
+    long = tmp_path / "estimator=tanh,metrics.every=6,train.seed=1,train.steps=1500,train.steps_per_epoch=50"
+    (tmp_path / "a").rename(long)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    sweep.print_table()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert any(re.search(r"done +1500 +23 s +hardly mattered", line) for line in lines), "the name alone is folded"
+
+
 @pytest.mark.slow
 def test_wandb_has_one_group_and_tags_by_row(four):
     (folder,) = (four[0] / "sweeps").iterdir()
     runs = [path for path in folder.iterdir() if path.is_dir()]
-    found = {path.name: next(record["run"] for record in records(path) if record["type"] == "run") for path in runs}
-    assert len({run["run_id"] for run in found.values()}) == 4
-    for name, run in found.items():
+    logged = {path.name: next(record["run"] for record in records(path) if record["type"] == "run") for path in runs}
+    assert len({run["run_id"] for run in logged.values()}) == 4
+    for name, run in logged.items():
         assert run["run_group"] == folder.name
         assert run["job_type"] == "default"
         assert set(run["tags"]) == {"default", name.split(",")[0].removeprefix("estimator="), "sgd"}
 
 
-def test_repeated_everything_is_skipped_and_what_was_removed_runs_again(four):
+def test_a_repeated_sweep_skips_finished_runs_and_runs_removed_ones_again(four):
     output, _ = four
     (folder,) = (output / "sweeps").iterdir()
     runs = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -103,13 +139,13 @@ def test_repeated_everything_is_skipped_and_what_was_removed_runs_again(four):
     assert {path: results(path) for path in runs} == before
 
 
-def test_a_failing_job_stops_no_other_and_the_table_says_why(tmp_path):
+def test_a_failing_job_stops_no_other_and_the_table_shows_the_reason(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     code, out, err = sweep(output, *FEW, "optimizer.lr=-1,1e30,3e-3")
     assert code == 1
     assert "Traceback" not in err
-    cells = {name.partition("optimizer.lr=")[2].split(",")[0]: " ".join(found) for name, found in table(out).items()}
+    cells = {name.partition("optimizer.lr=")[2].split(",")[0]: " ".join(words) for name, words in table(out).items()}
     assert cells["-1"].startswith("failed 0 0 s optimizer.lr=-1: must be a positive finite number")
     assert cells["1e+30"].startswith("failed ")
     assert "the loss of reference is " in cells["1e+30"]
@@ -121,14 +157,14 @@ def test_a_failing_job_stops_no_other_and_the_table_says_why(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fault_of_ours_is_told_too(qat_run, monkeypatch):
-    """In this process, where one of two jobs meets an exception that nobody foresaw."""
+def test_the_table_shows_an_unforeseen_error_too(qat_run, monkeypatch):
+    """One of two jobs raises an exception that no code expects."""
     from qat_ste.app import run as runner
 
     compare = runner.compare
 
     def fail(*arguments, **named):
-        if named["seed"] == 1:
+        if named["training"].seed == 1:
             raise RuntimeError("nobody [foresaw] this")
         return compare(*arguments, **named)
 
@@ -136,7 +172,7 @@ def test_a_fault_of_ours_is_told_too(qat_run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run = qat_run("-m", *FEW, "train.seed=1,2", "hydra.sweep.dir=sweep")
     assert run.code == 1
-    cells = {name.split(",")[1]: " ".join(found) for name, found in table(run.out).items() if "seed" in name}
+    cells = {name.split(",")[1]: " ".join(words) for name, words in table(run.out).items() if "seed" in name}
     log = next(Path("sweep").glob("*seed=1*/run.log")).read_text()
     assert "Traceback" in log
     assert "RuntimeError: nobody [foresaw] this" in run.out
@@ -144,7 +180,7 @@ def test_a_fault_of_ours_is_told_too(qat_run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_dry_run_lists_commands_that_can_be_run_and_leaves_nothing(tmp_path):
+def test_dry_run_lists_working_commands_and_leaves_no_files(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     code, out, err = sweep(output, *FEW, "optimizer=sgd,adam", "dry_run=true")
@@ -163,7 +199,7 @@ def test_dry_run_lists_commands_that_can_be_run_and_leaves_nothing(tmp_path):
     assert (
         err.strip() == "qat-run: quantizer.bits=99: must be a whole number from 1 to 16; for example quantizer.bits=2"
     )
-    assert out.splitlines()[0].startswith("qat-run train.steps=6 "), "the others are listed all the same"
+    assert out.splitlines()[0].startswith("qat-run train.steps=6 "), "the other runs are listed nevertheless"
 
 
 @pytest.mark.parametrize(
@@ -178,8 +214,8 @@ def test_dry_run_lists_commands_that_can_be_run_and_leaves_nothing(tmp_path):
         (("+optimizer.extra=1,2", "~optimizer.momentum"), [("+optimizer.extra=2", "~optimizer.momentum")]),
     ],
 )  # fmt: skip
-def test_a_job_has_the_configuration_of_the_same_run_alone(monkeypatch, tmp_path, sweep, jobs):
-    """Else it would not find what is done."""
+def test_a_job_has_the_configuration_of_the_same_single_run(monkeypatch, tmp_path, sweep, jobs):
+    """Otherwise a sweep would not find runs that are done."""
     seen = []
     monkeypatch.setattr(cli, "_describe", lambda job: seen.append(job.cfg))
     alone = []
@@ -190,9 +226,9 @@ def test_a_job_has_the_configuration_of_the_same_run_alone(monkeypatch, tmp_path
     assert seen[-len(jobs) :] == alone
 
 
-def test_what_is_done_is_skipped_without_torch(four, monkeypatch):
+def test_finished_runs_are_skipped_without_torch(four, monkeypatch):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    code, out, err = sweep_by_itself(four[0], *SHORT, "estimator=tanh,pwl", "train.seed=1,2")
+    code, out, err = sweep_in_process(four[0], *SHORT, "estimator=tanh,pwl", "train.seed=1,2")
     assert (code, out.splitlines()[-1].split(":")[0]) == (0, "4 skipped"), err
     assert "| hydra" in err
     assert "| torch" not in err
@@ -207,11 +243,11 @@ def test_a_second_ctrl_c_ends_the_launching_process_at_once(tmp_path):
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, env=environment, timeout=60
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
-    assert done.stdout == "stopping: each run leaves a checkpoint\ngoes on\n"
+    assert done.stdout == "stopping: each run saves a checkpoint\ngoes on\n"
     assert (tmp_path / ".stop").exists()
 
 
-def test_another_command_gets_another_folder_and_the_same_the_same():
+def test_the_folder_depends_on_the_command():
     assert sweep_name(["-m", "a=1,2", "paths.output=x", "hydra/launcher=laptop"]) == sweep_name(["a=1,2", "--multirun"])
     assert sweep_name(["-m", "a=1,2"]) != sweep_name(["-m", "a=1,2,3"])
 
@@ -229,10 +265,10 @@ LONG = ("train.steps=400", "train.steps_per_epoch=200", "metrics.every=20", "log
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
+def uninterrupted(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
     output.mkdir()
-    code, _, err = sweep_by_itself(output, *LONG)
+    code, _, err = sweep_in_process(output, *LONG)
     assert code == 0, err
     return output
 
@@ -241,17 +277,17 @@ def assert_same(output: Path, other: Path) -> None:
     folders = sorted(path for path in (other / "sweeps").glob("*/*") if path.is_dir())
     assert len(folders) == 2
     for folder in folders:
-        own = output / folder.relative_to(other)
-        assert results(own) == results(folder)
-        assert (own / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
+        same = output / folder.relative_to(other)
+        assert results(same) == results(folder)
+        assert (same / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "number"), [("basic", signal.SIGKILL), ("laptop", signal.SIGINT)])
-def test_cut_off_and_started_again(undisturbed, tmp_path, launcher, number):
-    """The numbers of the undisturbed sweep; of several jobs at a time none goes on without the launching process.
+def test_interrupted_and_started_again(uninterrupted, tmp_path, launcher, number):
+    """Gives the numbers of the uninterrupted sweep; no job outlives the launching process.
 
-    All are told by Ctrl-C, and end with a checkpoint of where they are.
+    Ctrl-C reaches all jobs, and each saves a checkpoint.
     """
     if launcher == "laptop" and find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("needs hydra-joblib-launcher: pip install 'qat-ste[joblib]'")
@@ -270,24 +306,24 @@ def test_cut_off_and_started_again(undisturbed, tmp_path, launcher, number):
         time.sleep(0.2)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     steps = [json.loads((path.parent / "status.json").read_text())["step"] for path in files]
-    assert max(steps) < 400, "was done before the signal came"
+    assert max(steps) < 400, "the run was done before the signal arrived"
     if number == signal.SIGINT:
         assert (process.returncode, "Traceback" in err) == (130, False), err
         assert table(out)[files[0].parent.name][0] == "preempted"
     if number != signal.SIGKILL or launcher == "laptop":
         assert {json.loads(path.read_text())["outcome"] for path in files} == {"preempted"}
-    code, out, err = sweep_by_itself(output, *arguments[1:])
+    code, out, err = sweep_in_process(output, *arguments[1:])
     assert code == 0, err
     assert out.splitlines()[-1].startswith("2 done: ")
-    assert_same(output, undisturbed)
+    assert_same(output, uninterrupted)
 
 
 @pytest.mark.slow
-def test_jobs_at_a_time_share_the_cores_and_give_the_numbers_of_single_runs(undisturbed, tmp_path):
+def test_parallel_jobs_give_the_numbers_of_single_runs(uninterrupted, tmp_path):
     if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("needs hydra-joblib-launcher: pip install 'qat-ste[joblib]'")
     output = tmp_path / "out"
     output.mkdir()
-    code, _, err = sweep_by_itself(output, *LONG, "hydra/launcher=laptop")
+    code, _, err = sweep_in_process(output, *LONG, "hydra/launcher=laptop")
     assert code == 0, err
-    assert_same(output, undisturbed)
+    assert_same(output, uninterrupted)

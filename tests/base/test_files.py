@@ -1,4 +1,4 @@
-"""Files are replaced whole; two at once in one folder: the second names the first; a dead process blocks nobody."""
+"""Atomic replacement of files; locks of folders, which end with their process."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def holder(tmp_path):
 
 
 def held_by(process: subprocess.Popen) -> str:
-    return f"in use by process {process.pid} on {os.uname().nodename}; wait until that ends"
+    return f"in use by process {process.pid} on {os.uname().nodename}; wait until it ends"
 
 
-def test_the_second_is_told_who_the_first_is_until_that_is_dead(holder, tmp_path):
+def test_the_second_process_is_refused_until_the_first_ends(holder, tmp_path):
     with pytest.raises(FolderInUse) as caught, locked(tmp_path, "hydra.run.dir"):
         pass
     assert str(caught.value) == f"hydra.run.dir={tmp_path}: {held_by(holder)}, or choose another hydra.run.dir"
@@ -49,32 +49,34 @@ def test_the_second_is_told_who_the_first_is_until_that_is_dead(holder, tmp_path
         assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
 
 
-def test_a_run_stops_before_torch_and_leaves_the_folder_as_it_is(holder, tmp_path):
+def test_a_run_in_a_locked_folder_stops_and_changes_nothing(holder, tmp_path):
     run = command(*SHORT, "logger=none", f"hydra.run.dir={tmp_path}")
     assert (run.code, run.out) == (2, "")
     assert run.err.startswith(f"qat-run: hydra.run.dir={tmp_path}: {held_by(holder)}")
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_sweep_stops_before_its_first_job(holder, tmp_path):
+def test_a_sweep_in_a_locked_folder_stops_before_its_first_job(holder, tmp_path):
     run = command("-m", "train.seed=1,2", *SHORT, "logger=none", f"hydra.sweep.dir={tmp_path}")
     assert (run.code, run.out) == (2, "")
     assert run.err.startswith(f"qat-run: hydra.sweep.dir={tmp_path}: {held_by(holder)}")
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     listed = command("-m", "train.seed=1,2", "dry_run=true", f"hydra.sweep.dir={tmp_path}")
-    assert (listed.code, listed.out.count("qat-run train.seed=")) == (0, 2), "to list it disturbs nobody"
+    assert (listed.code, listed.out.count("qat-run train.seed=")) == (0, 2), "a dry run needs no lock"
 
 
-def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     with locked(tmp_path, "hydra.run.dir"):
-        assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
+        assert caplog.messages == [
+            f"{tmp_path} cannot be locked (No locks available): make sure that no other process uses it"
+        ]
 
 
-def test_who_may_wait_is_told_for_whom(holder, tmp_path):
+def test_a_waiting_process_is_given_the_holder(holder, tmp_path):
     holders = []
 
     def end(name: str) -> None:
@@ -88,7 +90,7 @@ def test_who_may_wait_is_told_for_whom(holder, tmp_path):
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_file_is_replaced_at_the_end_alone(tmp_path, durable):
+def test_a_file_is_replaced_at_the_end_only(tmp_path, durable):
     path = tmp_path / "file"
     write(path, "before", durable)
     with replacing(path, durable) as file:
@@ -104,7 +106,7 @@ def test_a_file_is_replaced_at_the_end_alone(tmp_path, durable):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_there_is_no_room_for_is_told_with_its_name_and_leaves_what_was_there(tmp_path):
+def test_an_error_names_the_file_and_leaves_it_unchanged(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"loss": float("nan")})
     with no_file_longer_than(100), pytest.raises(OSError, match="File too large") as caught:
@@ -117,7 +119,7 @@ def test_what_there_is_no_room_for_is_told_with_its_name_and_leaves_what_was_the
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_link_is_followed(tmp_path):
+def test_links_are_replaced(tmp_path):
     elsewhere, path = tmp_path / "elsewhere", tmp_path / "file"
     elsewhere.write_text("theirs")
     for link in (path, tmp_path / f".file.{os.getpid()}.tmp"):
@@ -126,7 +128,7 @@ def test_no_link_is_followed(tmp_path):
     assert (elsewhere.read_text(), path.read_text(), path.is_symlink()) == ("theirs", "ours", False)
 
 
-def test_what_a_killed_process_left_is_no_hindrance_and_can_be_removed(tmp_path):
+def test_temporary_files_of_killed_processes_do_no_harm_and_can_be_removed(tmp_path):
     path = tmp_path / "file"
     for number in (os.getpid(), 1):
         (tmp_path / f".file.{number}.tmp").write_text("half")

@@ -1,4 +1,4 @@
-"""How a program ends: as Python would, but for a Ctrl-C and for streams that are closed or cannot show a letter."""
+"""How a program ends: as Python does, except after Ctrl-C, with closed streams and unprintable characters."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def run(end: str, start: str = "run_program(main)") -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("start", ["run_program(main)", "main()"])
 @pytest.mark.parametrize(
-    ("end", "code", "told"),
+    ("end", "code", "message"),
     [
         ("", 0, ""), ("sys.exit()", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit(143)", 143, ""),
         ("sys.exit('no')", 1, "no\n"), ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
     ],
 )  # fmt: skip
-def test_threads_and_exit_handlers_have_their_say(end, code, told, start):
+def test_threads_and_exit_handlers_run(end, code, message, start):
     done = run(end, start)
     assert (done.returncode, done.stdout) == (code, "main\nthread\nexit handler\n")
-    assert done.stderr.endswith(told) if told else not done.stderr
+    assert done.stderr.endswith(message) if message else not done.stderr
 
 
-def test_a_ctrl_c_ends_it_without_a_word():
+def test_ctrl_c_ends_it_silently():
     done = run("os.kill(os.getpid(), 2)")
     assert (done.returncode, done.stderr) == (130, "")
     assert "KeyboardInterrupt" in run("os.kill(os.getpid(), 2)", start="main()").stderr
@@ -54,7 +54,7 @@ def test_a_ctrl_c_ends_it_without_a_word():
     assert (at_exit.returncode, at_exit.stderr) == (-signal.SIGINT, "")
 
 
-def test_what_nobody_reads_any_more_changes_no_exit_code():
+def test_a_closed_pipe_changes_no_exit_code():
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", PROGRAM.replace("END", "sys.exit(3)").replace("START", "run_program(main)")]
@@ -65,15 +65,15 @@ def test_what_nobody_reads_any_more_changes_no_exit_code():
 
 
 @pytest.mark.parametrize("start", ["run_program(main)", "main()"])
-def test_a_terminal_that_cannot_show_a_letter_or_is_gone(start):
-    """Closed streams lead nowhere: not into the next file that is opened."""
+def test_unprintable_characters_and_closed_streams(start):
+    """The output of a closed stream does not go to the next file that is opened."""
     code = PROGRAM.replace("END", "print('α'); print(os.open(os.devnull, os.O_RDONLY), file=sys.stderr)")
     command = [sys.executable, "-c", code.replace("START", start)]
     ascii_only = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
-    shown = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
+    printed = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
     closed = subprocess.run(command, env=ENVIRONMENT, preexec_fn=lambda: os.closerange(0, 3), close_fds=False)
     if start == "main()":
-        assert "UnicodeEncodeError" in shown.stderr
+        assert "UnicodeEncodeError" in printed.stderr
     else:
-        assert "\n?\n" in shown.stdout and int(shown.stderr) > 2
+        assert "\n?\n" in printed.stdout and int(printed.stderr) > 2
         assert closed.returncode == 0

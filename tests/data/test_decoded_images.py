@@ -117,7 +117,7 @@ def test_sizes_of_which_only_the_sum_is_right_are_refused(tiny, tmp_path):
         index["offset"][1:] = ends[:-1]
         index.tofile(folder / "index")
         (folder / "pixels").open("ab").truncate(min(int(ends[-1]), 2**30))
-        with pytest.raises(ValueError, match="its files do not fit together"):
+        with pytest.raises(ValueError, match="its files are inconsistent"):
             training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
 
 
@@ -161,7 +161,7 @@ def test_whatever_is_damaged_no_pixel_is_wrong(real, tmp_path):
 def test_a_cache_of_other_images_of_the_same_names_is_refused(tiny, tmp_path):
     imagenet(tiny, 32, 0, cache=tmp_path).prepare()
     shutil.copy(tiny / "train/ant/3.JPEG", tiny / "train/ant/1.JPEG")
-    with pytest.raises(ValueError, match=r"was made when .*ant/1\.JPEG was another file: delete that folder$"):
+    with pytest.raises(ValueError, match=r"was made from another version of .*ant/1\.JPEG: delete that folder$"):
         training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
 
 

@@ -57,12 +57,12 @@ def test_crops_depend_on_seed_epoch_and_index_and_are_those_of_torchvision(tiny)
     assert torch.equal(first, again)
     assert not torch.equal(first, epoch)
     assert not torch.equal(first, other)
-    assert not torch.equal(first, RandomCrops(crops.images, 32, seed=4, skip=False)([(0, 5)]).images[0])
+    assert not torch.equal(first, RandomCrops(crops.source, 32, seed=4, skip=False)([(0, 5)]).images[0])
     assert torch.equal(first, crops([(0, 9), (0, 5)]).images[1]), "whatever stands beside it in the batch"
     compose = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
     flips = 0
     for seed, index in itertools.product(range(10), range(16)):
-        image = crops.images.read(index)
+        image = crops.source.read(index)
         torch.manual_seed(seed)
         ours = crops._augment(image)
         torch.manual_seed(seed)
@@ -117,7 +117,7 @@ def test_grey_cmyk_and_palette_are_read_as_rgb_and_16_bits_are_refused(real, tin
     files = imagenet(tiny, 32, 0).train
     named = {files.path(index).rpartition("/")[2]: index for index in range(10)}
     assert files.read(named["1.JPEG"]).shape == files.read(named["a.png"]).shape == (3, 45, 56)
-    with pytest.raises(BrokenImageError, match=r"b\.PNG is no readable image \(3 dimensions of torch.uint16"):
+    with pytest.raises(BrokenImageError, match=r"b\.PNG is not a readable image \(3 dimensions of torch.uint16"):
         files.read(named["b.PNG"])
 
 
@@ -146,8 +146,8 @@ def test_a_broken_image_stops_with_its_path_and_what_to_do(tiny, tmp_path, worke
         data.prepare()
         training(data, 4)
     message = str(caught.value)
-    assert message.startswith(f"{path} is no readable image (Unsupported image file.")
-    assert message.endswith("mend or remove it, or dataset.on_error=skip")
+    assert message.startswith(f"{path} is not a readable image (Unsupported image file.")
+    assert message.endswith("repair or remove it, or set dataset.on_error=skip")
     assert "\n" not in message
 
 
@@ -175,7 +175,7 @@ def test_skipping_keeps_the_size_of_training_batches_and_leaves_out_of_the_test(
 def test_nothing_but_broken_images_is_said_at_once(tiny):
     for path in (tiny / "train").glob("*/*"):
         path.write_text("This is no picture.")
-    with pytest.raises(ValueError, match="not one of 16 training images can be read; the last: .*JPEG"):
+    with pytest.raises(ValueError, match="none of the 16 training images can be read; last error: .*JPEG"):
         training(imagenet(tiny, 32, 2, "skip"), 1)
 
 
@@ -183,7 +183,9 @@ def test_nothing_but_broken_images_is_said_at_once(tiny):
 
 
 def test_faults_of_folders_are_named(tiny):
-    with pytest.raises(ValueError, match=r"^/.*data/train/ant/0.jpg is no readable image \(Expected a non empty file"):
+    with pytest.raises(
+        ValueError, match=r"^/.*data/train/ant/0.jpg is not a readable image \(Expected a non empty file"
+    ):
         (tiny / "train/ant/0.jpg").write_bytes(b"")
         imagenet(tiny, 32)
     imagenet(tiny, 32, on_error="skip")
@@ -193,11 +195,11 @@ def test_faults_of_folders_are_named(tiny):
     with pytest.raises(ValueError, match=r"train has no images of 4 of the 6 classes of .*val: flea, fly, moth, …$"):
         imagenet(tiny, 32)
     shutil.rmtree(tiny / "val")
-    with pytest.raises(FileNotFoundError, match="data has no folder val: wanted are val/<class>/"):
+    with pytest.raises(FileNotFoundError, match="data has no folder val: expected val/<class>/"):
         imagenet(tiny, 32)
     (tiny / "val" / "ant").mkdir(parents=True)
     (tiny / "val" / "ant" / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match="data/val holds no images: wanted are val/<class>/"):
+    with pytest.raises(FileNotFoundError, match="data/val has no images: expected val/<class>/"):
         imagenet(tiny, 32)
     with pytest.raises(FileNotFoundError, match="nowhere has no folder train"):
         imagenet(tiny / "nowhere", 32)
@@ -218,8 +220,8 @@ def test_hidden_files_other_files_and_empty_folders_are_no_images(tiny):
     ("arguments", "message"),
     [
         ({"image_size": 0}, "image_size must be a whole number from 1 to 2048, got 0"),
-        ({"workers": -1}, "workers must be a whole number from 0 to 256, or null for one a core, got -1"),
-        ({"on_error": "ignore"}, "on_error must be one of stop, skip, got ignore"),
+        ({"workers": -1}, "workers must be None or a whole number from 0 to 256, got -1"),
+        ({"on_error": "ignore"}, "on_error must be one of stop, skip, got 'ignore'"),
     ],
 )
 def test_refuses_arguments_out_of_bounds(tiny, arguments, message):

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from qat_ste import UniformQuantizer
-from qat_ste.divergence import Divergence, Metric, Pair, Trajectories, sample_positions
+from qat_ste.divergence import Divergence, Metric, Trajectories, TrajectoryPair, sample_positions
 from qat_ste.divergence.outputs import correlation, inference_metrics, output_sums
-from qat_ste.fake_quant import flat_layout as pieces
-from qat_ste.fake_quant.flat_layout import Part, blocks_of, levels_of, pieces_of
+from qat_ste.fake_quant import flat_layout as chunks
+from qat_ste.fake_quant.flat_layout import FlatTensor, group_chunks, level_indices, split_into_chunks
 from tests.divergence import slow
 
 WEIGHTS, STEPS = 60, 80
 BOUNDS = {"first": (0, 25), "second": (25, 60)}
 
 
-def parts(max_=(1.0, 1.0)) -> list[Part]:
-    return [Part(name, *bounds, UniformQuantizer(2, end)) for (name, bounds), end in zip(BOUNDS.items(), max_)]
+def tensors(max_=(1.0, 1.0)) -> list[FlatTensor]:
+    return [FlatTensor(name, *bounds, UniformQuantizer(2, end)) for (name, bounds), end in zip(BOUNDS.items(), max_)]
 
 
 def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -34,18 +34,18 @@ def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
 
 
 def of(weights, at, sampled=None):
-    return Trajectories(weights, at, blocks_of(at, weights[0]), sampled)
+    return Trajectories(weights, at, group_chunks(at, weights[0]), sampled)
 
 
 def look(trajectories, step):
-    trajectories.observe(step, levels_of(trajectories[0].blocks, trajectories.weights))
+    trajectories.observe(step, level_indices(trajectories[0].chunk_groups, trajectories.weights))
 
 
-def observe(runs, of_parts, weight_map=None, sampled=None, first=0, last=WEIGHTS, settled=7):
+def observe(runs, flat_tensors_, weight_map=None, sampled=None, first=0, last=WEIGHTS, settled=7):
     """The divergence of two recorded runs, over weights ``first`` to ``last``."""
     weights = torch.stack([run[0, first:last] for run in runs])
-    trajectories = of(weights, pieces_of(of_parts, first, last), sampled)
-    divergence = Divergence(Pair(*trajectories, len(of_parts), weight_map))
+    trajectories = of(weights, split_into_chunks(flat_tensors_, first, last), sampled)
+    divergence = Divergence(TrajectoryPair(*trajectories, len(flat_tensors_), weight_map))
     for step in range(1, STEPS):
         weights.copy_(torch.stack([run[step, first:last] for run in runs]))
         look(trajectories, step)
@@ -66,32 +66,32 @@ def test_every_metric_is_what_a_slow_look_at_the_whole_record_gives(kinds, seed)
     max_ = torch.where(torch.arange(WEIGHTS) < 25, 1.0, 0.5).double()
     runs = [(run * max_).float() for run in (first, second)]
     quantizer = UniformQuantizer(2, max_)
-    divergence = observe(runs, parts((1.0, 0.5)), weight_map=lambda w, quantizer: w * 0.9)
+    divergence = observe(runs, tensors((1.0, 0.5)), weight_map=lambda w, quantizer: w * 0.9)
     total, layers = divergence.results(list(BOUNDS))
     found = [(slice(None), total), *((slice(*BOUNDS[name]), values) for name, values in layers.items())]
-    for part, values in found:
-        levels = [quantizer.index(run)[:, part].tolist() for run in runs]
-        weights = [run[:, part].double().tolist() for run in runs]
-        mapped = (runs[0][-1] * 0.9)[part].double().tolist()
-        expected = slow.metrics(*levels, mapped, weights[1], max_[part].tolist())
+    for tensor, values in found:
+        levels = [quantizer.index(run)[:, tensor].tolist() for run in runs]
+        weights = [run[:, tensor].double().tolist() for run in runs]
+        mapped = (runs[0][-1] * 0.9)[tensor].double().tolist()
+        expected = slow.metrics(*levels, mapped, weights[1], max_[tensor].tolist())
         for name, value in expected.items():
             assert values[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
 
 
 @pytest.mark.parametrize("cuts", [(0, 60), (0, 25, 60), (0, 7, 31, 60), (0, 60, 60)])
 def test_slices_of_the_weights_add_up_to_the_whole(cuts, monkeypatch):
-    """As several ranks measure it, and in pieces however short; a range by channel as one by tensor."""
+    """As several ranks measure it, and in chunks however short; a range by channel as one by tensor."""
     generator = torch.Generator().manual_seed(1)
     runs = [random_walk("drift", generator) for _ in range(2)]
     runs[1][:, ::2] = runs[0][:, ::2].roll(2, 0)
-    whole = observe(runs, parts((1.0, 0.5)), lambda w, quantizer: w * 0.9).results(list(BOUNDS))
-    monkeypatch.setattr(pieces, "PIECE_WEIGHTS", 9)
-    by_channel = [Part(part.name, part.start, part.stop, UniformQuantizer(
-        2, torch.full((part.stop - part.start,), part.quantizer.max).double())) for part in parts((1.0, 0.5))]  # fmt: skip
+    whole = observe(runs, tensors((1.0, 0.5)), lambda w, quantizer: w * 0.9).results(list(BOUNDS))
+    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 9)
+    by_channel = [FlatTensor(tensor.name, tensor.start, tensor.stop, UniformQuantizer(
+        2, torch.full((tensor.stop - tensor.start,), tensor.quantizer.max).double())) for tensor in tensors((1.0, 0.5))]  # fmt: skip
     sums = []
-    for of_parts in (parts((1.0, 0.5)), by_channel):
+    for flat_tensors_ in (tensors((1.0, 0.5)), by_channel):
         slices = [
-            observe(runs, of_parts, lambda w, quantizer: w * 0.9, first=a, last=b) for a, b in zip(cuts, cuts[1:])
+            observe(runs, flat_tensors_, lambda w, quantizer: w * 0.9, first=a, last=b) for a, b in zip(cuts, cuts[1:])
         ]
         for divergence in slices:
             divergence._reduce = lambda found: sums.append(found) or sum(sums)
@@ -104,11 +104,11 @@ def test_slices_of_the_weights_add_up_to_the_whole(cuts, monkeypatch):
 def test_a_saved_state_goes_on_as_if_nothing_had_been():
     generator = torch.Generator().manual_seed(4)
     runs = [random_walk(kind, generator) for kind in ("drift", "oscillation")]
-    at = pieces_of(parts(), 0, WEIGHTS)
+    at = split_into_chunks(tensors(), 0, WEIGHTS)
 
     def new(step):
         trajectories = of(torch.stack([run[step] for run in runs]), at)
-        return trajectories, Divergence(Pair(*trajectories, 2))
+        return trajectories, Divergence(TrajectoryPair(*trajectories, 2))
 
     def go(trajectories, divergence, steps):
         for step in steps:
@@ -129,7 +129,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been():
 def test_unmapped_error_and_quantities_over_time():
     generator = torch.Generator().manual_seed(0)
     runs = [random_walk("drift", generator) for _ in range(2)]
-    divergence = observe(runs, parts(), weight_map=lambda w, quantizer: w * 0.5)
+    divergence = observe(runs, tensors(), weight_map=lambda w, quantizer: w * 0.5)
     path = (runs[1][1:] - runs[1][:-1]).abs().double().sum()
     unmapped = ((runs[0][-1] - runs[1][-1]).abs().double().sum() / path).item()
     now = divergence.now()
@@ -141,14 +141,14 @@ def test_unmapped_error_and_quantities_over_time():
 
 def test_two_equal_runs_are_exactly_equal():
     run = random_walk("oscillation", torch.Generator().manual_seed(3))
-    total, _ = observe([run, run.clone()], parts()).results(list(BOUNDS))
+    total, _ = observe([run, run.clone()], tensors()).results(list(BOUNDS))
     for name, value in total.items():
         assert value == (1 if "agreement" in name else 0), name
 
 
 def test_nothing_to_count_is_null():
     run = torch.rand(1, WEIGHTS).expand(STEPS, WEIGHTS) * 0.2
-    total, _ = observe([run, run.clone()], parts()).results(list(BOUNDS))
+    total, _ = observe([run, run.clone()], tensors()).results(list(BOUNDS))
     for name in ("weight_alignment_error", "average_change_point_error", "average_oscillation_error",
                  "average_compressed_change_point_error", "quantized_weight_agreement_moved"):  # fmt: skip
         assert total[name] is None
@@ -161,23 +161,23 @@ def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
     second = first.clone()
     second[2:, ::3] = first[:-2, ::3]
     quantizer = UniformQuantizer(2, 1.0)
-    sampled = sample_positions(parts(), 24, seed=0)
+    sampled = sample_positions(tensors(), 24, seed=0)
     assert len(sampled) == 10 + 14
     assert sampled.tolist() == sorted(set(sampled.tolist()))
-    total, _ = observe([first, second], parts(), sampled=sampled).results(list(BOUNDS))
+    total, _ = observe([first, second], tensors(), sampled=sampled).results(list(BOUNDS))
     levels = [quantizer.index(run)[:, sampled].tolist() for run in (first, second)]
     weights = second[:, sampled].double().tolist()
     expected = slow.metrics(*levels, weights[-1], weights, [1.0] * len(sampled))
     for name in ("compressed_change_point_sequence_agreement", "average_compressed_change_point_error",
                  "average_oscillation_error"):  # fmt: skip
         assert total[name] == pytest.approx(expected[name]), name
-    assert sample_positions(parts(), WEIGHTS, seed=0) is None
+    assert sample_positions(tensors(), WEIGHTS, seed=0) is None
 
 
 def test_observing_changes_nothing():
     buffer = torch.randn(2, 100)
     before, state = buffer.clone(), torch.get_rng_state()
-    trajectories = of(buffer, pieces_of([Part("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
+    trajectories = of(buffer, split_into_chunks([FlatTensor("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
     buffer.sub_(0.5)
     before.sub_(0.5)
     look(trajectories, 1)
@@ -192,13 +192,16 @@ def test_a_metric_is_one_class():
 
         name = "same_sign"
 
-        def terms(self, block):
-            same = self.pair.reference.weights[block.where].sign() == self.pair.counterpart.weights[block.where].sign()
+        def terms(self, chunk_group):
+            same = (
+                self.pair.reference.weights[chunk_group.where].sign()
+                == self.pair.counterpart.weights[chunk_group.where].sign()
+            )
             return same, torch.ones_like(same)
 
     try:
         runs = [random_walk("drift", torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-        total, layers = observe(runs, parts()).results(list(BOUNDS))
+        total, layers = observe(runs, tensors()).results(list(BOUNDS))
         assert total["same_sign"] == pytest.approx((runs[0][-1].sign() == runs[1][-1].sign()).float().mean().item())
         assert "same_sign" in layers["first"]
     finally:

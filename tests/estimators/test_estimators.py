@@ -1,3 +1,5 @@
+"""The tanh of the paper, the STE, and properties of all estimators."""
+
 from __future__ import annotations
 
 import math
@@ -6,12 +8,13 @@ import pytest
 import torch
 
 from qat_ste import UniformQuantizer
+from qat_ste.base.errors import ArgumentError
 from qat_ste.estimators import Estimator, Pwl, Ste, Tanh
 from tests.theory import slow
 
 
 @pytest.mark.parametrize(("bits", "k"), [(1, 2.0), (2, 5.5), (2, 6.5), (4, 18.0), (8, 300.0)])
-def test_tanh_derivative_is_the_formula_of_the_paper(bits, k):
+def test_tanh_derivative_follows_the_formula_of_the_paper(bits, k):
     quantizer = UniformQuantizer(bits, torch.tensor(0.3, dtype=torch.float64))
     w = torch.rand(1000, dtype=torch.float64) * 0.8 - 0.4
     expected = [slow.tanh_g(x, bits, 0.3, k) for x in w.tolist()]
@@ -27,13 +30,13 @@ def test_tanh_has_mean_one_over_an_interval(k):
     assert torch.trapezoid(g, u).item() == pytest.approx(1, abs=1e-6)
 
 
-def test_tanh_stays_positive_in_float32_however_sharp():
+def test_a_sharp_tanh_stays_positive_in_float32():
     quantizer = UniformQuantizer(2, 1.0)
     assert (Tanh(60).derivative(quantizer.levels[1:3], quantizer) > 0).all()
 
 
 @pytest.mark.parametrize("estimator", [Ste(), Tanh(5.5)])
-def test_closed_form_integral_is_the_integral_of_one_over_g(estimator):
+def test_closed_form_is_the_integral_of_one_over_g(estimator):
     quantizer = UniformQuantizer(2, 1.0)
     u = torch.linspace(-0.5, 0.5, 11, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(estimator.integral(u, quantizer).sum(), u)
@@ -41,7 +44,7 @@ def test_closed_form_integral_is_the_integral_of_one_over_g(estimator):
     assert estimator.integral(torch.zeros(1, dtype=torch.float64), quantizer).item() == 0
 
 
-def test_ste_is_one_where_alive_and_pwl_is_one_inside_the_range():
+def test_ste_is_one_where_the_gradient_passes_and_pwl_inside_the_range():
     w = torch.tensor([-2.0, -1.2, -1.0, 0.0, 1.0, 1.2, 2.0])
     for saturation, alive in {"range": [0, 0, 1, 1, 1, 0, 0], "bin": [0, 1, 1, 1, 1, 1, 0], "none": [1] * 7}.items():
         quantizer = UniformQuantizer(2, 1.0, saturation)
@@ -50,12 +53,13 @@ def test_ste_is_one_where_alive_and_pwl_is_one_inside_the_range():
 
 
 @pytest.mark.parametrize("k", [0, -1, math.inf, math.nan, "sharp", None, True])
-def test_tanh_refuses(k):
-    with pytest.raises(ValueError, match="k must be a positive finite number, got"):
+def test_tanh_rejects(k):
+    with pytest.raises(ArgumentError) as error:
         Tanh(k)
+    assert str(error.value) == f"k must be a positive finite number, got {k!r}"
 
 
-def test_estimators_compare_by_value_and_show_their_arguments():
+def test_estimators_are_compared_by_value_and_show_their_arguments():
     assert Tanh(2) == Tanh(2.0) != Tanh(3)
     assert Ste() == Ste() != Pwl()
     assert len({Tanh(2), Tanh(2.0), Ste()}) == 2
@@ -63,7 +67,7 @@ def test_estimators_compare_by_value_and_show_their_arguments():
     assert repr(Ste()) == "Ste()"
 
 
-def test_one_method_makes_an_estimator():
+def test_an_estimator_needs_one_method():
     class Parabola(Estimator):
         def shape(self, u, quantizer):
             return 1 - u * u
@@ -81,7 +85,7 @@ class Table(Estimator):
         return self.values.mean() + 0 * u
 
 
-def test_estimators_that_hold_tensors_are_compared_by_their_elements():
+def test_estimators_with_tensors_are_compared_by_their_elements():
     one, same, other = Table(torch.ones(4)), Table(torch.ones(4)), Table(torch.tensor([1.0, 1, 1, 2]))
     assert one == same
     assert hash(one) == hash(same)

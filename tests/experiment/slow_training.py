@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from qat_ste import Comparison, compare, quantize_weights
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Estimator, Tanh
+from qat_ste.experiment.schedules import by_name
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
-from qat_ste.optimizers.schedules import by_name
+from tests.arguments import WEIGHTS, sorted_arguments
 from tests.experiment.odd_networks import Build, plain
 
 STEPS, LR = 24, 0.02
@@ -37,13 +38,12 @@ def compared(build: Build = plain, data: Batches | None = None, seed: int = 0, *
     arguments: dict[str, Any] = {
         "loss": F.cross_entropy,
         "lr": LR,
-        "log_every": 1,
+        "every": 1,
         "validation": data[:2],
         "steps_per_epoch": 10,
     }
-    return compare(
-        build, data, bits=2, estimator=Tanh(5.5), optimizer=SGD, steps=STEPS, seed=seed, **(arguments | changes)
-    )
+    arguments |= {"steps": STEPS, "seed": seed} | changes
+    return compare(build, data, estimator=Tanh(5.5), optimizer=SGD, **sorted_arguments(arguments))
 
 
 @dataclass
@@ -60,7 +60,7 @@ def slow(build: Build, data: Batches, seed: int, estimator: Estimator, loss: Los
     """A member that keeps weights and learning rate, as a loop of one's own has it: nothing flat, nothing shared."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = quantize_weights(build(), 2, estimator)
+        model = quantize_weights(build(), WEIGHTS, estimator)
     optimizer = SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=LR)
     schedule, losses, ways = by_name("cosine", STEPS, 0.02), [], []
     for step in range(STEPS):

@@ -9,6 +9,7 @@ from torch import nn
 
 from qat_ste import compare
 from qat_ste.estimators import Tanh
+from tests.arguments import sorted_arguments
 
 WEIGHTS, SWINGS = 200, 2
 
@@ -28,5 +29,7 @@ def errors(optimizer, lr: float, steps: int, build=build, dtype=torch.float32, *
         "counterparts": ["ste", "mirrored"],
     }  # fmt: skip
     batches = [(x, torch.zeros(1)) for x in gradients]
-    found = compare(build, batches, optimizer=optimizer, lr=lr, steps=steps, **(arguments | changes))
+    found = compare(
+        build, batches, optimizer=optimizer, lr=lr, **sorted_arguments(arguments | {"steps": steps} | changes)
+    )
     return {name: numbers.weight_alignment_error for name, numbers in found.counterparts.items()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste import Execution, SteEquivalent, quantize_weights
+from qat_ste import SteEquivalent, quantize_weights
 from qat_ste.estimators import Dsq, Tanh
 from qat_ste.estimators.annealed import Annealed
 from qat_ste.experiment.checkpoint import Checkpoints
@@ -17,6 +17,7 @@ from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.lockstep import Stopped
 from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.optimizers import KerasSGD
+from tests.arguments import WEIGHTS as ALL_WEIGHTS
 from tests.experiment.swinging import WEIGHTS, errors
 from tests.experiment.tiny import ADAM, SGD, network, run
 
@@ -58,10 +59,10 @@ def test_momentum_carries_both_alike_over_a_change(optimizer, scaled):
     apart = []
     for lr in (1e-3, 1e-4):
         torch.manual_seed(0)
-        cohort = Cohort(quantize_weights(build(), 2, DSQ), DSQ, optimizer, lr, ["ste"]).make_members()
+        cohort = Cohort(quantize_weights(build(), ALL_WEIGHTS, DSQ), DSQ, optimizer, lr, ["ste"]).make_members()
         reference, ste = cohort.local.values()
-        (w,), (v,), pair = reference.weights.parameters, ste.weights.parameters, cohort.pair
-        quantizer = cohort.parts[0].quantizer
+        (w,), (v,), pair = reference.weights.parameters, ste.weights.parameters, cohort.equivalent
+        quantizer = cohort.tensors[0].quantizer
         momentum = torch.randn_like(v)
         keras = lr * torch.tensor([1, pair.lr_factor]) if optimizer.func is KerasSGD else torch.ones(2)
         g = DSQ.stages[0].derivative(w.detach(), quantizer)
@@ -94,7 +95,7 @@ def test_sgd_follows_ever_closer_as_the_learning_rate_falls_if_it_is_re_mapped(o
 
 
 def test_a_re_map_is_no_way_that_weights_went():
-    cohort = Cohort(quantize_weights(build(), 2, DSQ), DSQ, SGD, 0.1, ["ste"]).make_members()
+    cohort = Cohort(quantize_weights(build(), ALL_WEIGHTS, DSQ), DSQ, SGD, 0.1, ["ste"]).make_members()
     monitor = DivergenceMonitor(cohort, 1000, 0)
     before = cohort.local[1].weights.buffer.clone()
     assert cohort.enter(1, 2)
@@ -113,7 +114,7 @@ def test_cut_off_and_continued_it_is_the_same_run(tmp_path, done):
         "estimator": DSQ,
         "counterparts": ["ste", "mirrored", "ste_once", "jitter"],
         "lr": 0.003,
-        "log_every": 5,
+        "every": 5,
     }
     undisturbed = run(**arguments)
     checkpoints, seen = partial(Checkpoints, tmp_path, {}, every_seconds=None), []
@@ -127,13 +128,13 @@ def test_cut_off_and_continued_it_is_the_same_run(tmp_path, done):
 
 def test_members_where_nothing_changes_are_one():
     def members(estimator, optimizer) -> int:
-        model = quantize_weights(network(), 2, estimator)
-        return len(Cohort(model, estimator, optimizer, 0.01, ["ste", "ste_once", "mirrored", "naive"]).recipes)
+        model = quantize_weights(network(), ALL_WEIGHTS, estimator)
+        return len(Cohort(model, estimator, optimizer, 0.01, ["ste", "ste_once", "mirrored", "naive"]).specs)
 
     assert members(DSQ, SGD) == 4, "the reference, ste, ste_once and naive"
     assert members(Tanh(), SGD) == 3
-    cohort = Cohort(quantize_weights(network(), 2, DSQ), DSQ, ADAM, 0.01, ["ste", "ste_once"]).make_members()
-    assert len(cohort.recipes) == 2
+    cohort = Cohort(quantize_weights(network(), ALL_WEIGHTS, DSQ), DSQ, ADAM, 0.01, ["ste", "ste_once"]).make_members()
+    assert len(cohort.specs) == 2
     before = cohort.local[1].weights.buffer.clone()
     cohort.enter(1, 2)
     assert torch.equal(cohort.local[1].weights.buffer, before), "under keep nothing is re-mapped"
@@ -145,13 +146,13 @@ def test_an_optimizer_known_by_testing_alone_is_not_adjusted():
 
     found = run(estimator=DSQ, optimizer=partial(Own, momentum=0.9), steps=5)
     assert found.equivalence == "none"
-    assert "not what in its state has to change where the estimator does" in found.equivalence_reason
+    assert "not how its state changes with the estimator" in found.equivalence_reason
     assert run(estimator=Tanh(), optimizer=partial(Own, momentum=0.9), steps=5).equivalence == "remap"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_what_is_compiled_is_the_network_and_serves_every_stage():
-    eager, compiled = (run(estimator=DSQ, execution=Execution(mode=mode), lr=0.003, build_model=partial(network, 0.0))
+    eager, compiled = (run(estimator=DSQ, execution=mode, lr=0.003, build_model=partial(network, 0.0))
                        for mode in ("eager", "compile"))  # fmt: skip
     assert compiled.reference.test_loss == pytest.approx(eager.reference.test_loss, rel=1e-4)

@@ -1,8 +1,9 @@
-"""The card of an estimator: its arrays against slow sums, its flags, and the run with the STE that it names."""
+"""The card of an estimator: its arrays against slow sums, its flags, and the STE run that it names."""
 
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -100,21 +101,21 @@ def test_numbers_of_the_default_run():
 
 
 @pytest.mark.parametrize(
-    ("estimator", "optimizer", "told"),
+    ("estimator", "optimizer", "expected"),
     [
         (Tanh(5.5), SGD, "the STE at learning rate 0.6095 x 0.003 = 0.00183 from M(w0)"),
         (Scaled(0.5), SGD, "the STE at learning rate 0.5 x 0.003 = 0.0015 from the same weights"),
         (Ste(), SGD, "the STE at the same learning rate from the same weights"),
         (Tanh(5.5), optim.Adam, "the STE, nothing adjusted"),
         (Tanh(5.5), optim.Rprop, "the STE, nothing adjusted: the runs are identical"),
-        (Tanh(5.5), optim.Adagrad, "no run with the STE that is known"),
-        (Cosine(1.0), SGD, "no run with the STE that is known"),
-        (Cosine(1.0), optim.Adam, "no run with the STE that is known"),
+        (Tanh(5.5), optim.Adagrad, "no STE run: no adjustment is known"),
+        (Cosine(1.0), SGD, "no STE run: no adjustment is known"),
+        (Cosine(1.0), optim.Adam, "no STE run: no adjustment is known"),
     ],
 )
-def test_the_run_that_it_amounts_to(estimator, optimizer, told):
+def test_the_corresponding_ste_run(estimator, optimizer, expected):
     card = card_of(estimator, TWO_BITS, optimizer, 3e-3)
-    assert card.ste_run == told
+    assert card.ste_run == expected
     assert (card.mapped is None) == (card.lr_factor is None) == bool(card.refusal) == isinstance(estimator, Cosine)
 
 
@@ -146,18 +147,62 @@ def test_flags(estimator, saturation, expected):
     assert failing is None or failing.told == card.refusal
 
 
-def test_where_it_fails_is_told_of_an_interval_inside_the_range():
+def test_the_refusal_names_the_offsets_at_which_g_is_not_positive():
     assert "g(u) <= 0 at |u| = 0.5" in card_of(Cosine(1.0), TWO_BITS, SGD, 3e-3).refusal
     assert "g(u) <= 0 for |u| > 0.36" in card_of(StableQat(0.25), TWO_BITS, SGD, 3e-3).refusal
 
 
-def test_an_estimator_that_is_not_made_for_the_grid_is_refused():
+def test_an_estimator_that_does_not_support_the_grid_is_refused():
     class OneBit(Ste):
         def derivative(self, w, quantizer):
             raise ValueError("one bit alone")
 
     with pytest.raises(ValueError, match="one bit alone"):
         card_of(OneBit(), TWO_BITS, SGD, 3e-3)
+
+
+class NoQuantizer(Estimator):
+    def shape(self, u):
+        return 1 - u**2
+
+
+class Constant(Estimator):
+    def shape(self, u, quantizer):
+        return 1.0
+
+
+class WithParameter(Estimator):
+    def __init__(self):
+        self.k = torch.nn.Parameter(torch.tensor(1.0))
+
+    def shape(self, u, quantizer):
+        return 1 - self.k * u**2
+
+
+class Failing(Estimator):
+    def shape(self, u, quantizer):
+        return 1 - self.k * u**2
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (NoQuantizer(), "NoQuantizer.shape must be a method with the arguments self, u and quantizer, got '(u)'"),
+        (
+            Constant(),
+            "Constant.shape(u, quantizer) must be a tensor with a value for each of u (a constant is c + 0 * u), got 1.0",
+        ),
+        (
+            WithParameter(),
+            "WithParameter.shape(u, quantizer) must be a tensor without a gradient (use numbers, or detach() "
+            "parameters), got tensor([0.9375, 1.0000, 0.9375], dtype=torch.float64, grad_fn=<RsubBackward1>)",
+        ),
+        (Failing(), "Failing.shape(u, quantizer) fails: AttributeError: 'Failing' object has no attribute 'k'"),
+    ],
+)
+def test_a_wrong_shape_is_named_with_what_mends_it(estimator, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        card_of(estimator, TWO_BITS, SGD, 3e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in estimators.__all__ if name != "Estimator"])

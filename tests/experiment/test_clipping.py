@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste import Clipping, Execution, quantize_weights
+from qat_ste import Clipping, Training, quantize_weights
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.member import Update
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
-from qat_ste.fake_quant.flat_layout import blocks_of, pieces_of
-from qat_ste.fake_quant.flat_weights import FlatWeights, parts_of
+from qat_ste.fake_quant.flat_layout import group_chunks, split_into_chunks
+from qat_ste.fake_quant.flat_weights import FlatWeights, flat_tensors
+from tests.arguments import WEIGHTS
 from tests.experiment.swinging import errors
 from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
@@ -24,7 +24,7 @@ from tests.experiment.tiny import ADAM, SGD, batches, network, run
 @pytest.mark.parametrize("at", ["latent", "quantized"])
 def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     """Of w·x + b with x = (3, 4) the gradients are 3, 4 and 1: the norm is √26 before the estimator."""
-    model = quantize_weights(nn.Sequential(nn.Linear(2, 1)), 2, Tanh(5.5), max=lambda w: 1.0)
+    model = quantize_weights(nn.Sequential(nn.Linear(2, 1)), WEIGHTS, Tanh(5.5), max=lambda w: 1.0)
     with torch.no_grad():
         model[0].parametrizations.weight.original.copy_(torch.tensor([[0.1, -0.5]]))
     _, latent, fake_quantize = next(quantized_tensors(model))
@@ -32,8 +32,10 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
     expected = torch.cat([g * torch.tensor([[3.0, 4.0]]), torch.ones(1, 1)], 1)
     length = expected.norm() if at == "latent" else math.sqrt(26)
     assert abs(expected.norm() - math.sqrt(26)) > 0.1
-    parts, buffers = parts_of(model), torch.zeros(2, 2)
-    weights = FlatWeights(model, Tanh(5.5), parts, blocks_of(pieces_of(parts, 0, 2), buffers[0]), *buffers)
+    tensors, buffers = flat_tensors(model), torch.zeros(2, 2)
+    weights = FlatWeights(
+        model, Tanh(5.5), tensors, group_chunks(split_into_chunks(tensors, 0, 2), buffers[0]), *buffers
+    )
     with weights.quantized():
         model(torch.tensor([[3.0, 4.0]])).sum().backward()
     if at == "latent":
@@ -47,7 +49,7 @@ def test_all_gradients_are_scaled_by_one_factor_of_their_norm(at, norm):
 
 @pytest.mark.slow
 def test_a_norm_before_the_estimator_keeps_the_equivalence_and_one_after_it_has_to_be_mirrored():
-    before, after = ([errors(torch.optim.SGD, 2 / steps, steps, clipping=Clipping(5.0, at)) for steps in (100, 800)]
+    before, after = ([errors(torch.optim.SGD, 2 / steps, steps, clip_norm=5.0, clip_at=at) for steps in (100, 800)]
                      for at in ("quantized", "latent"))  # fmt: skip
     for large, small in ([found["ste"] for found in before], [found["mirrored"] for found in after]):
         assert small < large / 6
@@ -57,19 +59,19 @@ def test_a_norm_before_the_estimator_keeps_the_equivalence_and_one_after_it_has_
 
 
 def test_members_where_nothing_has_to_be_mirrored_are_one():
-    model = quantize_weights(network(), 2, Tanh(5.5))
+    model = quantize_weights(network(), WEIGHTS, Tanh(5.5))
     members = [
-        len(Cohort(model, Tanh(5.5), optimizer, 0.01, ["ste", "mirrored"], update=Update(Clipping(1.0, at))).recipes)
+        len(Cohort(model, Tanh(5.5), optimizer, 0.01, ["ste", "mirrored"], training=Training(clip_norm=1.0, clip_at=at)).specs)
         for optimizer in (SGD, ADAM) for at in ("latent", "quantized")
     ]  # fmt: skip
     assert members == [3, 2, 3, 2]
 
 
 def test_clipping_in_training_is_torchs():
-    found = run(clipping=Clipping(0.1), steps=4, counterparts=["replica"], schedule=lambda step: 1.0, validation=None,
+    found = run(clip_norm=0.1, steps=4, counterparts=["replica"], schedule=lambda step: 1.0, validation=None,
                 build_model=partial(network, 0.0))  # fmt: skip
     torch.manual_seed(0)
-    model = quantize_weights(network(0.0), 2, Tanh(5.5))
+    model = quantize_weights(network(0.0), WEIGHTS, Tanh(5.5))
     optimizer = SGD(model.parameters(), lr=0.05)
     for inputs, targets in batches()[:4]:
         optimizer.zero_grad()
@@ -86,8 +88,8 @@ def test_accumulated_gradients_are_clipped_as_those_of_the_whole_batch():
 
     data = [(inputs.double(), targets) for inputs, targets in batches()]
     whole, parts = (
-        run(build_model=plain, batches=data, validation=None, steps=10, clipping=Clipping(0.1, "quantized"),
-            counterparts=["ste"], execution=Execution(accumulate=accumulate))
+        run(build_model=plain, batches=data, validation=None, steps=10, clip_norm=0.1, clip_at="quantized",
+            counterparts=["ste"], accumulate=accumulate)
         for accumulate in (1, 4)
     )  # fmt: skip
     assert parts.counterparts["ste"].weight_alignment_error == pytest.approx(

@@ -23,8 +23,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qat_ste import Checkpoints, compare, estimators
+from qat_ste import Checkpoints, CheckpointSchedule, Metrics, Training, compare, estimators
 from qat_ste.experiment.lockstep import Stopped
+from tests.arguments import WEIGHTS
 from tests.strangers import VALUES, altered, damaged
 from tests.watching import each
 
@@ -158,8 +159,9 @@ def train(checkpoints: Checkpoints | None, stop: Callable[[], bool] = lambda: Fa
         return torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
 
     return compare(
-        network, batches, loss=F.cross_entropy, bits=2, estimator=estimators.Tanh(5.5),
-        optimizer=partial(torch.optim.Adam, betas=(0.9, 0.95)), lr=0.05, steps=STEPS, log_every=1,
+        network, batches, loss=F.cross_entropy, estimator=estimators.Tanh(5.5),
+        optimizer=partial(torch.optim.Adam, betas=(0.9, 0.95)), lr=0.05, quantization=WEIGHTS,
+        training=Training(steps=STEPS, seed=0), metrics=Metrics(every=1),
         validation=batches[:1], counterparts=["ste", "jitter"], checkpoints=checkpoints, stop=stop,
     ).rows  # fmt: skip
 
@@ -169,7 +171,10 @@ def newest(tmp_path) -> bytes:
     """A checkpoint after step 3; the folder has one after step 2, also as ``kept.pt``."""
     seen: list[int] = []
     with pytest.raises(Stopped):
-        train(Checkpoints(tmp_path, {}, every_steps=1, keep=2), lambda: bool(seen.append(1)) or len(seen) == 3)
+        train(
+            Checkpoints(tmp_path, {}, CheckpointSchedule(every_steps=1, keep=2)),
+            lambda: bool(seen.append(1)) or len(seen) == 3,
+        )
     shutil.copy(tmp_path / "checkpoint.1.pt", tmp_path / "kept.pt")
     return (tmp_path / "checkpoint.pt").read_bytes()
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qat_ste import Checkpoints, L2Penalty, SteEquivalent
+from qat_ste import Checkpoints, SteEquivalent
 from qat_ste.estimators import Box, Tanh
 from qat_ste.experiment.lockstep import Stopped
 from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors
+from tests.arguments import WEIGHTS
 from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
 BOUND, ERROR, AGREEMENT = (
@@ -25,7 +26,7 @@ def test_the_first_step_is_the_formula():
     lr, found = 0.01, run(steps=1, lr=0.01, **PLAIN)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = quantize_weights(network(0.0), 2, Tanh(5.5))
+        model = quantize_weights(network(0.0), WEIGHTS, Tanh(5.5))
     pair = None
     total = path = 0.0
     inputs, targets = batches()[0]
@@ -47,7 +48,7 @@ def test_the_first_step_is_the_formula():
 
 
 def test_the_error_stays_below_the_bound_and_the_naive_one_does_not():
-    found = run(steps=60, lr=1e-3, log_every=1, counterparts=["ste", "naive"], **PLAIN)
+    found = run(steps=60, lr=1e-3, every=1, counterparts=["ste", "naive"], **PLAIN)
     rows = [row for row in found.rows if BOUND in row]
     assert len(rows) == 60
     agreed = [row for row in rows if all(before[AGREEMENT] == 1 for before in rows[: rows.index(row) + 1])]
@@ -56,7 +57,7 @@ def test_the_error_stays_below_the_bound_and_the_naive_one_does_not():
         assert 0 < row[ERROR] <= row[BOUND]
     assert all(row["naive/weight_alignment_error"] > row[BOUND] for row in agreed)
     assert "naive/weight_alignment_error_bound" not in rows[0]
-    assert found.counterparts["ste"].weight_alignment_error_bound == rows[-1][BOUND]
+    assert found.counterparts["ste"].more["weight_alignment_error_bound"] == rows[-1][BOUND]
 
 
 def test_while_the_levels_agree_the_bound_is_of_first_order_in_the_learning_rate():
@@ -64,7 +65,7 @@ def test_while_the_levels_agree_the_bound_is_of_first_order_in_the_learning_rate
     large, small = (run(steps=steps, lr=lr, **PLAIN) for lr, steps in ((1e-4, 4), (2e-5, 20)))
     for found in (large, small):
         assert found.counterparts["ste"].quantized_weight_agreement == 1
-    values = [found.counterparts["ste"].weight_alignment_error_bound for found in (large, small)]
+    values = [found.counterparts["ste"].more["weight_alignment_error_bound"] for found in (large, small)]
     assert values[0] / values[1] == pytest.approx(5, rel=0.15)
 
 
@@ -74,7 +75,7 @@ def test_while_the_levels_agree_the_bound_is_of_first_order_in_the_learning_rate
         {"optimizer": SGD},
         {"optimizer": ADAM, "lr": 0.001},
         {"optimizer": partial(torch.optim.SGD, weight_decay=1e-3)},
-        {"optimizer": torch.optim.SGD, "l2": L2Penalty(1e-3)},
+        {"optimizer": torch.optim.SGD, "l2": 1e-3},
         {"optimizer": torch.optim.SGD, "estimator": Box(1.5)},
     ],
     ids=["momentum", "adam", "weight decay", "penalty", "jump"],
@@ -85,7 +86,7 @@ def test_what_the_bound_does_not_speak_of_has_none(changes):
 
 
 def test_an_interrupted_run_has_the_same_bound(tmp_path):
-    undisturbed = run(steps=20, log_every=5, **PLAIN)
+    undisturbed = run(steps=20, every=5, **PLAIN)
     made = []
 
     def stop() -> bool:
@@ -93,6 +94,6 @@ def test_an_interrupted_run_has_the_same_bound(tmp_path):
         return len(made) == 11
 
     with pytest.raises(Stopped):
-        run(steps=20, log_every=5, stop=stop, checkpoints=Checkpoints(tmp_path, {}), **PLAIN)
-    again = run(steps=20, log_every=5, checkpoints=Checkpoints(tmp_path, {}), **PLAIN)
+        run(steps=20, every=5, stop=stop, checkpoints=Checkpoints(tmp_path, {}), **PLAIN)
+    again = run(steps=20, every=5, checkpoints=Checkpoints(tmp_path, {}), **PLAIN)
     assert again.rows == undisturbed.rows

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from qat_ste import Execution
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.execution import Execution, Graphed, fastest
+from qat_ste.experiment.execution import Graphed, candidates, check_execution, fastest
 from qat_ste.experiment.lockstep import seed_noise
 from tests.experiment.tiny import batches, network, run
 
@@ -22,18 +23,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     data = [(inputs.double(), targets) for inputs, targets in batches(size=15)]
     arguments = {"build_model": plain, "batches": data, "validation": None, "steps": 12}
     whole = run(**arguments)
-    parts = run(**arguments, execution=Execution(accumulate=4))  # of 4, 4, 4 and 3 images
+    parts = run(**arguments, accumulate=4)  # of 4, 4, 4 and 3 images
     for name, numbers in whole.counterparts.items():
         assert parts.counterparts[name].weight_alignment_error == pytest.approx(
             numbers.weight_alignment_error, rel=1e-9
         )
     assert [row["ste/train_loss"] for row in parts.rows] == pytest.approx([row["ste/train_loss"] for row in whole.rows])
-    other = run(**arguments | {"batches": [(x[:12], y[:12]) for x, y in data]}, execution=Execution(accumulate=4))
+    other = run(**arguments | {"batches": [(x[:12], y[:12]) for x, y in data]}, accumulate=4)
     assert other.rows[-1]["ste/train_loss"] != pytest.approx(whole.rows[-1]["ste/train_loss"], rel=1e-6)
 
 
 def test_bf16_rounds_the_passes_and_leaves_the_latent_weights_alone():
-    full, half = (run(steps=10, counterparts=["ste"], execution=Execution(p)) for p in ("fp32", "bf16"))
+    full, half = (run(steps=10, counterparts=["ste"], precision=p) for p in ("fp32", "bf16"))
     assert all(parameter.dtype == torch.float32 for parameter in half.models["ste"].parameters())
     assert half.reference.test_loss != full.reference.test_loss
     assert half.reference.test_loss == pytest.approx(full.reference.test_loss, rel=0.05)
@@ -42,8 +43,7 @@ def test_bf16_rounds_the_passes_and_leaves_the_latent_weights_alone():
 
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("precision", "fp16", "precision must be one of fp32, bf16, got 'fp16'"),
-    ("accumulate", 0, "accumulate must be a whole number of at least 1, got 0"),
-    ("mode", "fast", "mode must be one of auto, eager, compile, graph, got 'fast'"),
+    ("execution", "fast", "execution must be one of auto, eager, compile, graph, got 'fast'"),
 ])  # fmt: skip
 def test_execution_refuses(name, value, message):
     with pytest.raises(ValueError, match=message):
@@ -55,24 +55,24 @@ def test_execution_refuses(name, value, message):
 def test_compiled_is_eager_but_for_rounding():
     """Without dropout, whose noise a compiler draws in its own way; with it the members still share the noise."""
     arguments = {"steps": 6, "counterparts": ["ste"], "lr": 0.003, "build_model": lambda: network(0.0)}
-    eager, compiled = run(**arguments), run(**arguments, execution=Execution(mode="compile"))
+    eager, compiled = run(**arguments), run(**arguments, execution="compile")
     assert compiled.reference.test_loss == pytest.approx(eager.reference.test_loss, rel=1e-5)
     assert compiled.counterparts["ste"].weight_alignment_error == pytest.approx(
         eager.counterparts["ste"].weight_alignment_error, rel=1e-2
     )
     assert not any("_orig_mod" in name for name in compiled.models["ste"].state_dict())
-    noisy = run(steps=6, counterparts=["replica"], execution=Execution(mode="compile"))
+    noisy = run(steps=6, counterparts=["replica"], execution="compile")
     assert noisy.counterparts["replica"].weight_alignment_error == 0
 
 
 def test_auto_is_eager_where_eager_is_the_same_to_the_bit_each_time():
-    eager, auto = (run(steps=5, execution=Execution(mode=mode)) for mode in ("eager", "auto"))
+    eager, auto = (run(steps=5, execution=mode) for mode in ("eager", "auto"))
     assert auto.rows == eager.rows
 
 
 def test_graphs_need_a_gpu():
-    with pytest.raises(ValueError, match="mode graph needs a GPU and one rank"):
-        run(execution=Execution(mode="graph"))
+    with pytest.raises(ValueError, match="CUDA graphs need one GPU"):
+        run(execution="graph")
 
 
 def test_the_fastest_counts_how_long_it_takes_to_start(monkeypatch):
@@ -123,7 +123,7 @@ def pretended_graphs(monkeypatch):
 
 def test_graphs_of_the_passes_are_the_passes(monkeypatch, pretended_graphs):
     """On a CPU what can be seen there: captured once a member, with the noise and the running means as before."""
-    arguments = {"steps": 6, "batches": batches(size=15), "execution": Execution(accumulate=4)}  # of 4, 4, 4, 3 images
+    arguments = {"steps": 6, "batches": batches(size=15), "accumulate": 4}  # of 4, 4, 4, 3 images
     eager = run(**arguments)
     assert not pretended_graphs
     monkeypatch.setattr(Cohort, "choose_mode", lambda cohort, *_: [m.execute("graph") for m in cohort.local.values()])
@@ -148,10 +148,10 @@ def test_a_graph_is_for_one_shape_and_leaves_the_module_as_it_was(pretended_grap
 
 def test_graphs_are_never_chosen_where_gradients_accumulate():
     """Gradients of captured passes alias there (pytorch issue 181723)."""
-    with pytest.raises(ValueError, match="mode graph does not accumulate gradients, got accumulate=4: take eager"):
-        Execution(mode="graph", accumulate=4)
-    assert "graph" in Execution().candidates
-    assert "graph" not in Execution(accumulate=2).candidates
+    with pytest.raises(ValueError, match="CUDA graphs do not accumulate gradients"):
+        check_execution("graph", torch.device("cuda", 0), 1, accumulate=4)
+    assert "graph" in candidates(1)
+    assert "graph" not in candidates(2)
 
 
 def test_noise_is_seeded_on_the_device_that_is_used(monkeypatch):

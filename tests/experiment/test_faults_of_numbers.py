@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qat_ste import Comparison
+from qat_ste import CheckpointSchedule, Comparison
 from qat_ste.estimators import Ste, Tanh
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.loggers.files import RunFolder
@@ -71,7 +71,7 @@ class Spoiling:
 
 def train(folder: Path, settings: dict[str, Any], **changes: Any) -> Comparison:
     """A comparison that continues from the checkpoint in the folder and leaves its files there."""
-    checkpoints = Checkpoints(folder, {}, every_steps=SAVED_EVERY)
+    checkpoints = Checkpoints(folder, {}, CheckpointSchedule(every_steps=SAVED_EVERY))
     files = RunFolder(folder, checkpoints.rows)
     try:
         return compared(on_row=files.log_row, checkpoints=checkpoints, **(settings | changes))
@@ -84,7 +84,7 @@ def spoil(folder: Path, gradient: bool, log_every: int, last: bool, seed: int) -
     draw = random.Random(seed)
     step = STEPS if last else draw.randrange(1, STEPS)
     member, factor = draw.randrange(len(MEMBERS)), draw.choice([math.nan, math.inf])
-    settings: dict[str, Any] = {"log_every": log_every, "seed": draw.randrange(1000)}
+    settings: dict[str, Any] = {"every": log_every, "seed": draw.randrange(1000)}
     undisturbed = compared(**settings)
     with pytest.raises(FloatingPointError, match=rf"^[^\n]*{MEMBERS[member]}[^\n]*\Z"):
         train(folder, settings, loss=Spoiling(step, member, factor, gradient))
@@ -128,10 +128,10 @@ def test_what_is_not_finite_ends_the_run_and_costs_nothing(tmp_path, gradient, l
 def test_a_fault_that_nobody_notices_is_found(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    spoil(tmp_path / "a", gradient=True, log_every=1, last=True, seed=5)
+    spoil(tmp_path / "a", gradient=True, every=1, last=True, seed=5)
     monkeypatch.setattr(Spoiling, "__call__", lambda _, *given: F.cross_entropy(*given))
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        spoil(tmp_path / "b", gradient=True, log_every=1, last=True, seed=5)
+        spoil(tmp_path / "b", gradient=True, every=1, last=True, seed=5)
 
 
 def violations(network: str, twin: str | None = None, seed: int = 5, data: Any = None, **changes: Any) -> list[str]:
@@ -193,19 +193,19 @@ REFUSED = [
     ("all frozen", "0.weight", {}),
     ("unused", "include", {"include": ["beside"]}),
     ("tied", "2.weight is tied to 1.weight", {"exclude": ["2"]}),
-    ("no outputs", "no weight to quantize", {"include": ["beside"]}),
+    ("no outputs", "leave a weight to quantize", {"include": ["beside"]}),
     ("bfloat16", "0.weight must be", {"data": of_type(torch.bfloat16)}),
     ("float16", "0.weight must be", {"data": of_type(torch.float16)}),
     ("two types", "last.weight torch.float64", {}),
     ("nan", "0.weight holds NaN", {}),
     ("infinite", "3.bias holds NaN or infinity", {}),
-    ("plain", "loss cannot be", {"data": of_type(torch.float32, True)}),
-    ("plain", "loss cannot be", {"data": of_type(torch.int32, True)}),
+    ("plain", "loss must be", {"data": of_type(torch.float32, True)}),
+    ("plain", "loss must be", {"data": of_type(torch.int32, True)}),
     ("plain", "loss must", {"loss": partial(F.cross_entropy, reduction="none")}),
     ("plain", "loss must", {"loss": lambda outputs, targets: 3}),
     ("plain", "depend", {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets).detach()}),
     ("plain", "pairs of tensors", {"data": [(x.numpy(), y.numpy()) for x, y in batches()]}),
-    ("plain", "batches must have inputs", {"data": [(x[:0], y[:0]) for x, y in batches()]}),
+    ("plain", "batches that have inputs", {"data": [(x[:0], y[:0]) for x, y in batches()]}),
     ("plain", "look at the first batch", {"data": [(x * math.nan, y) for x, y in batches()]}),
 ]
 

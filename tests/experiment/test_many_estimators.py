@@ -12,6 +12,7 @@ from qat_ste.estimators import Cosine, Estimator, StableQat, Tanh
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.many_estimators import train_cells
 from qat_ste.optimizers import SignSGD
+from tests.arguments import sorted_arguments
 from tests.experiment.tiny import ADAM, SGD, batches, network, run
 
 ESTIMATORS = {"tanh": Tanh(5.5), "stable": StableQat(0.21), "sine": Cosine(a=1.0)}
@@ -22,7 +23,10 @@ def cells(**changes):
         "loss": F.cross_entropy, "bits": 2, "estimators": ESTIMATORS, "optimizer": SGD, "lr": 0.01, "steps": 20,
         "test": batches(2),
     }  # fmt: skip
-    return train_cells(network, batches(), **(arguments | changes))
+    found = sorted_arguments(arguments | changes)
+    return train_cells(
+        network, batches(), **{name: found[name] for name in found if name not in ("metrics", "execution")}
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_a_cell_is_what_compare_finds(optimizer):
 def test_each_run_is_trained_once(optimizer, runs, monkeypatch):
     made = []
     member = Cohort.member
-    monkeypatch.setattr(Cohort, "member", lambda self, recipe: made.append(recipe) or member(self, recipe))
+    monkeypatch.setattr(Cohort, "member", lambda self, spec: made.append(spec) or member(self, spec))
     cells(optimizer=optimizer, steps=1)
     assert len(made) == runs
 

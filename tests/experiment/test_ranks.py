@@ -13,12 +13,13 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
-from qat_ste import compare
+from qat_ste import CheckpointSchedule, compare
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.models import small_cnn
+from tests.arguments import sorted_arguments
 from tests.experiment.tiny import SGD
 
 CPU = torch.device("cpu")
@@ -43,12 +44,12 @@ def scenario(name: str, folder=None) -> dict:
     data = digits()
     arguments = {
         "build_model": small_cnn, "loss": F.cross_entropy, "bits": 2, "estimator": Tanh(5.5), "optimizer": SGD,
-        "lr": 3e-3, "steps": 20, "counterparts": ["ste", "naive", "jitter"], "seed": 1, "log_every": 5,
+        "lr": 3e-3, "steps": 20, "counterparts": ["ste", "naive", "jitter"], "seed": 1, "every": 5,
         "batches": lambda shard: data.train_batches(64, True, 1, CPU, shard),
         "validation": lambda shard: data.test_batches(CPU, shard),
     } | SCENARIOS[name]  # fmt: skip
     if folder is not None:
-        checkpoints = partial(Checkpoints, Path(folder), {}, every_seconds=None)
+        checkpoints = partial(Checkpoints, Path(folder), {}, CheckpointSchedule(every_seconds=None))
         seen = []
 
         def stop() -> bool:
@@ -56,10 +57,10 @@ def scenario(name: str, folder=None) -> dict:
             return len(seen) == 11 and Ranks().rank == 0  # what one is told, all do
 
         with pytest.raises(Exception, match="stopped after step 11"):
-            compare(**arguments, checkpoints=checkpoints(), stop=stop)
+            compare(**sorted_arguments(arguments), checkpoints=checkpoints(), stop=stop)
         Ranks().any([True])  # until rank 0 has written
         arguments["checkpoints"] = checkpoints()
-    found = compare(**arguments)
+    found = compare(**sorted_arguments(arguments))
     numbers = {name: vars(numbers) for name, numbers in found.counterparts.items()}
     return numbers | {"reference": vars(found.reference), "rows": found.rows, "drawn": len(found.weights)}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qat_ste import UniformQuantizer, estimators
 from qat_ste.estimators import Cosine, Estimator, Ewgs, StableQat, SwishSign, Xnor
-from qat_ste.experiment.counterparts import Recipe, adjust
+from qat_ste.experiment.counterparts import MemberSpec, adjust
 from qat_ste.optimizers import Adjustment, Equivalence
 from qat_ste.quantizers.quantizer import Quantizer
 from tests.theory import slow_whole_line, test_catalogue
@@ -40,16 +40,16 @@ def descend(estimator: Estimator, w: Tensor, quantizer: Quantizer, lr: float, st
 def errors(name: str, estimator: Estimator, quantizer: Quantizer) -> list[float]:
     """Alignment errors of a counterpart with a learning rate and with a fifth of it."""
     adjustment, pair = adjust(LINEAR, estimator, quantizer)
-    recipe = Recipe.of(name, estimator, adjustment.equivalence, pair, mirrors=False)
+    spec = MemberSpec.of(name, estimator, adjustment.equivalence, pair, mirrors=False)
     torch.manual_seed(0)
     initial, found = 1.9 * uniform(WEIGHTS) - 0.95, []
     for steps in (200, 1000):
         reference, _ = descend(estimator, initial, quantizer, DISTANCE / steps, steps)
         start = initial
-        if recipe.remap:
+        if spec.remap:
             start, reference = pair.weight_map(initial), pair.weight_map(reference)
-        lr = DISTANCE / steps * recipe.lr_factor
-        counterpart, way = descend(recipe.estimator, start, quantizer, lr, steps)
+        lr = DISTANCE / steps * spec.lr_factor
+        counterpart, way = descend(spec.estimator, start, quantizer, lr, steps)
         found.append((reference - counterpart).abs().sum().item() / way)
     return found
 

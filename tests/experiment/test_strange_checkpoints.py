@@ -9,12 +9,12 @@ import zipfile
 import pytest
 import torch
 
-from qat_ste import Checkpoints
+from qat_ste import Checkpoints, CheckpointSchedule
 from qat_ste.divergence import Metric
 from qat_ste.experiment.lockstep import Stopped
 from tests.experiment.tiny import ADAM, run
 
-TINY = {"steps": 4, "log_every": 1, "optimizer": ADAM, "counterparts": ["ste"]}
+TINY = {"steps": 4, "every": 1, "optimizer": ADAM, "counterparts": ["ste"]}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def saved(tmp_path_factory):
     with pytest.raises(Stopped):
         run(
             **TINY,
-            checkpoints=Checkpoints(folder, {}, every_steps=1),
+            checkpoints=Checkpoints(folder, {}, CheckpointSchedule(every_steps=1)),
             stop=lambda: bool(seen.append(1)) or len(seen) == 2,
         )
     newest, older = ((folder / name).read_bytes() for name in ("checkpoint.pt", "checkpoint.1.pt"))
@@ -71,10 +71,10 @@ def test_the_state_itself_fits(folder, saved):
         (("members", 0, "optimizer", "param_groups", 0), "betas", "ab", "members.0.optimizer.betas is no list of 2"),
         (("ranks", 0), "losses", torch.zeros(()), "ranks.losses is no tensor of shape (2, 4)"),
         (("ranks", 0, "divergence", "trajectories", 0), "count", torch.ones(1), "ranks.divergence.trajectories.0.count"),
-        (("ranks", 0, "divergence", "trajectories", 0, "sequences"), "offset", torch.zeros(3).long(), "do not fit together"),
+        (("ranks", 0, "divergence", "trajectories", 0, "sequences"), "offset", torch.zeros(3).long(), "are inconsistent"),
         ((), "ranks", [], "other counterparts or another number of ranks"),
         ((), "names", {"reference": 0}, "other counterparts or another number of ranks"),
-        ((), "mode", {}, "mode {} where"),
+        ((), "mode", {}, "its mode is {}, not auto"),
         ((), "step", 99, "it was made after step 99 of 4"),
         ((), "record", json.dumps({"rows": []}), "record has other keys"),
     ],
@@ -113,7 +113,7 @@ def test_a_number_too_large_for_a_float_is_none(folder):
 
 def test_hyperparameters_with_which_there_is_no_step(folder):
     alter(folder, lambda state: state["members"][1]["optimizer"]["param_groups"][0].update(betas=[1.0, 0.95]))
-    with pytest.raises(ValueError, match="^optimizer cannot take a step with lr=.*division by zero"):
+    with pytest.raises(ValueError, match="^optimizer must be one that can take a step with lr=.*division by zero"):
         go_on(folder)
 
 
@@ -167,14 +167,17 @@ def test_a_metric_that_came_since_goes_on_unless_it_has_to_gather(folder, saved)
 
         name = "since"
 
-        def terms(self, block):
-            same = self.pair.reference.weights[block.where].sign() == self.pair.counterpart.weights[block.where].sign()
+        def terms(self, chunk_group):
+            same = (
+                self.pair.reference.weights[chunk_group.where].sign()
+                == self.pair.counterpart.weights[chunk_group.where].sign()
+            )
             return same, torch.ones_like(same)
 
     try:
         found = go_on(folder)
         assert found.rows == saved[2]
-        assert 0 < found.counterparts["ste"].since <= 1
+        assert 0 < found.counterparts["ste"].more["since"] <= 1
         Since.state_dict = lambda self: {"seen": torch.zeros(3)}
         with pytest.raises(ValueError, match="has other keys"):
             go_on(folder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste import compare
+from qat_ste import Quantization, Training, compare
 from qat_ste.estimators import Tanh
 
 WEIGHTS, SWINGS = 200, 2
@@ -26,9 +26,9 @@ def errors(optimizer, lr: float, steps: int) -> tuple[float, float]:
     phase = torch.linspace(0, 2 * math.pi, WEIGHTS)
     gradients = [torch.cos(2 * math.pi * SWINGS * t / steps + phase)[None] for t in range(steps)]
     found = compare(
-        build, [(x, torch.zeros(1)) for x in gradients], loss=lambda outputs, _: outputs.sum(), bits=2,
-        estimator=Tanh(5.5), optimizer=optimizer, lr=lr, steps=steps, schedule=lambda step: 1.0,
-        counterparts=["ste", "naive"],
+        build, [(x, torch.zeros(1)) for x in gradients], loss=lambda outputs, _: outputs.sum(),
+        estimator=Tanh(5.5), optimizer=optimizer, lr=lr, quantization=Quantization(include=["Linear"]),
+        training=Training(steps=steps, schedule=lambda step: 1.0, seed=0), counterparts=["ste", "naive"],
     )  # fmt: skip
     return found.counterparts["ste"].weight_alignment_error, found.counterparts["naive"].weight_alignment_error
 

@@ -15,14 +15,15 @@ PROGRAM = """
 from functools import partial
 import torch
 from torch import nn
-from qat_ste import compare, estimators
+from qat_ste import Metrics, Quantization, Training, compare, estimators
 
 assert not print("asserted")
 torch.set_num_threads(1)
 batches = [(torch.linspace(-1, 1, 160).view(8, 20), torch.arange(8) % 4)]
 comparison = compare(
-    lambda: nn.Linear(20, 4), batches, loss=nn.functional.cross_entropy, bits=2, estimator=estimators.Tanh(k=5.5),
-    optimizer=partial(torch.optim.SGD, momentum=0.9), lr=1e-2, steps=20, log_every=5, validation=batches,
+    lambda: nn.Linear(20, 4), batches, loss=nn.functional.cross_entropy, estimator=estimators.Tanh(k=5.5),
+    optimizer=partial(torch.optim.SGD, momentum=0.9), lr=1e-2, validation=batches,
+    quantization=Quantization(include=["Linear"]), training=Training(steps=20), metrics=Metrics(every=5),
 )
 print([sorted(row.items()) for row in comparison.rows], {name: vars(n) for name, n in comparison.counterparts.items()})
 """

@@ -10,6 +10,7 @@ from torch import nn
 
 from qat_ste import compare
 from qat_ste.estimators import Tanh
+from tests.arguments import sorted_arguments
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
 ADAM = partial(torch.optim.Adam, betas=(0.9, 0.95), eps=1e-7)
@@ -36,4 +37,4 @@ def run(**changes):
     }  # fmt: skip
     build = changes.pop("build_model", network)
     data = changes.pop("batches", batches())
-    return compare(build, data, **(arguments | changes))
+    return compare(build, data, **sorted_arguments(arguments | changes))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste import UniformQuantizer, quantize_weights, quantized_tensors, remove_quantizers
+from qat_ste import UniformQuantizer, quantized_tensors, remove_quantizers
 from qat_ste.estimators import Ste, Tanh
 from qat_ste.fake_quant.fake_quantize import FakeQuantize
+from tests.arguments import quantized
 
 
 def network() -> nn.Module:
@@ -58,7 +59,7 @@ def test_gradients_of_edge_levels_and_beyond_are_what_the_saturation_says(compil
 
 @pytest.mark.slow
 def test_compiled_by_inductor_without_a_graph_break():
-    model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
+    model = quantized(network(), Tanh(5.5), biases=True)
     inputs = torch.randn(2, 1, 8, 8)
     compiled = torch.compile(model, fullgraph=True)
     eager_gradients, compiled_gradients = gradients(model, model, inputs), gradients(compiled, model, inputs)
@@ -67,7 +68,7 @@ def test_compiled_by_inductor_without_a_graph_break():
 
 
 def test_default_quantizes_convolutions_and_linear_layers():
-    model = quantize_weights(network(), 2, Ste())
+    model = quantized(network(), Ste())
     assert [name for name, _, _ in quantized_tensors(model)] == ["0.weight", "2.0.weight", "4.weight"]
 
 
@@ -83,32 +84,32 @@ def test_default_quantizes_convolutions_and_linear_layers():
     ],
 )
 def test_include_and_exclude_by_name_and_type(include, exclude, biases, expected):
-    model = quantize_weights(network(), 2, Ste(), include, exclude, biases=biases)
+    model = quantized(network(), Ste(), include=include, exclude=exclude, biases=biases)
     assert [name for name, _, _ in quantized_tensors(model)] == expected
 
 
 def test_a_name_pattern_leaves_normalization_alone_unless_it_is_named_by_type():
-    def quantized(pattern):
-        model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), 2, Ste(), [pattern])
+    def names(pattern):
+        model = quantized(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), Ste(), include=[pattern])
         return [name for name, _, _ in quantized_tensors(model)]
 
-    assert quantized("*") == ["0.weight"]
-    assert quantized("BatchNorm2d") == ["1.weight"]
+    assert names("*") == ["0.weight"]
+    assert names("BatchNorm2d") == ["1.weight"]
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="no module of the model matches 'Conv3d'"):
-        quantize_weights(network(), 2, Ste(), ["Conv3d"])
-    with pytest.raises(ValueError, match="include and exclude leave no weight to quantize"):
-        quantize_weights(network(), 2, Ste(), ["Conv2d"], ["*"])
+    with pytest.raises(ValueError, match="'Conv3d' matches none; it has Conv2d, "):
+        quantized(network(), Ste(), include=["Conv3d"])
+    with pytest.raises(ValueError, match="patterns that leave a weight to quantize, together with exclude"):
+        quantized(network(), Ste(), include=["Conv2d"], exclude=["*"])
     with pytest.raises(ValueError, match=r"0\.weight is parametrized already"):
-        quantize_weights(quantize_weights(network(), 2, Ste()), 2, Ste())
+        quantized(quantized(network(), Ste()), Ste())
 
 
 def test_state_dict_round_trip_restores_weights_and_levels(tmp_path):
-    model = quantize_weights(network(), 2, Tanh(5.5), max=lambda w: 0.3, saturation="bin")
+    model = quantized(network(), Tanh(5.5), lambda w: 0.3, saturation="bin")
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    other = quantize_weights(network(), 4, Tanh(5.5))
+    other = quantized(network(), Tanh(5.5), bits=4)
     inputs = torch.randn(2, 1, 8, 8)
     assert not torch.equal(other(inputs), model(inputs))
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
@@ -119,7 +120,7 @@ def test_state_dict_round_trip_restores_weights_and_levels(tmp_path):
 
 def test_back_to_a_plain_module_that_holds_levels():
     plain_keys = list(network().state_dict())
-    model = quantize_weights(network(), 2, Tanh(5.5), biases=True)
+    model = quantized(network(), Tanh(5.5), biases=True)
     inputs = torch.randn(2, 1, 8, 8)
     expected = model(inputs)
     plain = remove_quantizers(copy.deepcopy(model))
@@ -133,7 +134,7 @@ def test_back_to_a_plain_module_that_holds_levels():
 
 
 def test_removing_quantizers_from_a_copy_leaves_the_others_theirs():
-    model, inputs = quantize_weights(nn.Sequential(nn.Linear(4, 4)), 2, Ste(), biases=True), torch.rand(2, 4)
+    model, inputs = quantized(nn.Sequential(nn.Linear(4, 4)), Ste(), biases=True), torch.rand(2, 4)
     copied, expected = copy.deepcopy(model), model(inputs)
     assert torch.equal(remove_quantizers(copied)(inputs), expected)
     assert torch.equal(model(inputs), expected)
@@ -142,7 +143,7 @@ def test_removing_quantizers_from_a_copy_leaves_the_others_theirs():
 
 
 def test_assigning_a_weight_sets_the_latent_weight():
-    layer = quantize_weights(nn.Sequential(nn.Linear(4, 4)), 2, Ste())[0]
+    layer = quantized(nn.Sequential(nn.Linear(4, 4)), Ste())[0]
     latent = torch.rand(4, 4) - 0.5
     layer.weight = latent
     assert torch.equal(layer.parametrizations.weight.original, latent)
@@ -161,11 +162,11 @@ class UpToOne(Ste):
         ({"max": lambda w: 1.0 if w.ndim == 4 else 0.0}, "max must be"),
         (
             {"max": lambda w: 1.0 if w.ndim == 4 else torch.ones(7, 10, 1)},
-            r"max makes 2.weight, of shape \(10, 8\), one",
+            r"broadcasts to the weight \(2.weight: \(7, 10, 8\), not \(10, 8\)\)",
         ),
         (
             {"estimator": UpToOne(), "max": lambda w: 6.0 - w.ndim * 1.25},
-            "estimator UpToOne needs a range of at most 1",
+            r"estimator must be one for these levels \(UpToOne needs a range of at most 1\)",
         ),
     ],
 )
@@ -174,7 +175,7 @@ def test_weights_are_quantized_all_or_none(arguments, told):
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 10))
     before, kinds = {name: values.clone() for name, values in model.state_dict().items()}, list(map(type, model))
     with pytest.raises(ValueError, match=told):
-        quantize_weights(model, **({"bits": 2, "estimator": Ste()} | arguments))
+        quantized(model, **({"estimator": Ste()} | arguments))
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -184,12 +185,12 @@ def test_weights_are_quantized_all_or_none(arguments, told):
 def test_a_weight_that_is_made_anew_in_each_forward_pass_is_refused_by_name():
     model = nn.Sequential(nn.Linear(3, 3), torch.nn.utils.weight_norm(nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="1.weight is neither a parameter nor a buffer of its module"):
-        quantize_weights(model, 2, Ste())
+        quantized(model, Ste())
     assert type(model[0]) is nn.Linear
 
 
 def test_a_range_by_channel_gives_each_channel_its_levels():
-    model = quantize_weights(network(), 2, Ste(), max=lambda w: w.detach().abs().amax((1, 2, 3), keepdim=True),
+    model = quantized(network(), Ste(), lambda w: w.detach().abs().amax((1, 2, 3), keepdim=True),
                              include=["Conv2d"])  # fmt: skip
     weight = model[0].weight
     assert len(weight[0].unique()) <= 4 < len(weight.unique())

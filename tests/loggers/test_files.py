@@ -1,4 +1,4 @@
-"""Files of a run that cannot be written for a while: nothing is lost, nothing is written by halves."""
+"""A run folder that cannot be written for a while: no row is lost, and none is half written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qat_ste.loggers.files import RunFolder
 
 @contextmanager
 def no_file_longer_than(size: int):
-    """As a disk with that little room: the part of a write that fits is written."""
+    """Acts like a disk with this much room: the part of a write that fits is written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -28,19 +28,19 @@ def steps(folder) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_rows_wait_for_room_and_none_is_there_by_halves(tmp_path, caplog):
+def test_rows_are_kept_until_there_is_room_and_none_is_half_written(tmp_path, caplog):
     files = RunFolder(tmp_path)
     files.log_row({"step": 1, "loss": 0.5})
     with no_file_longer_than((tmp_path / "metrics.jsonl").stat().st_size + 10):
         files.log_row({"step": 2, "loss": 0.25})
         files.log_row({"step": 3, "loss": 0.125})
         assert steps(tmp_path) == [1]
-        assert caplog.messages == [f"{tmp_path}: File too large; tried again with each row"]
+        assert caplog.messages == [f"{tmp_path}: File too large; rows will be written again with the next row"]
     files.log_row({"step": 4, "loss": 0.0})
     assert steps(tmp_path) == [1, 2, 3, 4]
 
 
-def test_rows_that_wait_are_written_with_the_results_or_it_is_said(tmp_path):
+def test_pending_rows_are_written_with_the_results_or_an_error_is_raised(tmp_path):
     files = RunFolder(tmp_path)
     with no_file_longer_than(100):
         files.log_row({"step": 1, "text": "x" * 200})
@@ -51,24 +51,27 @@ def test_rows_that_wait_are_written_with_the_results_or_it_is_said(tmp_path):
     assert steps(tmp_path) == [1]
 
 
-def test_a_status_that_cannot_be_told_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, caplog):
     files = RunFolder(tmp_path)
-    monkeypatch.setattr(files, "_told", -10.0)
+    monkeypatch.setattr(files, "_status_time", -10.0)
     monkeypatch.setattr(
         "qat_ste.loggers.files.write_json", lambda *_: os.open(tmp_path / "absent" / "file", os.O_RDONLY)
     )
     files.log_row({"step": 1})
     files.set_last_status("preempted", "SIGTERM")
     assert steps(tmp_path) == [1]
-    assert len(caplog.messages) == 2
+    assert caplog.messages == [
+        f"{tmp_path}: No such file or directory; rows will be written again with the next row",
+        f"{tmp_path}: status preempted cannot be written: No such file or directory",
+    ]
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch):
+def test_the_error_names_a_folder_that_was_removed(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     files = RunFolder(folder)
     shutil.rmtree(folder)
     files.log_row({"step": 1})  # its file is still open
-    monkeypatch.setattr(files, "_told", -10.0)
-    with pytest.raises(FileNotFoundError, match=f"the run folder {folder} is gone"):
+    monkeypatch.setattr(files, "_status_time", -10.0)
+    with pytest.raises(FileNotFoundError, match=f"the run folder {folder} was removed"):
         files.log_row({"step": 2})

@@ -1,4 +1,4 @@
-"""What the table of optimizers says is what their steps on rescaled gradients show; others are told by those alone."""
+"""The adjustments of known optimizers agree with ``probe``; ``probe`` on other optimizers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Signs(optim.Optimizer):
 
 
 class SomeSigns(Signs):
-    """With noise of its own, which has to be the same in runs that are compared."""
+    """Draws random numbers, which must be the same in the runs that ``probe`` compares."""
 
     def direction(self, w, gradient):
         return gradient.sign() * (torch.rand_like(gradient) < 0.5)
@@ -49,7 +49,7 @@ class Scaled(Signs):
 
 
 class Summed(Signs):
-    """Like Adagrad."""
+    """Similar to Adagrad."""
 
     def direction(self, w, gradient):
         state = self.state[w]
@@ -104,37 +104,37 @@ class ClippedByNorm(Clipped):
         optim.SGD.step(self)
 
 
-class OwnLearningRate(Signs):
+class LearningRateOfFirstGroup(Signs):
     def direction(self, w, gradient):
         return gradient / self.param_groups[0]["lr"]
 
 
-class Still(Signs):
+class Motionless(Signs):
     def direction(self, w, gradient):
         return 0 * gradient
 
 
-class Blowing(Signs):
+class Exploding(Signs):
     def direction(self, w, gradient):
         return gradient / 0
 
 
-class Odd(Signs):
+class Raising(Signs):
     def step(self):
         raise RuntimeError("not\ntoday")
 
 
 @pytest.mark.parametrize("make", TABLE.values(), ids=TABLE)
-def test_the_table_says_what_testing_shows(make):
+def test_known_adjustments_agree_with_probe(make):
     kind = getattr(make, "func", make)
     assert probe(make).equivalence is KNOWN[kind].equivalence
     assert adjustment_of(make, lr=1.0) is KNOWN[kind]
 
 
-def test_the_optimizers_asked_for_are_there():
-    wanted = "sgd keras_sgd adam adamw nadam adamax rmsprop rprop adagrad adafactor muon lion signsgd"
-    assert set(wanted.split()) == set(LISTED)
-    assert all(known.reason and (known.condition or known.equivalence is Equivalence.NONE) for known in KNOWN.values())
+def test_required_optimizers_are_listed():
+    required = "sgd keras_sgd adam adamw nadam adamax rmsprop rprop adagrad adafactor muon lion signsgd"
+    assert set(required.split()) == set(LISTED)
+    assert all(a.reason and (a.condition or a.equivalence is Equivalence.NONE) for a in KNOWN.values())
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_the_optimizers_asked_for_are_there():
         (NormalizedByTheWeights, "none"),
         (NormalizedOnce, "none"),
         (Cubed, "none"),
-        (OwnLearningRate, "none"),
-        (Still, "none"),
-        (Blowing, "none"),
-        (Odd, "none"),
+        (LearningRateOfFirstGroup, "none"),
+        (Motionless, "none"),
+        (Exploding, "none"),
+        (Raising, "none"),
         (lambda params, lr: 1 / 0, "none"),
         (optim.LBFGS, "none"),
         (partial(optim.SGD, momentum=0.99, nesterov=True, weight_decay=0.1), "remap"),
@@ -161,11 +161,11 @@ def test_the_optimizers_asked_for_are_there():
         (partial(Lion, betas=(0.9, 0.95), weight_decay=0.1), "keep"),
     ],
 )
-def test_an_optimizer_is_told_by_its_steps(make, equivalence):
-    found = probe(make)
-    assert found.equivalence == equivalence, found
-    assert found.tested
-    assert "\n" not in str(found)
+def test_probe_recognizes_an_optimizer_by_its_steps(make, equivalence):
+    adjustment = probe(make)
+    assert adjustment.equivalence == equivalence, adjustment
+    assert adjustment.tested
+    assert "\n" not in str(adjustment)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_an_optimizer_is_told_by_its_steps(make, equivalence):
         (partial(optim.Adam, betas=(0.9, 0.95)), {"eps": 1e-7}, {"eps": 1.0}, "keep"),
     ],
 )
-def test_one_option_turns_the_class(make, off, on, plain):
+def test_one_option_changes_the_adjustment(make, off, on, plain):
     assert probe(partial(make, **off)).equivalence == plain
     assert probe(partial(make, **on)).equivalence == "none"
 
@@ -185,29 +185,29 @@ def test_one_option_turns_the_class(make, off, on, plain):
 @pytest.mark.parametrize(
     ("beta2", "memory"), [(0.9, "64"), (0.99, "512"), pytest.param(0.999, "4,096", marks=pytest.mark.slow)]
 )
-def test_memory_is_measured(beta2, memory):
+def test_probe_measures_the_memory(beta2, memory):
     assert f" {memory} steps" in probe(partial(optim.Adam, betas=(0.9, beta2))).condition
 
 
-def test_known_classes_are_looked_up_and_others_tried():
+def test_known_classes_are_looked_up_and_others_tested():
     assert adjustment_of(optim.SGD, lr=1.0) is KNOWN[optim.SGD]
-    assert adjustment_of(partial(optim.Adam, amsgrad=True), lr=1.0).equivalence == "none", "not what the class says"
-    assert adjustment_of(partial(Clipped, clip=1.0), lr=1.0).equivalence == "none", "nor what the base class says"
+    assert adjustment_of(partial(optim.Adam, amsgrad=True), lr=1.0).equivalence == "none", "not that of the class"
+    assert adjustment_of(partial(Clipped, clip=1.0), lr=1.0).equivalence == "none", "not that of the base class"
     derived = adjustment_of(Clipped, lr=1.0)
     assert (derived.equivalence, derived.tested) == ("remap", True)
 
 
-def test_testing_feeds_the_same_each_time_and_disturbs_no_generator():
-    fed = [[], []]
-    for seed, gradients in enumerate(fed):
+def test_probe_is_reproducible_and_keeps_the_random_state():
+    seen = [[], []]
+    for seed, gradients in enumerate(seen):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
 
-        class Listening(Signs):
+        class Recording(Signs):
             def direction(self, w, gradient, gradients=gradients):
                 gradients.append(torch.stack([w.detach(), gradient]))
                 return gradient
 
-        assert probe(Listening).equivalence == "remap"
+        assert probe(Recording).equivalence == "remap"
         assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(torch.stack(fed[0]), torch.stack(fed[1]))
+    assert torch.equal(torch.stack(seen[0]), torch.stack(seen[1]))

@@ -1,4 +1,4 @@
-"""Quantizers on any levels: which levels they are, rounding, and the theorem on them."""
+"""Quantizers on any levels: the named grids, rounding, and the theorem on them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qat_ste.estimators import Acos, Estimator, Power, Tanh
 from qat_ste.quantizers.grids import GRIDS, make_quantizer
 from tests.floats import around
 
-ODD = (-1.0, -0.31, 0.05, 0.4, 1.0)
-LEVELS = {**GRIDS, "five uneven": ODD}
+UNEVEN = (-1.0, -0.31, 0.05, 0.4, 1.0)
+LEVELS = {**GRIDS, "five uneven": UNEVEN}
 SCALES = {"per tensor": 0.144, "per channel": torch.tensor([0.05, 0.144, 1.7]).reshape(3, 1)}
 EVEN = [
     name
@@ -28,11 +28,11 @@ EVEN = [
 ]
 
 
-def double(levels, saturation="range") -> GridQuantizer:
+def in_float64(levels, saturation="range") -> GridQuantizer:
     return GridQuantizer(levels, torch.tensor(0.144, dtype=torch.float64), saturation)
 
 
-def test_fp4_is_two_bits_of_exponent_and_one_of_mantissa():
+def test_fp4_has_two_exponent_bits_and_one_mantissa_bit():
     def value(sign: int, exponent: int, mantissa: int) -> float:
         magnitude = mantissa / 2 if exponent == 0 else 2.0 ** (exponent - 1) * (1 + mantissa / 2)
         return (-1) ** sign * magnitude
@@ -40,7 +40,7 @@ def test_fp4_is_two_bits_of_exponent_and_one_of_mantissa():
     assert sorted({value(*bits) for bits in product((0, 1), range(4), (0, 1))}) == list(GRIDS["fp4_e2m1"])
 
 
-def test_nf4_is_the_quantiles_of_the_normal_distribution():
+def test_nf4_levels_are_quantiles_of_the_normal_distribution():
     def quantile(p: float) -> float:
         return float(mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(p) - 1))
 
@@ -51,14 +51,14 @@ def test_nf4_is_the_quantiles_of_the_normal_distribution():
     assert list(GRIDS["nf4"]) == pytest.approx(expected, abs=2e-7)
 
 
-def test_apot_is_sums_of_powers_of_two():
+def test_apot_levels_are_sums_of_powers_of_two():
     sums = {a + b for a in (0, 2**-1, 2**-2, 2**-4) for b in (0, 2**-3)}
     assert sorted(sums | {-x for x in sums}) == list(GRIDS["apot"])
 
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
-def test_rounding_goes_to_the_nearest_level(levels):
-    quantizer, end = double(levels), max(map(abs, levels))
+def test_rounds_to_the_nearest_level(levels):
+    quantizer, end = in_float64(levels), max(map(abs, levels))
     values = [0.144 * x / end for x in levels]
     assert quantizer.levels.tolist() == pytest.approx(values, abs=1e-16)
     assert quantizer.thresholds.tolist() == pytest.approx([(a + b) / 2 for a, b in zip(values, values[1:])], abs=1e-16)
@@ -69,17 +69,17 @@ def test_rounding_goes_to_the_nearest_level(levels):
     quantized = single(torch.randn(10_000))
     assert torch.isin(quantized, single.levels).all()
     assert torch.equal(single(quantized), quantized)
-    at = single.thresholds
-    assert single.index(at).tolist() == list(range(1, len(levels)))
-    assert single.index(torch.nextafter(at, torch.tensor(-9.0))).tolist() == list(range(len(levels) - 1))
+    thresholds = single.thresholds
+    assert single.index(thresholds).tolist() == list(range(1, len(levels)))
+    assert single.index(torch.nextafter(thresholds, torch.tensor(-9.0))).tolist() == list(range(len(levels) - 1))
     special = single(torch.tensor([-math.inf, math.inf, math.nan]))
     assert special[:2].tolist() == [single.levels[0].item(), single.levels[-1].item()]
     assert special[2].isnan()
 
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
-def test_offset_is_measured_in_the_interval_between_two_levels(levels):
-    quantizer = double(levels, "none")
+def test_offset_is_in_units_of_the_interval_between_two_levels(levels):
+    quantizer = in_float64(levels, "none")
     values = quantizer.levels.tolist()
     w = torch.rand(300, dtype=torch.float64) * 0.288 - 0.144
     for x, u in zip(w.tolist(), quantizer.offset(w).tolist(), strict=True):
@@ -93,21 +93,21 @@ def test_offset_is_measured_in_the_interval_between_two_levels(levels):
     assert torch.allclose(threshold + u * width, w, rtol=0, atol=1e-16)
 
 
-def test_where_the_gradient_passes():
+def test_which_weights_get_a_gradient():
     w = torch.tensor([-0.33, -0.27, -0.2, 0.0, 0.99, 1.01, 1.29, 1.31])
-    found = {saturation: GridQuantizer([-0.2, 0.4, 1.0], 1.0, saturation).alive(w).int().tolist()
+    alive = {saturation: GridQuantizer([-0.2, 0.4, 1.0], 1.0, saturation).alive(w).int().tolist()
              for saturation in ("range", "bin", "none")}  # fmt: skip
-    assert found["range"] == [0, 0, 1, 1, 1, 0, 0, 0]
-    assert found["bin"] == [1, 1, 1, 1, 1, 1, 1, 0]
-    assert found["none"] == [1] * 8
+    assert alive["range"] == [0, 0, 1, 1, 1, 0, 0, 0]
+    assert alive["bin"] == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert alive["none"] == [1] * 8
 
 
-def test_the_levels_of_a_uniform_quantizer_make_the_same_quantizer():
+def test_a_grid_with_the_levels_of_a_uniform_quantizer_equals_it():
     w = torch.randn(100_000)
     for bits in (1, 2, 3, 4):
         uniform = UniformQuantizer(bits, 0.5)
         grid = GridQuantizer([2 * j - 2**bits + 1 for j in range(2**bits)], 0.5)
-        far = (w[:, None] - uniform.thresholds).abs().amin(1) > 1e-6  # elsewhere rounding decides
+        far = (w[:, None] - uniform.thresholds).abs().amin(1) > 1e-6  # nearer, rounding decides
         assert torch.equal(grid.index(w)[far], uniform.index(w)[far])
         assert torch.allclose(grid(w), uniform(w) + (grid(w) - uniform(w)) * ~far, rtol=1e-6)
         assert torch.equal(grid.alive(w), uniform.alive(w))
@@ -116,71 +116,77 @@ def test_the_levels_of_a_uniform_quantizer_make_the_same_quantizer():
 
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
-def test_per_channel_equals_one_quantizer_a_channel(levels):
+def test_per_channel_equals_one_quantizer_per_channel(levels):
     ranges, w = torch.tensor([0.1, 0.5, 2.0]), torch.randn(3, 40, 5)
     whole = GridQuantizer(levels, ranges.reshape(3, 1, 1))
     for channel in range(3):
         single = GridQuantizer(levels, ranges[channel].item())
-        for what in ("__call__", "index", "alive"):
-            assert torch.equal(getattr(whole, what)(w)[channel], getattr(single, what)(w[channel]))
+        for method in ("__call__", "index", "alive"):
+            assert torch.equal(getattr(whole, method)(w)[channel], getattr(single, method)(w[channel]))
         assert torch.allclose(whole.offset(w)[channel], single.offset(w[channel]), atol=1e-5)
-        for of_whole, of_single in zip(whole.cell(w), single.cell(w[channel]), strict=True):
-            assert torch.equal(of_whole[channel], of_single)
+        for cell_of_whole, cell_of_single in zip(whole.cell(w), single.cell(w[channel]), strict=True):
+            assert torch.equal(cell_of_whole[channel], cell_of_single)
 
 
-@pytest.mark.parametrize("levels", ["ternary", "fp4_e2m1", "nf4", ODD], ids=str)
+@pytest.mark.parametrize("levels", ["ternary", "fp4_e2m1", "nf4", UNEVEN], ids=str)
 @pytest.mark.parametrize("name", EVEN)
-def test_no_weight_changes_its_level_under_the_map(name, levels):
+def test_the_map_changes_no_level(name, levels):
     for max_ in SCALES.values():
         quantizer = GridQuantizer(levels, max_)
-        pair = SteEquivalent(getattr(estimators, name)(), quantizer)
+        equivalent = SteEquivalent(getattr(estimators, name)(), quantizer)
         near = around(quantizer.thresholds.reshape(quantizer.num_levels - 1, -1).T.contiguous(), 100)
         for w in (near, torch.randn(len(near), 5_000) * 0.1):
             w = w if isinstance(max_, torch.Tensor) else w[0]
-            assert torch.equal(quantizer(pair.weight_map(w)), quantizer(w))
-            assert torch.equal(quantizer(pair.inverse(w)), quantizer(w))
+            assert torch.equal(quantizer(equivalent.weight_map(w)), quantizer(w))
+            assert torch.equal(quantizer(equivalent.inverse(w)), quantizer(w))
 
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize("estimator", [Tanh(5.5), Power(5, 3), estimators.StableQat(0.21)])
-def test_one_factor_serves_intervals_of_every_width(estimator, levels):
-    quantizer = double(levels, "none")
-    # The sharpness of Tanh is in units of the range of as many equally spaced levels.
+def test_one_alpha_holds_for_intervals_of_any_width(estimator, levels):
+    quantizer = in_float64(levels, "none")
+    # The sharpness of Tanh refers to a range with as many equally spaced levels.
     even = make_quantizer(quantizer.max, "none", levels=list(range(quantizer.num_levels)))
-    pair = SteEquivalent(estimator, quantizer)
-    assert pair.lr_factor == pytest.approx(SteEquivalent(estimator, even).lr_factor, rel=1e-13)
+    equivalent = SteEquivalent(estimator, quantizer)
+    assert equivalent.lr_factor == pytest.approx(SteEquivalent(estimator, even).lr_factor, rel=1e-13)
     fixed = torch.cat([quantizer.levels, quantizer.thresholds])
-    assert torch.allclose(pair.weight_map(fixed), fixed, rtol=0, atol=1e-15)
+    assert torch.allclose(equivalent.weight_map(fixed), fixed, rtol=0, atol=1e-15)
     w = torch.rand(2000, dtype=torch.float64) * 0.5 - 0.25
     w = w[(quantizer.offset(w).abs() - 0.25).abs() < 0.24]
     width = 1e-8
-    slope = (pair.weight_map(w + width) - pair.weight_map(w - width)) / (2 * width)
-    assert torch.allclose(slope * estimator.derivative(w, quantizer), torch.tensor(pair.lr_factor).double(), rtol=1e-4)
-    assert torch.allclose(pair.inverse(pair.weight_map(w)), w, rtol=0, atol=1e-12)
+    slope = (equivalent.weight_map(w + width) - equivalent.weight_map(w - width)) / (2 * width)
+    assert torch.allclose(
+        slope * estimator.derivative(w, quantizer), torch.tensor(equivalent.lr_factor).double(), rtol=1e-4
+    )
+    assert torch.allclose(equivalent.inverse(equivalent.weight_map(w)), w, rtol=0, atol=1e-12)
 
 
-def test_uneven_g_takes_equal_widths():
-    for levels in ("fp4_e2m1", "nf4", ODD):
-        with pytest.raises(ValueError, match=r"Acos.* is not even in u, .* Use equally spaced levels"):
+def test_g_that_is_not_even_needs_equally_spaced_levels():
+    for levels in ("fp4_e2m1", "nf4", UNEVEN):
+        with pytest.raises(
+            ValueError,
+            match=r"Acos\(s=1.0\) is not even in u, so its weight map moves levels in "
+            "proportion to the interval's width, and .* would overlap. Use equally spaced levels",
+        ):
             SteEquivalent(Acos(1.0), GridQuantizer(levels, 1.0, "bin"))
     assert SteEquivalent(Acos(1.0), GridQuantizer("ternary", 1.0, "bin")).lr_factor == pytest.approx(math.sqrt(0.75))
 
 
-def test_uneven_g_on_uneven_widths_would_indeed_tear_the_map():
-    """Negative control: with Acos forced upon it, M jumps at the levels between intervals of different width."""
-    quantizer = double(ODD, "none")
-    pair = SteEquivalent(Tanh(5.5), quantizer)
+def test_g_that_is_not_even_would_make_the_map_jump_on_unequal_widths():
+    """Negative control: without the check, the M of Acos jumps at levels between intervals of different width."""
+    quantizer = in_float64(UNEVEN, "none")
+    equivalent = SteEquivalent(Tanh(5.5), quantizer)
     from qat_ste.theory.weight_maps import IntervalMaps
 
-    for estimator, torn in ((Acos(1.0), True), (Tanh(5.5), False)):
+    for estimator, jumps in ((Acos(1.0), True), (Tanh(5.5), False)):
         maps = IntervalMaps(estimator, quantizer)
         level = quantizer.levels[2]
         below, above = (
             maps.forward(level.reshape(1) - 1e-12, quantizer),
             maps.forward(level.reshape(1) + 1e-12, quantizer),
         )
-        assert (abs((above - below).item()) > 1e-4) is torn
-    assert pair.lr_factor < 1
+        assert (abs((above - below).item()) > 1e-4) is jumps
+    assert equivalent.lr_factor < 1
 
 
 @pytest.mark.parametrize(
@@ -196,15 +202,15 @@ def test_uneven_g_on_uneven_widths_would_indeed_tear_the_map():
         (["a", "b"], "finite numbers"),
     ],
 )  # fmt: skip
-def test_refuses_what_is_no_grid(levels, message):
+def test_rejects_levels_that_are_no_grid(levels, message):
     with pytest.raises(ValueError, match=message):
         GridQuantizer(levels, 1.0)
 
 
-def test_state_makes_the_same_quantizer():
-    for quantizer in (GridQuantizer(ODD, 0.3, "bin"), UniformQuantizer(3, 0.3, "none")):
-        again = make_quantizer(**quantizer.state)
-        assert type(again) is type(quantizer)
-        assert again.state == quantizer.state
-        assert torch.equal(again.levels, quantizer.levels)
+def test_state_recreates_the_quantizer():
+    for quantizer in (GridQuantizer(UNEVEN, 0.3, "bin"), UniformQuantizer(3, 0.3, "none")):
+        recreated = make_quantizer(**quantizer.state)
+        assert type(recreated) is type(quantizer)
+        assert recreated.state == quantizer.state
+        assert torch.equal(recreated.levels, quantizer.levels)
     assert repr(GridQuantizer("ternary", 0.5)) == "GridQuantizer(levels=(-1.0, 0.0, 1.0), max=0.5, saturation='range')"

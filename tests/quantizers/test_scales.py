@@ -1,3 +1,5 @@
+"""The scale of arXiv 2405.05171."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""A page in headless Chromium: its DOM after a script ran in it, and what it asked the network for."""
+"""Opens a page in headless Chromium, runs a script in it and records its requests to the network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -21,7 +22,7 @@ FLAGS = (
     "--disable-features=OptimizationHints,MediaRouter,Translate", "--metrics-recording-only", "--no-pings",
     "--proxy-bypass-list=<-loopback>", "--virtual-time-budget=5000",
 )  # fmt: skip
-OWN = re.compile(r"\.(google|googleapis|gvt1)\.com[:/ ]")  # asked by the browser itself; of the page's own it tells
+OWN = re.compile(r"\.(google|googleapis|gvt1)\.com[:/ ]")  # the browser's own requests; the page reports its own
 CATCHER = """<script>
 window.faults = []; window.requests = [];
 window.addEventListener("error", event => faults.push(event.message || "a resource did not load"), true);
@@ -33,13 +34,13 @@ window.addEventListener("load", () => {
   performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).forEach(
     entry => requests.push(entry.name));
   try { outcome = (() => { %s })(); } catch (error) { faults.push(String(error)); }
-  document.documentElement.dataset.outcome = encodeURIComponent(JSON.stringify([outcome, faults, requests]));
+  top.document.documentElement.dataset.outcome = encodeURIComponent(JSON.stringify([outcome, faults, requests]));
 });
 </script>"""
 
 
 class Proxy:
-    """Listens on the loopback, notes the first line of what comes, answers nothing."""
+    """Records the first line of each request on a local port, and never answers."""
 
     def __enter__(self) -> Proxy:
         self.asked: list[str] = []
@@ -65,15 +66,18 @@ class Proxy:
                     self.asked.append("a connection without a request")
 
 
-def run_in_page(page: Path, script: str, scratch: Path) -> SimpleNamespace:
-    """Runs the body of a function in a copy of the page that lies beside it in ``scratch``.
+def run_in_page(page: Path, script: str, scratch: Path, width: int | None = None) -> SimpleNamespace:
+    """Runs the body of a function in a copy of the page in ``scratch``, in a frame of ``width`` CSS pixels.
 
-    ``outcome``: what it returned; ``faults``: errors and warnings of the console; ``asked``: requests of the page, as
-    it knows them itself and as a proxy sees them.
+    Returns:
+        ``outcome``: what the function returned; ``faults``: errors and warnings of the console; ``asked``: requests of
+        the page, those it counts itself and those that reach a proxy.
     """
     text = page.read_text(encoding="utf-8")
     copy = scratch / "probed.html"
     text = text.replace("<head>", "<head>" + CATCHER, 1).replace("</body>", PROBE % script + "</body>", 1)
+    if width is not None:  # Chromium's windows are at least 500 pixels wide
+        text = f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{escape(text)}"></iframe>'
     copy.write_text(text, encoding="utf-8")
     with Proxy() as proxy:
         command = [CHROMIUM, *FLAGS, f"--proxy-server={proxy.address}", f"--user-data-dir={scratch / 'profile'}",

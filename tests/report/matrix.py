@@ -1,4 +1,4 @@
-"""Run folders as a sweep leaves them, made from one real short run: other seeds, choices, and errors of our making."""
+"""Makes the run folders of a sweep from one real short run, with other seeds, choices and made-up errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCALES = {"default": 1.0, "scaledown": 0.4, "scaledown_matched": 0.6, "bits_1": 
 
 
 def spread(seed: int, name: str) -> float:
-    """A factor near 1 for each seed and name."""
+    """Returns a factor near 1 for each seed and name."""
     return math.exp(random.Random(f"{seed} {name}").gauss(0, 0.05))
 
 
@@ -36,7 +36,7 @@ def copy_run(
     config: Callable[[dict], None] = lambda config: None,
     drawn: bool = False,
 ) -> Path:
-    """A copy with these weight alignment errors for its counterparts; with weights and its own page if ``drawn``."""
+    """Copies a run with these weight alignment errors for its counterparts, and with weights and page if ``drawn``."""
     folder.mkdir(parents=True)
     results = json.loads((source / "results.json").read_text())
     results["config"]["train"]["seed"] = seed
@@ -64,7 +64,7 @@ def copy_run(
 
 
 def write_matrix(source: Path, output: Path, seeds: Sequence[int] = (42, 43, 44)) -> Path:
-    """The paper's matrix of one set-up: SGD, where all claims hold, and Adam."""
+    """Writes the paper's matrix of one set-up: SGD, where all claims hold, and Adam."""
     for experiment, equivalence in (("mnist_sgd", "remap"), ("mnist_adam", "keep")):
         for row, names in ROWS.items():
             if equivalence == "keep" and row.startswith("bits"):

@@ -18,9 +18,9 @@ SORT_AND_FILTER = """
     box.dispatchEvent(new Event(id === "status" ? "change" : "input"));
   };
   const seen = { before: shown().length };
-  click("error of ste"); seen.up = cells("error of ste"); seen.sortsUp = sorts();
-  click("error of ste"); seen.down = cells("error of ste"); seen.sortsDown = sorts();
-  click("of jitter"); seen.jitter = cells("of jitter");
+  click("ste error"); seen.up = cells("ste error"); seen.sortsUp = sorts();
+  click("ste error"); seen.down = cells("ste error"); seen.sortsDown = sorts();
+  click("jitter error"); seen.jitter = cells("jitter error");
   type("filter", "SGD bits_1"); seen.filtered = shown().map(row => row.textContent);
   seen.count = document.getElementById("count").textContent;
   click("seed"); seen.seeds = cells("seed");
@@ -29,6 +29,8 @@ SORT_AND_FILTER = """
   type("status", ""); seen.after = shown().length;
   seen.focusable = headers.every(header => header.firstElementChild.tabIndex === 0);
   seen.images = Array.from(document.images).every(image => image.complete && image.naturalWidth > 100);
+  seen.wide = boxes.filter(box => box.scrollWidth > box.clientWidth + 1).every(box => box.classList.contains("wide"));
+  seen.page = document.documentElement.scrollWidth <= window.innerWidth;
   seen.links = Array.from(document.querySelectorAll("#runs a")).map(link => link.getAttribute("href"));
   return seen;
 """
@@ -55,6 +57,8 @@ def test_page_sorts_and_filters_without_fault_or_request(report, tmp_path):
     assert sorted(text.strip().split("broken")[0] for text in seen["broken"]) == ["empty", "foreign", "truncated"]
     assert seen["focusable"]
     assert seen["images"]
+    assert seen["wide"], "each box that scrolls has the hint"
+    assert seen["page"], "nothing is wider than the window"
     assert len(seen["links"]) == 6
     assert all((report.page.parent / link.replace("%2C", ",")).is_file() for link in seen["links"])
 

@@ -1,4 +1,4 @@
-"""The figure of a card: nothing lies over another, and what fails is marked."""
+"""The figure of a card: no panel overlaps another, and points where an assumption fails are marked."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import optim
 
 from qat_ste import card_of
-from qat_ste.estimators import Acos, Cosine, FastSigmoid, Power, Pwl, StableQat, Tanh
+from qat_ste.estimators import Acos, Cosine, Ewgs, FastSigmoid, Power, Pwl, StableQat, Ste, Tanh
 from qat_ste.quantizers.grids import make_quantizer
-from qat_ste.report.card.figure import FAULT, PANELS, card_figure, card_png
+from qat_ste.report.card.figure import ESTIMATOR, FAULT, PANELS, card_figure, card_png
+from qat_ste.report.card.text import card_numbers
 from qat_ste.report.style import STYLE
 
 SGD = partial(optim.SGD, momentum=0.9)
@@ -37,7 +38,7 @@ def drawn(estimator, quantizer):
 
 
 @pytest.mark.parametrize(("estimator", "quantizer"), CASES, ids=str)
-def test_nothing_lies_over_another(estimator, quantizer):
+def test_no_panel_overlaps_another(estimator, quantizer):
     figure = drawn(estimator, quantizer)
     renderer, edges = figure.canvas.get_renderer(), figure.bbox
     shown = [axis for axis in figure.axes if axis.axison]
@@ -46,7 +47,7 @@ def test_nothing_lies_over_another(estimator, quantizer):
     for place, box in enumerate(boxes):
         assert edges.x0 - 1 <= box.x0 and box.x1 <= edges.x1 + 1 and edges.y0 - 1 <= box.y0 and box.y1 <= edges.y1 + 1
         assert not any(box.overlaps(other) for other in boxes[:place])
-        assert place > 3 or min(box.width, box.height) > 0.3 * edges.height or len(shown) < 4
+        assert place > 4 or min(box.width, box.height) > 0.3 * edges.height or len(shown) < 5
 
 
 def marked(figure) -> np.ndarray:
@@ -54,7 +55,7 @@ def marked(figure) -> np.ndarray:
     return np.concatenate(lines) if lines else np.empty(0)
 
 
-def test_where_g_is_not_positive_is_marked_and_there_is_no_map():
+def test_points_where_g_is_not_positive_are_marked_and_there_is_no_map():
     figure = drawn(Cosine(1.0), make_quantizer(1.0))
     assert set(marked(figure).round(6)) == {-1, -0.333333, 0.333333, 1}
     assert figure.axes[2].get_title(loc="left") == "no weight map: g is not positive"
@@ -64,8 +65,31 @@ def test_where_g_is_not_positive_is_marked_and_there_is_no_map():
 
 def test_the_density_of_remapped_weights_is_one_in_all():
     figure = drawn(Tanh(5.5), make_quantizer(1.0))
-    z, density = figure.axes[3].lines[0].get_data()
+    z, density = figure.axes[4].lines[0].get_data()
     assert ((density[1:] + density[:-1]) / 2 * np.diff(z)).sum() / 2 == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("estimator", "largest"), [(Tanh(5.5), 0.158), (Ewgs(), 6.445e-4), (Ste(), 0.0)], ids=str)
+def test_the_shift_fills_its_panel_however_small_it_is(estimator, largest):
+    (axis,) = [axis for axis in drawn(estimator, make_quantizer(1.0)).axes if "M(w) − w" in axis.get_title("left")]
+    (line,) = [line for line in axis.lines if line.get_color() == ESTIMATOR]
+    assert np.abs(line.get_ydata()).max() == pytest.approx(largest, rel=5e-3)
+    assert axis.get_ylim()[1] == pytest.approx(1.15 * largest if largest else 0.0115, rel=5e-3)
+
+
+def test_the_text_says_first_whether_the_theorem_covers_the_estimator():
+    grid = make_quantizer(1.0)
+    texts = [card_numbers(card_of(estimator, grid, SGD, 3e-3)) for estimator in (Tanh(5.5), Ewgs(), Cosine(1.0))]
+    (covered, uncovered, refused) = ([*text[0], text[1][0]] for text in texts)
+    assert covered == ["theorem", "covers this estimator", "amounts to"]
+    assert uncovered[1].startswith("does not cover this estimator: its g depends on the sign of the gradient")
+    assert uncovered[2] == "compared with"
+    assert refused[1].startswith("does not apply: Cosine(a=1.0) is not positive")
+    exact = card_numbers(card_of(Ewgs(), grid, optim.Rprop, 3e-3))
+    assert exact[:2] == [
+        ("theorem", "covers this estimator"),
+        ("amounts to", "the STE, nothing adjusted: the runs are identical"),
+    ]
 
 
 def test_a_file_is_small():

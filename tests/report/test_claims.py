@@ -17,7 +17,7 @@ from qat_ste.report.sweep.groups import group_runs
 
 
 def runs(row: str, errors: dict[str, list[float | None]], equivalence: str = "remap") -> list[Run]:
-    """A run a seed; ``errors`` by counterpart, in the order of the seeds."""
+    """One run for each seed; ``errors`` by counterpart, in the order of the seeds."""
     number = len(next(iter(errors.values())))
     return [
         Run(
@@ -40,12 +40,12 @@ def runs(row: str, errors: dict[str, list[float | None]], equivalence: str = "re
 
 
 def words(*all_runs: list[Run]) -> dict[tuple[str, str], str]:
-    groups, _ = group_runs(run for some in all_runs for run in some)
+    groups, _ = group_runs(run for by_seed in all_runs for run in by_seed)
     return {(claim.row, claim.kind): claim.word for claim in all_claims(groups)}
 
 
 def students_quantile(freedom: int, probability: float) -> float:
-    """By integrating Student's density in small steps: slow, and from its formula alone."""
+    """Integrates Student's density in small steps."""
     scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
     area, t, step = 0.5, 0.0, 1e-4
     while area < probability:
@@ -73,7 +73,7 @@ def test_summary_of_little():
     assert summarize([0.1] * 3) == Summary(0.1, 0.0, 3)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_has_its_nominal_coverage():
     generator = random.Random(0)
     inside = 0
     for _ in range(2000):
@@ -84,22 +84,22 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 
 @pytest.mark.parametrize(
     ("interval", "word"),
-    [((1.2, 1.9), "holds"), ((1.2, 2.0), "holds"), ((1.2, 2.1), "cannot say"), ((2.1, 3.0), "does not hold")],
+    [((1.2, 1.9), "holds"), ((1.2, 2.0), "holds"), ((1.2, 2.1), "inconclusive"), ((2.1, 3.0), "does not hold")],
 )
-def test_decision_at_most_two_and_its_mirror(interval, word):
+def test_decision_about_an_upper_bound_and_its_mirror(interval, word):
     assert decide(*interval, "at most", 2.0) == word
     mirrored = [1 / end for end in reversed(interval)]
     assert decide(*mirrored, "at least", 0.5) == word
-    assert decide(None, None, "at most", 2.0) == "cannot say"
+    assert decide(None, None, "at most", 2.0) == "inconclusive"
 
 
-def test_below_one_is_not_one():
+def test_below_one_excludes_one():
     assert decide(1.0, 1.0, "below", 1.0) == "does not hold"
     assert decide(0.5, 0.9, "below", 1.0) == "holds"
-    assert decide(0.5, 1.0, "below", 1.0) == "cannot say"
+    assert decide(0.5, 1.0, "below", 1.0) == "inconclusive"
 
 
-def test_bound_is_the_verdicts():
+def test_bound_equals_that_of_the_verdict():
     assert claims.NEGLIGIBLE == verdict.NEGLIGIBLE
 
 
@@ -121,28 +121,28 @@ def test_negative_control_claims_that_do_not_hold():
     assert set(words(default, smaller).values()) == {"does not hold"}
 
 
-def test_claims_of_which_the_runs_cannot_say():
+def test_inconclusive_claims():
     scattered = runs("default", {"ste": [0.02, 0.2, 0.06], "jitter": [0.04, 0.04, 0.04], "naive": [0.3, 0.2, 0.06]})
-    assert set(words(scattered).values()) == {"cannot say"}
+    assert set(words(scattered).values()) == {"inconclusive"}
     one_seed = runs("default", {"ste": [0.04], "jitter": [0.04], "naive": [0.4]})
-    assert set(words(one_seed).values()) == {"cannot say"}
+    assert set(words(one_seed).values()) == {"inconclusive"}
     (claim, _) = all_claims(group_runs(one_seed)[0])
     assert (claim.value, claim.low, claim.n) == (1.0, None, 1)
-    assert "at least two seeds" in claim.note
+    assert claim.note == "one run (seed 0); a test needs at least two seeds"
 
 
-def test_pairs_are_of_the_same_seed():
-    """Errors of one seed are all twice as large: paired, the ratio has no spread at all."""
+def test_ratios_are_paired_by_seed():
+    """All errors of one seed are larger by one factor: their paired ratios have no spread."""
     paired = runs("default", {"ste": [0.05, 0.1, 0.2], "jitter": [0.04, 0.08, 0.16]})
     (claim,) = all_claims(group_runs(paired)[0])
     assert (claim.low, claim.high) == (pytest.approx(1.25), pytest.approx(1.25))
-    assert "same ratio" in claim.note
+    assert claim.note == "all seeds have the same ratio"
     missing = runs("default", {"ste": [0.05, None, 0.2], "jitter": [0.04, 0.08, None]})
     (claim,) = all_claims(group_runs(missing)[0])
     assert claim.n == 1
 
 
-def test_control_only_where_something_is_adjusted():
+def test_control_claim_only_with_adjustment():
     errors = {"ste": [0.05, 0.05], "jitter": [0.04, 0.05], "naive": [0.05, 0.05]}
     assert set(words(runs("default", errors, "keep"))) == {("default", "close")}
     assert set(words(runs("default", errors, "remap"))) == {("default", "close"), ("default", "far")}
@@ -150,18 +150,18 @@ def test_control_only_where_something_is_adjusted():
 
 def test_exactly_equal_runs():
     assert words(runs("default", {"ste": [0.0, 0.0], "jitter": [0.04, 0.05]})) == {("default", "close"): "holds"}
-    assert words(runs("default", {"ste": [0.0, 0.1], "jitter": [0.04, 0.05]})) == {("default", "close"): "cannot say"}
-    assert words(runs("default", {"ste": [0.1, 0.1], "jitter": [0.0, 0.0]})) == {("default", "close"): "cannot say"}
+    assert words(runs("default", {"ste": [0.0, 0.1], "jitter": [0.04, 0.05]})) == {("default", "close"): "inconclusive"}
+    assert words(runs("default", {"ste": [0.1, 0.1], "jitter": [0.0, 0.0]})) == {("default", "close"): "inconclusive"}
 
 
 @pytest.mark.parametrize(
     ("ste", "naive", "order"),
     [
-        (0.05, 0.3, "default ≈ jitter < no-warp"),
-        (0.01, 0.3, "default < jitter < no-warp"),
-        (0.01, 0.03, "default < jitter; default < no-warp"),
-        (0.2, 0.9, "default > jitter; default < no-warp"),
-        (0.2, 0.21, "default > jitter; no-warp not 2 times as far as default"),
+        (0.05, 0.3, "ste ≈ jitter < naive"),
+        (0.01, 0.3, "ste < jitter < naive"),
+        (0.01, 0.03, "ste < jitter; ste < naive"),
+        (0.2, 0.9, "ste > jitter; ste < naive"),
+        (0.2, 0.21, "ste > jitter; naive less than 2 × as far as ste"),
     ],
 )
 def test_order_in_words(ste, naive, order):
@@ -187,10 +187,15 @@ def test_matrix_holds_and_the_headline_counts(matrix):
     assert far.note == "the ranges over seeds do not overlap"
 
 
-def test_headline_of_some_and_of_none(matrix):
+def test_headline_with_failed_inconclusive_and_no_claims(matrix):
     first = matrix.findings.claims[0]
-    mixed = [replace(first, word=word) for word in ("holds", "holds", "does not hold", "cannot say", "cannot say")]
-    assert counted(mixed) == "2 of 5 claims hold, 1 does not hold, of 2 these runs cannot say."
-    assert counted(mixed[1:3]) == "1 of 2 claims holds, 1 does not hold."
+    mixed = [replace(first, word=word) for word in ("holds", "holds", "does not hold", "inconclusive", "inconclusive")]
+    assert counted(mixed) == "2 of 5 claims hold; 1 does not hold; 2 are inconclusive."
+    assert counted([*mixed[:2], *mixed[3:]]) == "2 of 4 claims hold; 2 are inconclusive."
+    assert counted(mixed[1:3]) == "1 of 2 claims holds; 1 does not hold."
+    assert counted(mixed[2:]) == "0 of 3 claims hold; 1 does not hold; 2 are inconclusive."
     assert counted(mixed[:1]) == "The claim holds."
-    assert counted([]).startswith("No claim can be tested here")
+    assert counted(mixed[2:3]) == "The claim does not hold."
+    assert counted(mixed[3:]) == "Both claims are inconclusive."
+    assert counted([replace(first, word="cannot say")]) == "The claim is inconclusive.", "in a summary of version 0.1.0"
+    assert counted([]) == "No claim can be tested: no run has both counterparts, ste and jitter."

@@ -8,12 +8,13 @@ from urllib.parse import unquote
 
 import pytest
 
+from qat_ste.report.sweep.diff import _fitted
 from qat_ste.report.sweep.summary import read_summary
 from scripts.reproduction_docs import DOCS, page
 from tests.report.matrix import ERRORS, copy_run, write_matrix
 
 
-def test_broken_folders_are_told_and_the_page_is_still_made(qat_report, finished_run, tmp_path):
+def test_broken_folders_are_reported_and_the_page_is_still_written(qat_report, finished_run, tmp_path):
     copy_run(finished_run, tmp_path / "sweep" / "good", 1, None, ERRORS, drawn=True)
     whole = (finished_run / "results.json").read_text()
     for name, content in {"empty": "", "truncated": whole[:1000], "foreign": '{"loss": 1}'}.items():
@@ -23,12 +24,16 @@ def test_broken_folders_are_told_and_the_page_is_still_made(qat_report, finished
     assert done.code == 0
     assert done.err == [
         "qat-report: sweep/empty: broken: results.json is empty",
-        "qat-report: sweep/foreign: broken: results.json is not qat-run's: no config, reference, counterparts",
+        "qat-report: sweep/foreign: broken: results.json is not qat-run's: it lacks config, reference, counterparts",
         "qat-report: sweep/truncated: broken: results.json is truncated: it ends after 1000 characters",
     ]
     assert done.out[-1] == str(tmp_path / "sweep" / "report.html")
     html = (tmp_path / "sweep" / "report.html").read_text()
-    for name, reason in (("empty", "is empty"), ("foreign", "is not qat-run"), ("truncated", "is truncated")):
+    for name, reason in (
+        ("empty", "is empty"),
+        ("foreign", "is not qat-run"),
+        ("truncated", "is truncated"),
+    ):
         assert re.search(rf"<li>\S*{name}: broken: results.json {reason}", html)
     assert 'href="good/report.html"' in html
 
@@ -38,7 +43,7 @@ def test_claims_on_the_terminal_and_page_on_the_last_line(qat_report, matrix, tm
     done = qat_report(matrix.folder, matrix.folder / "mnist_sgd,default,42")
     assert (done.code, done.err) == (0, [])
     assert " ".join(done.out[0].split()) == "set-up ratio of errors bound measured 95 % interval seeds claim"
-    assert re.match(r"mnist_sgd +no-warp / default +at least 2 +[45]\.\d\d +\S+ to \S+ +3 +holds", done.out[2])
+    assert re.match(r"mnist_sgd +naive / ste +at least 2 +[45]\.\d\d +\S+ to \S+ +3 +holds", done.out[2])
     assert done.out[-2:] == ["All 11 claims hold.", str(tmp_path / "report" / "report.html")]
     html = (tmp_path / "report" / "report.html").read_text()
     links = re.findall(r'<td class="text"><a href="([^"]+)"', html)
@@ -49,12 +54,12 @@ def test_claims_on_the_terminal_and_page_on_the_last_line(qat_report, matrix, tm
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nowhere"], "nowhere: no such folder; give the folder of a run, or one with runs below it"),
-        (["empty"], "empty: no run folder there or below; qat-run makes one, with results.json in it"),
-        (["unfinished"], "no finished run among 1 run folder; wait for one, or run qat-run again there"),
+        (["nowhere"], "nowhere: no such folder; give a run folder or a folder of runs"),
+        (["empty"], "empty: no run folder at or below it; qat-run writes one, with results.json in it"),
+        (["unfinished"], "no finished run in 1 run folder; wait for one, or start it again with qat-run"),
         (
             ["--diff", "nowhere", "empty"],
-            "nowhere: no such folder; give the folder of a run, or one with runs below it",
+            "nowhere: no such folder; give a run folder or a folder of runs",
         ),
     ],
 )
@@ -69,7 +74,7 @@ def test_nothing_to_report_on_is_one_line_and_exit_code_2(qat_report, tmp_path, 
 
 def test_arguments_that_do_not_go_together(qat_report):
     assert "name a run folder" in qat_report().err[-1]
-    assert "--diff takes its two folders alone" in qat_report("--diff", "a", "b", "c").err[-1]
+    assert "--diff takes two folders and no other argument" in qat_report("--diff", "a", "b", "c").err[-1]
 
 
 def test_single_run_gets_its_own_page_again_without_torch(finished_run, tmp_path):
@@ -96,7 +101,7 @@ def test_links_in_the_way_are_replaced_or_refused_never_written_through(qat_repo
     (run / "figures").symlink_to(outside)
     done = qat_report(run)
     assert (done.code, done.err) == (
-        2, ["qat-report: figures is a link, and links are not followed: put the file itself there"]
+        2, ["qat-report: figures is a symbolic link, which is not followed; put the file itself there"]
     )  # fmt: skip
     assert [path.name for path in outside.iterdir()] == ["precious"]
 
@@ -111,9 +116,53 @@ def test_diff_of_two_runs(qat_report, finished_run, tmp_path):
     assert (done.code, done.err) == (0, [])
     assert ["seeds", "1", "2"] in lines
     assert ["optimizer.lr", "0.003", "0.1"] in lines
-    assert ["ste/weight_alignment_error", "0.0500", "0.0600"] in lines
-    assert ["jitter/weight_alignment_error", "0.0400", "0.0400"] in lines
-    assert not any(line[:1] == ["train.l2"] for line in lines), "what is the same is no difference"
+    error = ["weight", "alignment", "error"]
+    errors = {name: lines[lines.index([name, "n", "=", "1", "n", "=", "1"]) :] for name in ("ste", "jitter")}
+    assert next(line for line in errors["ste"] if line[:3] == error) == [*error, "0.0500", "0.0600"]
+    assert next(line for line in errors["jitter"] if line[:3] == error) == [*error, "0.0400", "0.0400"]
+    assert not any(line[:1] == ["train.l2"] for line in lines), "equal settings are not listed"
+
+
+def test_diff_fits_a_terminal_of_80_columns(qat_report, finished_run, tmp_path, monkeypatch):
+    long = "a_module_with_a_rather_long_path.schedules"
+
+    def change(number):
+        return lambda config: config.update(
+            schedule={"_target_": f"{long}.{'LQ'[number]}inear"}, section={"a" * 60: 1, "b" * 60: number}
+        )
+
+    for number in range(2):
+        for seed in range(12):
+            errors = ERRORS | {"ste": 1e-5 * (1 + seed)}
+            copy_run(
+                finished_run, tmp_path / f"{number}" / f"{seed}", seed + number, None, errors, config=change(number)
+            )
+    monkeypatch.setattr("qat_ste.app.report_cli.PIPED_WIDTH", 80)
+    lines = [line.rstrip() for line in qat_report("--diff", "0", "1").out]
+    assert max(map(len, lines)) <= 80
+    words = [line.split() for line in lines]
+    assert ["schedule", "Linear", "Qinear"] in words
+    assert ["…" + "b" * 35, "0", "1"] in words
+    seeds = next(line for line in lines if line.startswith("seeds"))
+    assert seeds.endswith("  0, 1, 2, 3, 4, 5, 6…  1, 2, 3, 4, 5, 6, 7…")
+    assert all(not line or len(line.split("  ")[0]) > 0 or line.startswith("  ") for line in lines)
+    assert not any(line.startswith("   ") for line in lines[2:]), "no cell is wrapped"
+
+
+@pytest.mark.parametrize(
+    ("values", "shortened"),
+    [
+        (("0.1", "x" * 21), ("0.1", "x" * 19 + "…")),
+        (("a" * 20, "b"), ("a" * 20, "b")),
+        (
+            ("torch.optim.lr_scheduler.Cosine", "torch.optim.lr_scheduler.Step"),
+            ("…lr_scheduler.Cosine", "…lr_scheduler.Step"),
+        ),
+        (("x" * 40 + "a" * 40, "x" * 40 + "b" * 40), ("…xxxx" + "a" * 14 + "…", "…xxxx" + "b" * 14 + "…")),
+    ],
+)
+def test_diff_shortens_long_values_around_their_difference(values, shortened):
+    assert _fitted("key", *values) == ("key", *shortened)
 
 
 def test_diff_of_two_sweeps_by_group(qat_report, matrix, finished_run, tmp_path):
@@ -128,7 +177,9 @@ def test_diff_of_two_sweeps_by_group(qat_report, matrix, finished_run, tmp_path)
     text = "\n".join(done.out)
     assert done.code == 0
     assert re.search(r"train.share +0.08 +1.0\n", text)
-    assert re.search(r"ste/weight_alignment_error +0\.0\d+ ± 0\.00\d+ +0.0500 ± 0.0000", text)
+    assert re.search(
+        r"\nste +n = 3 +n = 2\n(  .*\n)*?  weight alignment error +0\.0\d+ ± 0\.00\d+ +0.0500 ± 0.0000", text
+    )
     assert f"only in A ({matrix.folder}): mnist_sgd, row bits_1" in text
     assert "only in B (b): mine" in text
     assert re.search(r"seeds +42, 43, 44 +42, 43\n", text)

@@ -1,4 +1,4 @@
-"""Run folders of which one file is damaged or altered at random: every reader copes, and every page escapes it."""
+"""Run folders with one file damaged or altered at random: readers do not fail, and pages escape all values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.report.matrix import ERRORS, copy_run
 from tests.strangers import altered, damaged
 from tests.watching import each
 
-DRAWN_EVERY = 400  # one accepted folder in so many is drawn as a whole
+DRAWN_EVERY = 400  # one accepted folder in so many gets pages with figures
 
 
 def read_results(run: Path, config: dict[str, Any], number: int) -> str:
@@ -36,7 +36,7 @@ def read_results(run: Path, config: dict[str, Any], number: int) -> str:
         findings = find([run])
     except NoRunsError as error:
         check_lines("\n".join(map(str, error.problems)))
-        return f"told: {error.problems[0].status}"
+        return f"reported: {error.problems[0].status}"
     tables = paper_tables(findings.measured, findings.added)
     pages = [render(RunFiles(run)), render_sweep(findings, tables, [], {}, run)]
     json.dumps(summary(findings))
@@ -46,7 +46,7 @@ def read_results(run: Path, config: dict[str, Any], number: int) -> str:
     if number % DRAWN_EVERY == DRAWN_EVERY - 1:
         write_report(run)
         write_sweep_report([run], run / "report")
-        return "drawn as a whole"
+        return "drawn"
     return "accepted"
 
 
@@ -59,13 +59,13 @@ def read_weights(run: Path, config: dict[str, Any], number: int) -> str:
     try:
         found = [RunFiles(run).weights(f"{member}/final") for member in ("reference", "ste")]
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        return f"told: {type(error).__name__}"
-    return "accepted" if len(found[0]) == len(found[1]) else "of other sizes"
+        return f"reported: {type(error).__name__}"
+    return "accepted" if len(found[0]) == len(found[1]) else "of different sizes"
 
 
 def check_lines(text: str) -> None:
     for line in text.splitlines():
-        assert line.isprintable() and len(line) <= 1000, f"no line for a terminal: {line!r:.200}"
+        assert line.isprintable() and len(line) <= 1000, f"not one printable line: {line!r:.200}"
 
 
 READERS: dict[str, Callable[[Path, dict[str, Any], int], str]] = {
@@ -77,7 +77,7 @@ READERS: dict[str, Callable[[Path, dict[str, Any], int], str]] = {
 
 
 def contents(file: str, good: bytes, inputs: int, draw: random.Random) -> Iterator[tuple[int, bytes]]:
-    """Numbered altered or damaged versions of a good file."""
+    """Yields numbered versions of a good file, altered or damaged."""
     for number in range(inputs):
         if file.endswith(".json") and draw.random() < 0.7:
             content = altered(json.loads(good), draw).encode(errors="surrogatepass")

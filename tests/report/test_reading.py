@@ -6,12 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from qat_ste.base.run_config import ADDED
+from qat_ste.base.sections import SECTIONS
 from qat_ste.report.columns import CHUNKS, Columns
 from qat_ste.report.sweep.findings import NoRunsError, find
-from qat_ste.report.sweep.folders import Problem, Run, find_runs, read_run
+from qat_ste.report.sweep.folders import Problem, Run, find_runs, outcome, read_run
 from qat_ste.report.sweep.groups import group_runs
-from qat_ste.report.sweep.labels import labels
+from qat_ste.report.sweep.labels import labels, with_options
 from tests.report.matrix import ERRORS, copy_run
 
 
@@ -20,7 +20,7 @@ def one(finished_run, tmp_path):
     return copy_run(finished_run, tmp_path / "one", 1, None, ERRORS)
 
 
-def test_run_of_before_there_were_choices_and_status(one):
+def test_runs_of_versions_without_choices_and_status(one):
     (one / "status.json").unlink()
     run = read_run(one)
     assert isinstance(run, Run)
@@ -36,32 +36,32 @@ def test_run_of_before_there_were_choices_and_status(one):
         (" \n", "results.json is empty"),
         ('{"schema": 1, "config": {"train": {"se', "results.json is truncated: it ends after 38 characters"),
         ('{"schema": 1, "config": {"train": ', "results.json is truncated: it ends after 34 characters"),
-        ("{'schema': 1}", "results.json is no JSON: Expecting property name enclosed in double quotes in line 1"),
-        ("[1, 2]", "results.json is not qat-run's: list in place of an object"),
-        ('{"accuracy": 0.9}', "results.json is not qat-run's: no config, reference, counterparts"),
+        ("[1, 2]", "results.json is not qat-run's: it must be an object, got list"),
+        ('{"accuracy": 0.9}', "results.json is not qat-run's: it lacks config, reference, counterparts"),
+        ("{'schema': 1}", "results.json is not JSON: Expecting property name enclosed in double quotes in line 1"),
         ('{"config": {"a": 1}, "reference": {"b": 1}, "counterparts": {"ste": 3}}',
-         "results.json is not qat-run's: ste is int in place of an object"),
+         "results.json is not qat-run's: ste must be an object, got int"),
         ('{"config": {"a": 1}, "reference": {"test_loss": "x"}, "counterparts": {"ste": {}}}',
-         "results.json is not qat-run's: reference.test_loss is str in place of a number"),
+         "results.json is not qat-run's: reference.test_loss must be a number, got str"),
         ('{"schema": 2, "config": {"a": 1}, "reference": {"b": 1}, "counterparts": {"ste": {}}}',
-         "results.json is not qat-run's: schema 2 where 1 is known"),
+         "results.json is not qat-run's: schema must be 1, got 2"),
         ("[" * 100_000, "results.json is nested too deeply"),
-        (b"\xff\xfe", "results.json is no text"),
+        (b"\xff\xfe", "results.json is not text"),
     ],
 )  # fmt: skip
-def test_broken_results_are_told_in_one_line(one, content, reason):
+def test_broken_results_are_reported_in_one_line(one, content, reason):
     (one / "results.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert read_run(one) == Problem(one, "broken", reason)
 
 
 @pytest.mark.parametrize("status", ["running", "preempted", "failed"])
-def test_unfinished_runs_are_not_counted_even_with_results(one, status):
+def test_unfinished_runs_are_skipped_even_with_results(one, status):
     content = {"status": status, "step": 12, "wall_seconds": 1.0, "error": "a\nb\x1b[31m"}
     (one / "status.json").write_text(json.dumps(content))
     assert str(read_run(one)) == f"{one}: {status}: at step 12: a b [31m"
 
 
-def test_numbers_that_are_none_or_not_finite_count_as_absent(one):
+def test_null_and_non_finite_numbers_count_as_missing(one):
     text = (one / "results.json").read_text().replace('"weight_alignment_error": 0.05', '"weight_alignment_error": NaN')
     results = json.loads(text)
     results["counterparts"]["jitter"]["weight_alignment_error"] = None
@@ -81,12 +81,12 @@ def test_links_are_not_followed(one, finished_run, tmp_path):
     with pytest.raises(NoRunsError) as caught:
         find([sweep])
     assert [str(problem) for problem in caught.value.problems] == [
-        f"{sweep / 'run'}: broken: results.json is a link, and links are not followed: put the file itself there"
+        f"{sweep / 'run'}: broken: results.json is a symbolic link, which is not followed; put the file itself there"
     ]
-    assert list(find_runs(tmp_path / "sweep" / "linked")) == [sweep / "linked"], "a path that is given is meant"
+    assert list(find_runs(tmp_path / "sweep" / "linked")) == [sweep / "linked"], "a folder named by the user is read"
 
 
-def test_runs_within_runs_and_in_hidden_folders_are_not_looked_for(one, finished_run, tmp_path):
+def test_runs_within_runs_and_in_hidden_folders_are_skipped(one, finished_run, tmp_path):
     copy_run(finished_run, one / "inner", 2, None, ERRORS)
     copy_run(finished_run, tmp_path / ".hidden", 3, None, ERRORS)
     (tmp_path / "other" / ".hydra").mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_each_run_counts_once(one, finished_run, tmp_path):
     assert str(tmp_path / "two") in problem.reason
 
 
-def test_groups_are_named_by_what_tells_them_apart(finished_run, tmp_path):
+def test_groups_are_named_by_the_keys_in_which_they_differ(finished_run, tmp_path):
     def lr(value):
         return lambda config: config["optimizer"].update(lr=value)
 
@@ -122,11 +122,48 @@ def test_groups_are_named_by_what_tells_them_apart(finished_run, tmp_path):
     ]
 
 
+def test_labels_name_options_and_not_classes(finished_run, tmp_path):
+    def estimator(target):
+        return lambda config: config.update(estimator={"_target_": f"qat_ste.estimators.{target}"})
+
+    for name in ("tanh", "arctan"):
+        copy_run(finished_run, tmp_path / name, 1, {"estimator": name}, ERRORS, config=estimator(name.title()))
+    assert [group.setup for group in find([tmp_path]).groups] == ["estimator=arctan", "estimator=tanh"]
+    copy_run(finished_run, tmp_path / "older", 1, None, ERRORS, config=estimator("Sine"))
+    setups = [group.setup for group in find([tmp_path]).groups]
+    assert setups == ["estimator=Arctan", "estimator=Sine", "estimator=Tanh"], "one run has no option's name"
+
+
+def test_options_and_classes_that_do_not_distinguish_are_not_used():
+    configs = [{"a._target_": target} for target in ("x.A", "y.A")]
+    assert with_options(configs, [{"a": "one"}, {"a": "two"}]) == [{"a._target_": "one"}, {"a._target_": "two"}]
+    assert with_options(configs, [{"a": "one"}, {"a": "one"}]) == configs
+    assert with_options(configs[:1], [{}]) == [{"a._target_": "A"}]
+    assert with_options([{"a._target_": [1]}], [{}]) == [{"a._target_": "[1]"}]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        ({"outcome": "claim fails", "statement": "In this run the paper's claim fails: …"}, "claim fails"),
+        ({"statement": "The estimator did not matter: the STE with …"}, "did not matter"),
+        ({"statement": "No verdict: the comparison has no …"}, "No verdict"),
+        ({"statement": "x" * 100}, "x" * 59 + "…"),
+        ({"statement": None}, "–"),
+        ({}, "–"),
+    ],
+)
+def test_outcome_of_new_and_older_runs(verdict, text):
+    assert outcome(verdict) == text
+
+
 def test_columns_of_a_long_run_keep_extremes_in_little_memory(tmp_path):
     path, rows, peak = tmp_path / "metrics.jsonl", 60_000, 47_113
     with path.open("w") as file:
         for step in range(rows):
-            value = {peak: 5.0, 3: -5.0, rows - 1: np.sin(59.85)}.get(step, np.sin(step / 1000))  # the last: no extreme
+            value = {peak: 5.0, 3: -5.0, rows - 1: np.sin(59.85)}.get(
+                step, np.sin(step / 1000)
+            )  # the last is no extreme
             file.write(json.dumps({"step": step, "a": value, "other": "x" * 50}) + "\n")
         file.write('{"step": 60000, "a": 0.')
     tracemalloc.start()
@@ -143,7 +180,7 @@ def test_columns_of_a_long_run_keep_extremes_in_little_memory(tmp_path):
     assert highest < 8e6
 
 
-def test_columns_pass_over_what_is_no_row(tmp_path):
+def test_columns_skip_lines_that_are_not_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 2}\n[1]\n{"a": 3}\nnonsense\n{"step": "x", "a": 1}\n{"step": 2, "a": "y"}\n')
     columns = Columns(path, ["a"])
@@ -152,17 +189,22 @@ def test_columns_pass_over_what_is_no_row(tmp_path):
     assert Columns(tmp_path / "absent", ["a"]).series("a").shape == (0, 2)
 
 
-def test_runs_of_versions_with_fewer_keys_are_of_the_same_group(finished_run, tmp_path):
+def test_runs_of_versions_with_fewer_keys_join_the_same_group(finished_run, tmp_path):
     def earlier(config):
-        for section, key in (name.split(".") for name in ADDED):
-            del config[section][key]
+        for section, key in (
+            ("train", "accumulate"),
+            ("train", "clip_norm"),
+            ("runtime", "devices"),
+            ("quantizer", "levels"),
+        ):
+            assert config[section].pop(key) == SECTIONS[section].defaults()[key]
 
     copy_run(finished_run, tmp_path / "now", 1, None, ERRORS)
     copy_run(finished_run, tmp_path / "then", 2, None, ERRORS, config=earlier)
     assert [len(group.runs) for group in find([tmp_path]).groups] == [2]
 
 
-def test_long_labels_name_no_more_keys_than_tell_apart():
+def test_long_labels_name_only_the_keys_they_need():
     long = [{"a": "x" * 50, "b": number, "c": "y" * 80 + str(number // 2), "d": number % 2} for number in range(4)]
     assert labels(long) == ["b=0", "b=1", "b=2", "b=3"]
     crossed = [{"c": "y" * 90 + str(number // 2), "d": number % 2, "e": 1} for number in range(4)]

@@ -1,4 +1,4 @@
-"""Run folders of strangers: within bounds, told in one line, escaped, through no link."""
+"""Run folders from any source: bounds hold, errors fit one line, values are escaped, links are not followed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def change(run, *keys, **values):
 
 
 @pytest.mark.parametrize("share", [{}, [1], "x", None])
-def test_a_share_that_is_no_number_is_left_out(one, share):
+def test_a_share_that_is_not_a_number_is_left_out(one, share):
     change(one, "config", "train", share=share)
     written = json.dumps(summary(find([one])))
     assert '"fraction_of_epochs": []' in written
@@ -59,27 +59,27 @@ def deep(levels):
 @pytest.mark.parametrize(
     ("keys", "values", "reason"),
     [
-        ((), {"steps": "x"}, "steps is str in place of a number"),
-        ((), {"quantized_weights": [1]}, "quantized_weights is list in place of a number"),
-        (("verdict",), {"ste_over_jitter": {}}, "ste_over_jitter is dict in place of a number"),
-        (("counterparts", "ste"), {"weight_alignment_error": -0.1}, "and no distance is negative"),
-        (("counterparts", "ste"), {"layers": {"a": 3}}, "ste.layers is not of objects"),
-        (("counterparts",), {"x" * 201: {}}, "a name of 201 characters where 200 are the most"),
-        (("counterparts",), {"a\x1b[31m": {}}, "a name has characters that cannot be printed: a [31m"),
-        (("counterparts",), {f"jitter_{n}": {} for n in range(48)}, "51 counterparts where 50 are the most"),
-        (("config",), {str(n): n for n in range(10_001)}, "config has more than 10000 items"),
-        (("config",), {"a": deep(16)}, "config is nested more than 30 deep"),
-        (("config",), {"y" * 201: 1}, "a name of 201 characters where 200 are the most"),
-        (("metrics",), {"a": "A"}, "metrics.a is no metric with a title"),
-        (("metrics",), {"a": {"title": 3}}, "metrics.a is no metric with a title"),
-        (("metrics",), {"layers": {"title": "A"}}, "metrics.layers is no metric with a title"),
-        (("metrics",), {"a\x1b[31m": {"title": "A"}}, "a name has characters that cannot be printed: a [31m"),
-        (("metrics",), {"z" * 201: {"title": "A"}}, "a name of 201 characters where 200 are the most"),
-        (("metrics",), {f"{n}": {"title": "A"} for n in range(92)}, "101 metrics where 100 are the most"),
-        (("counterparts", "ste"), {"weight_alignment_error_unmapped": "x"}, "is str in place of a number"),
+        ((), {"steps": "x"}, "steps must be a number, got str"),
+        ((), {"quantized_weights": [1]}, "quantized_weights must be a number, got list"),
+        (("verdict",), {"ste_over_jitter": {}}, "ste_over_jitter must be a number, got dict"),
+        (("counterparts", "ste"), {"weight_alignment_error": -0.1}, "ste.weight_alignment_error must not be negative, got -0.1"),
+        (("counterparts", "ste"), {"layers": {"a": 3}}, "ste.layers.a must be an object, got int"),
+        (("counterparts",), {"x" * 201: {}}, "a name has 201 characters, more than the limit of 200: xxx"),
+        (("counterparts",), {"a\x1b[31m": {}}, "a name has unprintable characters: a [31m"),
+        (("counterparts",), {f"jitter_{n}": {} for n in range(48)}, "51 counterparts, more than the limit of 50"),
+        (("config",), {str(n): n for n in range(10_001)}, "config has more than 10,000 items"),
+        (("config",), {"a": deep(16)}, "config has more than 30 levels"),
+        (("config",), {"y" * 201: 1}, "a name has 201 characters, more than the limit of 200: yyy"),
+        (("metrics",), {"a": "A"}, "metrics.a is not a metric with a title"),
+        (("metrics",), {"a": {"title": 3}}, "metrics.a is not a metric with a title"),
+        (("metrics",), {"layers": {"title": "A"}}, "metrics.layers is not a metric with a title"),
+        (("metrics",), {"a\x1b[31m": {"title": "A"}}, "a name has unprintable characters: a [31m"),
+        (("metrics",), {"z" * 201: {"title": "A"}}, "a name has 201 characters, more than the limit of 200: zzz"),
+        (("metrics",), {f"{n}": {"title": "A"} for n in range(92)}, "101 metrics, more than the limit of 100"),
+        (("counterparts", "ste"), {"weight_alignment_error_unmapped": "x"}, "ste.weight_alignment_error_unmapped must be a number, got str"),
     ],
 )  # fmt: skip
-def test_what_no_run_writes_is_told_and_not_counted(one, keys, values, reason):
+def test_content_that_no_run_writes_is_reported_and_skipped(one, keys, values, reason):
     change(one, *keys, **values)
     found = read_run(one)
     assert isinstance(found, Problem)
@@ -90,14 +90,14 @@ def test_what_no_run_writes_is_told_and_not_counted(one, keys, values, reason):
 @pytest.mark.parametrize(
     "key", ["verdict", "versions", "command", "device", "steps", "quantized_weights", "lr_factor", "wall_seconds"]
 )
-def test_a_page_lacks_only_what_is_absent(one, key):
+def test_a_page_is_complete_but_for_a_missing_value(one, key):
     results = json.loads((one / "results.json").read_text())
     del results[key]
     (one / "results.json").write_text(json.dumps(results))
     assert "<h2>Reference and counterparts</h2>" in render(RunFiles(one))
 
 
-def test_numbers_whose_ratios_would_be_none_are_left_out(one):
+def test_numbers_whose_ratios_are_not_finite_are_left_out(one):
     change(one, "counterparts", "ste", weight_alignment_error=1e299)
     change(one, "counterparts", "jitter", weight_alignment_error=1e-300)
     members = read_run(one).members
@@ -110,7 +110,7 @@ def test_numbers_whose_ratios_would_be_none_are_left_out(one):
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "[]", '"done"', "1", '{"status": "done"}']
 )
-def test_whatever_is_in_the_files_a_finished_run_is_looked_for(one, name, content):
+def test_damaged_files_do_not_count_as_a_finished_run(one, name, content):
     config = json.loads((one / "results.json").read_text())["config"]
     assert finished(one, config)
     (one / name).write_text(content)
@@ -118,7 +118,7 @@ def test_whatever_is_in_the_files_a_finished_run_is_looked_for(one, name, conten
     assert isinstance(read_run(one), Problem if name == "results.json" else Run)
 
 
-def test_half_characters_do_not_stop_a_report(one):
+def test_lone_surrogates_do_not_stop_a_report(one):
     change(one, command="\ud800", config=json.loads((one / "results.json").read_text())["config"] | {"a": "\ud800"})
     findings = find([one])
     page = render(RunFiles(one)) + render_sweep(findings, paper_tables(findings.measured, findings.added), [], {}, one)
@@ -128,7 +128,7 @@ def test_half_characters_do_not_stop_a_report(one):
 
 @pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "weights.npz", "status.json"])
 @pytest.mark.parametrize("kind", ["large", "fifo", "link"])
-def test_files_that_are_none_of_a_run_are_not_read(one, name, kind):
+def test_files_that_no_run_writes_are_not_read(one, name, kind):
     (one / name).unlink()
     if kind == "large":
         with (one / name).open("wb") as file:
@@ -137,16 +137,21 @@ def test_files_that_are_none_of_a_run_are_not_read(one, name, kind):
         os.mkfifo(one / name)
     else:
         (one / name).symlink_to("/dev/zero")
-    word = {"large": "are the most", "fifo": "is no file", "link": "is a link"}[kind]
+    reasons = {"large": "more than the limit of", "fifo": "is not a regular file", "link": "is a symbolic link"}
+    of_base = {
+        "large": "are allowed",
+        "fifo": "is not a regular file",
+        "link": "is a symbolic link",
+    }  # read by qat_ste.base
     if name.endswith(".json"):
         found = read_run(one)
-        assert isinstance(found, Run) if name == "status.json" else word in found.reason
+        assert isinstance(found, Run) if name == "status.json" else of_base[kind] in found.reason
     else:
-        with pytest.raises(OSError, match=word):
+        with pytest.raises(OSError, match=reasons[kind]):
             Columns(one / name, ["a"]) if name == "metrics.jsonl" else RunFiles(one).weights("ste/final")
 
 
-def test_a_figure_that_is_not_ours_is_not_shown(one, tmp_path):
+def test_a_figure_that_no_run_writes_is_not_shown(one, tmp_path):
     (one / "figures").mkdir()
     with (one / "figures" / "curves.png").open("wb") as file:
         file.truncate(10 << 30)
@@ -159,7 +164,7 @@ def test_a_figure_that_is_not_ours_is_not_shown(one, tmp_path):
     assert "<figure>" not in render(RunFiles(one))
 
 
-def test_weights_that_would_fill_the_memory_are_refused(one):
+def test_weights_that_would_fill_the_memory_are_rejected(one):
     def pack(content, key="ste/final"):
         with zipfile.ZipFile(one / "weights.npz", "w", zipfile.ZIP_DEFLATED) as file:
             file.writestr(f"{key}.npy", content)
@@ -170,34 +175,34 @@ def test_weights_that_would_fill_the_memory_are_refused(one):
         return header.getvalue() + values
 
     pack(array("<f4", (10**12,), bytes(40)))
-    assert len(RunFiles(one).weights("ste/final")) == 10, "what is there counts, not what is declared"
+    assert len(RunFiles(one).weights("ste/final")) == 10, "the content counts, not the declared shape"
     pack(array("<f4", (1 << 26,), bytes(1 << 28)))
-    with pytest.raises(ValueError, match=r"has 268,435,584 bytes where 4,194,304 are the most"):
+    with pytest.raises(ValueError, match=r"has 268,435,584 bytes, more than the limit of 4,194,304"):
         RunFiles(one).weights("ste/final")
     for dtype, shape in (("|O", (3,)), ("<U5", (3,)), ("<f4", (3, 3))):
         pack(array(dtype, shape, bytes(400)))
-        with pytest.raises(ValueError, match="ste/final is of shape"):
+        with pytest.raises(ValueError, match=r"ste/final must be a list of floats, got shape \("):
             RunFiles(one).weights("ste/final")
 
 
-def test_steps_to_and_fro_are_thinned_too(tmp_path):
+def test_rows_whose_steps_are_not_sorted_are_thinned_too(tmp_path):
     rows = [json.dumps({"step": number % 2 * 10**6, "a": number}) for number in range(50_000)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
     assert len(Columns(tmp_path / "metrics.jsonl", ["a"]).series("a")) <= 900
 
 
 @pytest.mark.slow
-def test_folders_within_folders_deeper_than_python_recurs(monkeypatch, deep_folder):
+def test_folders_nested_deeper_than_pythons_recursion_limit(monkeypatch, deep_folder):
     assert len(list(find_runs(deep_folder))) == 1
     monkeypatch.setattr("qat_ste.report.sweep.folders.MOST_RUNS", 0)
-    with pytest.raises(NoRunsError, match="more than 0 run folders; report on some of them at a time"):
+    with pytest.raises(NoRunsError, match="more than 0 run folders; report on fewer of them at a time"):
         find([deep_folder])
 
 
 @pytest.fixture
 def deep_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    limit = sys.getrecursionlimit()  # what ran before may have raised it beyond what a path can hold
+    limit = sys.getrecursionlimit()  # an earlier test may have raised it beyond the longest path
     sys.setrecursionlimit(1000)
     for _ in range(1100):
         Path("d").mkdir()
@@ -206,7 +211,7 @@ def deep_folder(tmp_path, monkeypatch):
     yield tmp_path
     sys.setrecursionlimit(limit)
     os.chdir(tmp_path)
-    subprocess.run(["rm", "-rf", "d"], check=True)  # Python's own recurs too
+    subprocess.run(["rm", "-rf", "d"], check=True)  # shutil.rmtree recurses, too
 
 
 def test_long_values_of_a_configuration_still_tell_runs_apart(finished_run, tmp_path):
@@ -226,12 +231,12 @@ def test_long_values_of_a_configuration_still_tell_runs_apart(finished_run, tmp_
 
 
 @pytest.mark.parametrize("text", ["=1", " =1", "\t=1", "\n@x", "＝1", "-1", "+1"])
-def test_no_cell_is_a_formula(text):
+def test_cells_are_not_formulas(text):
     assert csv_text(text).startswith("'")
     assert csv_text(text).isprintable()
 
 
-def test_names_are_no_mathematics():
+def test_names_are_not_read_as_mathematics():
     assert plain("$\\frac{1}{0}$") == r"\$\frac{1}{0}\$"
     assert plain("_hidden") == "hidden"
     assert len(plain("x" * 10**6)) == 40

@@ -43,14 +43,14 @@ def pdf(tables: str, folder) -> str:
 def test_columns_of_the_matrix_are_the_papers_with_their_controls(matrix):
     sgd, adam = paper_tables(matrix.findings.measured, {})
     assert [column.title for column in sgd.columns] == [
-        "default", "jitter", "no-warp", "scaledown", "scaledown (matched)",
-        "1 bit", "1 bit, jitter", "1 bit, no-warp", "4 bits", "4 bits, jitter", "4 bits, no-warp",
+        "ste", "jitter", "naive", "scaledown, ste", "scaledown (matched), ste",
+        "1 bit, ste", "1 bit, jitter", "1 bit, naive", "4 bits, ste", "4 bits, jitter", "4 bits, naive",
     ]  # fmt: skip
-    assert [column.title for column in adam.columns] == ["default", "jitter", "scaledown", "scaledown (matched)"]
-    assert [[c.title for c in part] for part in blocks(sgd.columns, 5)] == [
-        ["default", "jitter", "no-warp", "scaledown", "scaledown (matched)"],
-        ["1 bit", "1 bit, jitter", "1 bit, no-warp"],
-        ["4 bits", "4 bits, jitter", "4 bits, no-warp"],
+    assert [column.title for column in adam.columns] == ["ste", "jitter", "scaledown, ste", "scaledown (matched), ste"]
+    assert [[c.title for c in block] for block in blocks(sgd.columns, 5)] == [
+        ["ste", "jitter", "naive", "scaledown, ste", "scaledown (matched), ste"],
+        ["1 bit, ste", "1 bit, jitter", "1 bit, naive"],
+        ["4 bits, ste", "4 bits, jitter", "4 bits, naive"],
     ]
     place = list(PAPER_ROWS).index("weight_alignment_error")
     errors = [
@@ -137,7 +137,7 @@ def test_hostile_names_in_the_page(matrix, tmp_path):
     claims = [replace(matrix.findings.claims[0], setup=name, note=name) for name in HOSTILE]
     findings = replace(matrix.findings, groups=tuple(groups), claims=tuple(claims))
     html = render(findings, hostile_tables(), [], {name: name for name in HOSTILE}, tmp_path)
-    assert html.count("<script>") == 1, "the page's own"
+    assert html.count("<script>") == 1, "the page has one script"
     assert "<img" not in html
     assert "{{ 7*7 }}" in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html

@@ -1,4 +1,4 @@
-"""The formulas of arXiv 2405.05171, section 2, as slowly and readably as they can be written, in float64."""
+"""The formulas of arXiv 2405.05171, section 2: slow, readable reference in float64."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Each estimator of the catalogue as its source has it, and its α, as slowly and readably as they can be written."""
+"""Estimators of the catalogue as in their sources, and their α: slow, readable reference in float64 or better."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from mpmath import (
@@ -31,9 +32,32 @@ from mpmath import (
 mp.dps = 25
 HALF = mpf(1) / 2
 
+VALUES: dict[str, list[tuple[float, ...]]] = {
+    "Scaled": [(0.5,), (1.0,), (3.0,)],
+    "Tanh": [(2.0,), (5.5,), (18.0,)],
+    "Dsq": [(0.05,), (0.2,), (0.4,)],
+    "StackedSigmoid": [(1.0,), (4.0,), (10.0,)],
+    "TanhFloor": [(1.0, 0.001), (20.0, 0.001), (3.0, 1e-12)],
+    "Arctan": [(0.5,), (math.pi,), (20.0,)],
+    "FastSigmoid": [(1.0,), (5.0,), (25.0,)],
+    "Exp": [(1.0,), (5.0,), (20.0,)],
+    "Laplace": [(0.05,), (0.3,), (1.0,)],
+    "Gauss": [(0.5,), (3.0,), (6.0,)],
+    "GaussSmooth": [(0.1,), (0.3,), (1.0,)],
+    "SigmoidSum": [(2.0,), (10.0,), (20.0,)],
+    "Cosine": [(-0.5,), (0.5,), (0.99,)],
+    "StableQat": [(0.05,), (0.21,), (0.224,)],
+    "Acos": [(0.5,), (1.0,), (-1.5,)],
+    "Tent": [(0.5,), (1.0,), (-1.5,)],
+    "Parabola": [(1.0, 1.0), (1.0, 3.0), (2.0, 0.5)],
+    "Power": [(5.0, 3.0), (2.0, 100.0), (1.5, 0.4)],
+    "Box": [(1.0,), (1.5,), (2.7,)],
+    "Ewgs": [(0.2,), (1.0,), (1.9,)],
+}
+
 
 def from_level(u):
-    """r: signed distance from the nearest level; the threshold itself belongs to the level above."""
+    """r: signed distance from the nearest level; the threshold belongs to the level above."""
     return u - HALF if u >= 0 else u + HALF
 
 
@@ -42,24 +66,24 @@ def sigmoid(x):
 
 
 def wave(u, characteristic: Callable):
-    """Smoothed by noise: the Fourier series over the noise's characteristic function."""
+    """Slope of the quantizer smoothed by noise: a Fourier series with the noise's characteristic function."""
     return 1 + 2 * sum(characteristic(2 * pi * n) * cos(2 * pi * n * u) for n in range(1, 60))
 
 
 def stable_qat(u, amplitude):
-    v = u + HALF  # the row of levels at the whole numbers
+    v = u + HALF  # levels at the whole numbers
     s = sqrt(2) * pi * amplitude * cos(pi * (v + (0 if u < 0 else 1)))
     return (1 - s) / (1 + s)
 
 
 def tanh_slope(u, k):
-    """Slope of a tanh of k·u that rises by 1 from -1/2 to 1/2."""
+    """Slope of a tanh of k·u that increases by 1 from u = -1/2 to 1/2."""
     return k * sech(k * u) ** 2 / (2 * tanh(k / 2))
 
 
 G = {
     "Scaled": lambda u, c: c,
-    "Tanh": lambda u, k: tanh_slope(u, 2 * k / 3),  # 2 bits: the range is 3 steps
+    "Tanh": lambda u, k: tanh_slope(u, 2 * k / 3),  # 2 bits: the range has 3 step sizes
     "Dsq": lambda u, alpha: log(2 / alpha - 1) / (2 * (1 - alpha)) * sech(log(2 / alpha - 1) * u) ** 2,
     "StackedSigmoid": lambda u, alpha: (
         alpha * sigmoid(alpha * u) * sigmoid(-alpha * u) / (sigmoid(alpha / 2) - sigmoid(-alpha / 2))
@@ -117,7 +141,7 @@ ALPHA = {
 
 
 def kinks(name: str, arguments: tuple) -> list:
-    """Where g has a kink or a jump inside the interval, u > 0."""
+    """Offsets u > 0 inside the interval at which g has a kink or a jump."""
     if name == "Power":
         k, cap = arguments
         return [u for u in [(k * cap) ** (-k / (k - 1)) / 2] if u < HALF]

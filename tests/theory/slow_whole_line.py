@@ -1,4 +1,4 @@
-"""The estimators that are functions of x = w/max as their sources have them, as slowly and readably as can be written."""
+"""Estimators that are functions of x = w/max as in their sources: slow, readable reference."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ G = {
 
 
 def end(name: str, arguments: tuple):
-    """|x| from which on g = 0."""
-    known = {"ApproxSign": lambda: mpf(1), "Rbnn": lambda t: sqrt(2) / t, "Reste": lambda o, m, t: t}
-    return known[name](*arguments) if name in known else inf
+    """|x| from which g = 0."""
+    ends = {"ApproxSign": lambda: mpf(1), "Rbnn": lambda t: sqrt(2) / t, "Reste": lambda o, m, t: t}
+    return ends[name](*arguments) if name in ends else inf
 
 
 def kinks(name: str, arguments: tuple) -> list:
     """x > 0 at which g has a kink or a jump."""
-    known = {"Mad": lambda s: [s], "Reste": lambda o, m, t: [m], "Xnor": lambda n, c: [mpf(1)]}
-    return known[name](*arguments) if name in known else []
+    positions = {"Mad": lambda s: [s], "Reste": lambda o, m, t: [m], "Xnor": lambda n, c: [mpf(1)]}
+    return positions[name](*arguments) if name in positions else []
 
 
 def integral(name: str, arguments: tuple, x):

@@ -1,4 +1,4 @@
-"""EWGS: two speeds, two maps, one α; and what it has instead of an equivalence."""
+"""EWGS: a factor and a map for each direction, one α, and the pull that prevents an equivalence."""
 
 from __future__ import annotations
 
@@ -20,59 +20,58 @@ def alpha(delta: float) -> float:
 
 
 def map_of(direction: int, delta: float, r: float) -> float:
-    """M₊ (on the way down) or M₋ (up) from the threshold below the level at 0, r the distance from the level in steps."""
+    """M of decreasing (direction 1) or increasing (-1) weights in step sizes from the level; r is the distance from it."""
     return -0.5 + direction * alpha(delta) / delta * math.log((1 + direction * delta * r) / (1 - direction * delta / 2))
 
 
 def mean_map(delta: float, r: torch.Tensor) -> torch.Tensor:
-    """M in the bin of the level at Δ/2, in steps from the level."""
+    """M around the level at Δ/2, in step sizes from the level."""
     step = QUANTIZER.step
     w = (0.5 + r) * step
     return SteEquivalent(Ewgs(delta), QUANTIZER).weight_map(w) / step - 0.5
 
 
 @pytest.mark.parametrize("delta", DELTAS)
-def test_either_way_has_the_same_alpha_and_the_mean_of_the_two_maps_is_that_of_the_pair(delta):
-    speeds = {direction: lambda r, d=direction: 1 / (1 + d * mpf(delta) * r) for direction in (1, -1)}
-    for speed in speeds.values():
-        assert float(1 / quad(speed, [-0.5, 0.5])) == pytest.approx(alpha(delta), rel=1e-14)
+def test_both_directions_have_the_same_alpha_and_the_map_is_the_mean_of_theirs(delta):
+    reciprocals = {direction: lambda r, d=direction: 1 / (1 + d * mpf(delta) * r) for direction in (1, -1)}
+    for reciprocal in reciprocals.values():
+        assert float(1 / quad(reciprocal, [-0.5, 0.5])) == pytest.approx(alpha(delta), rel=1e-14)
     assert SteEquivalent(Ewgs(delta), QUANTIZER).lr_factor == pytest.approx(alpha(delta), rel=1e-14)
     r = torch.linspace(-0.499, 0.499, 41, dtype=torch.float64)
-    found = mean_map(delta, r).tolist()
-    for x, mean in zip(r.tolist(), found, strict=True):
+    for x, mean in zip(r.tolist(), mean_map(delta, r).tolist(), strict=True):
         down, up = (map_of(direction, delta, x) for direction in (1, -1))
-        assert down == pytest.approx(float(-0.5 + alpha(delta) * quad(speeds[1], [-0.5, x])), abs=1e-14)
-        assert up == pytest.approx(float(-0.5 + alpha(delta) * quad(speeds[-1], [-0.5, x])), abs=1e-14)
+        assert down == pytest.approx(float(-0.5 + alpha(delta) * quad(reciprocals[1], [-0.5, x])), abs=1e-14)
+        assert up == pytest.approx(float(-0.5 + alpha(delta) * quad(reciprocals[-1], [-0.5, x])), abs=1e-14)
         assert up < mean < down
         assert mean == pytest.approx((up + down) / 2, abs=1e-13)
 
 
-def test_the_two_maps_are_a_quarter_of_delta_apart_at_a_level():
-    for delta, quarter in ((0.01, 1e-5), (0.2, 2e-3), (1.0, 0.07)):
+def test_the_two_maps_differ_by_a_quarter_of_delta_at_a_level():
+    for delta, tolerance in ((0.01, 1e-5), (0.2, 2e-3), (1.0, 0.07)):
         gap = map_of(1, delta, 0.0) - map_of(-1, delta, 0.0)
-        assert gap == pytest.approx(delta / 4, rel=quarter)
+        assert gap == pytest.approx(delta / 4, rel=tolerance)
         assert gap == pytest.approx(float(-alpha(delta) / delta * log(1 - mpf(delta) ** 2 / 4)), rel=1e-12)
-    assert mean_map(0.2, torch.zeros(1, dtype=torch.float64)).item() == pytest.approx(0, abs=1e-15), "a level stays"
+    assert mean_map(0.2, torch.zeros(1, dtype=torch.float64)).item() == pytest.approx(0, abs=1e-15), (
+        "levels stay in place"
+    )
 
 
 @pytest.mark.parametrize("delta", DELTAS)
 @pytest.mark.parametrize("quantizer", [QUANTIZER, GridQuantizer("fp4_e2m1", 0.144)], ids=["uniform", "fp4"])
-def test_it_is_the_ste_and_a_pull_towards_the_level(delta, quantizer):
+def test_it_is_the_ste_plus_a_pull_towards_the_level(delta, quantizer):
     w = torch.rand(2000, dtype=torch.float64) * 0.28 - 0.14
     gradient = torch.randn_like(w)
-    found = Ewgs(delta).backward(gradient, w, quantizer)
+    result = Ewgs(delta).backward(gradient, w, quantizer)
     r = (w - quantizer(w)) / quantizer.interval(w)[2]
-    assert torch.allclose(found, gradient * (1 + delta * gradient.sign() * r), rtol=1e-10, atol=1e-12)
-    pull = -(found - Ste().backward(gradient, w, quantizer))  # the step is against the gradient
-    assert ((pull > 0) == (quantizer(w) > w)).all(), "up where the level is above"
-    assert torch.equal(found.sign(), gradient.sign()), "signSGD sees no difference"
-    other = Ewgs(delta).backward(-gradient, w, quantizer)
-    assert torch.allclose(found - gradient, other + gradient, rtol=1e-9, atol=1e-12), (
-        "whichever way the gradient points"
-    )
+    assert torch.allclose(result, gradient * (1 + delta * gradient.sign() * r), rtol=1e-10, atol=1e-12)
+    pull = -(result - Ste().backward(gradient, w, quantizer))  # the step is against the gradient
+    assert ((pull > 0) == (quantizer(w) > w)).all(), "upwards if the level is above"
+    assert torch.equal(result.sign(), gradient.sign()), "signSGD sees no difference"
+    opposite = Ewgs(delta).backward(-gradient, w, quantizer)
+    assert torch.allclose(result - gradient, opposite + gradient, rtol=1e-9, atol=1e-12), "for either sign of gradient"
 
 
-def test_shape_is_the_harmonic_mean_of_the_two_speeds():
+def test_shape_is_the_harmonic_mean_of_both_directions():
     w = torch.rand(500, dtype=torch.float64) * 0.28 - 0.14
     one = torch.ones_like(w)
     down, up = Ewgs(0.7).backward(one, w, QUANTIZER), -Ewgs(0.7).backward(-one, w, QUANTIZER)
@@ -81,16 +80,16 @@ def test_shape_is_the_harmonic_mean_of_the_two_speeds():
 
 
 @pytest.mark.parametrize("saturation", ["range", "bin"])
-def test_nothing_passes_where_the_quantizer_is_saturated(saturation):
+def test_saturated_weights_get_no_gradient(saturation):
     quantizer = UniformQuantizer(2, 0.144, saturation)
     w = torch.linspace(-0.4, 0.4, 4001)
     assert torch.equal(Ewgs(0.2).backward(torch.ones_like(w), w, quantizer) != 0, quantizer.alive(w))
 
 
 @pytest.mark.parametrize(("delta", "lr"), [(1.0, 0.02), (1.0, 0.005), (0.5, 0.02)])
-def test_under_pure_noise_weights_gather_at_the_levels_the_more_the_smaller_the_steps(delta, lr):
-    """Where the STE spreads them evenly: density of r ∝ exp(-δ·E|G|·r²/(η·E[G²])), lr = η in steps."""
-    quantizer = UniformQuantizer(2, 1.5, "none")  # step 1
+def test_noise_gathers_weights_at_the_levels_more_with_smaller_steps(delta, lr):
+    """Density of r ∝ exp(-δ·E|G|·r²/(η·E[G²])), lr = η in step sizes; the STE spreads the weights evenly."""
+    quantizer = UniformQuantizer(2, 1.5, "none")  # step size 1
     expected = math.sqrt(lr / (2 * delta * math.sqrt(2 / math.pi))) * math.sqrt(2 / math.pi)
     for estimator, mean in ((Ewgs(delta), expected), (Ste(), 0.25)):
         w = torch.rand(4000)

@@ -1,1 +1,1 @@
-"""The page of an atlas."""
+"""The page and figures of an atlas."""

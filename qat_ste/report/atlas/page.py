@@ -1,4 +1,4 @@
-"""The page of an atlas, ``atlas.csv`` and ``atlas.md``, from ``atlas.json``."""
+"""Writes the page of an atlas, ``atlas.csv`` and ``atlas.md`` from ``atlas.json``."""
 
 from __future__ import annotations
 
@@ -6,47 +6,78 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from qat_ste.base.files import write
-from qat_ste.report.atlas.cells import DISGUISE, NOT, OPEN, SAME, UNKNOWN, Atlas, Pair, read_atlas, rule
+from qat_ste.report.atlas.cells import (
+    DISGUISE,
+    LABELS,
+    LEAST_SEEDS,
+    NEAR_ONLY,
+    NEARER_ONLY,
+    NO_NUMBERS,
+    NOT,
+    SAME,
+    Atlas,
+    Combination,
+    Estimate,
+    no_interval,
+    read_atlas,
+    rule,
+)
 from qat_ste.report.atlas.figures import errors_at_both_rates, heat_maps
+from qat_ste.report.files import no_link
 from qat_ste.report.pages import Picture, draw_all, fill
-from qat_ste.report.seeds import Summary
-from qat_ste.report.writers import csv_text, markdown_lines
+from qat_ste.report.writers import csv_text, markdown_lines, markdown_text
 
 FIGURES: dict[str, tuple[Callable[[Atlas], Figure], str]] = {
     "atlas": (
         heat_maps,
-        "Means over seeds. Left: how far the STE counterpart ended from the estimator at the smaller learning rate, "
-        "told as the change of learning rate, in per cent, that takes it as far. Right: the order at which that "
-        "distance falls with the learning rate (1: in proportion, 0: not at all). On grey: 0, the runs are the same "
-        "bit for bit; –, nothing to count.",
+        "Left: distance between the estimator and its STE counterpart at the smaller learning rate, as the change of "
+        "learning rate, in per cent, that moves the weights as far (geometric mean over seeds). Right: order of the "
+        "STE's error in the learning rate (mean over seeds; 1: the error falls in proportion, 0: it does not fall). "
+        "?: the 95 % interval contains the threshold, or there is no interval. Grey: 0, the runs are identical; –, "
+        "no numbers.",
     ),
     "atlas_errors": (
         errors_at_both_rates,
-        "Weight alignment errors at both learning rates, a line an estimator, mean over seeds (dotted: the theorem "
-        "does not cover it). naive, the STE swapped in without adjustment, is a run of its own under remap alone.",
+        "Weight alignment errors at the learning rate η (hollow) and at the smaller one (filled; band: 95 % interval), "
+        "geometric means over seeds. Dotted: the theorem does not cover the estimator. naive, which replaces the "
+        "estimator without any adjustment, is a separate run only for remap optimizers.",
     ),
 }
 
 
 def write_atlas(folder: Path) -> dict[str, str]:
-    """Writes ``atlas.html``, ``.csv``, ``.md`` and the figures; returns what went wrong by figure.
+    """Writes ``atlas.html``, ``.csv``, ``.md`` and ``figures/``; returns what went wrong by figure.
 
     Raises:
-        OSError, ValueError, KeyError: ``atlas.json`` cannot be read, or is not qat-atlas's.
+        OSError, ValueError, KeyError: ``atlas.json`` is unreadable, or qat-atlas did not write it.
     """
     atlas = read_atlas(folder / "atlas.json")
-    plans = [(name, "", caption, partial(draw, atlas)) for name, (draw, caption) in FIGURES.items()]
-    figures, failures = draw_all(plans, folder)
+    no_link(folder / "figures").mkdir(exist_ok=True)
+    plans = [
+        (name, "", caption, partial(_drawn, draw, atlas, folder / "figures" / f"{name}.pdf"))
+        for name, (draw, caption) in FIGURES.items()
+    ]
+    figures, failures = draw_all(plans, folder / "figures")
     write(folder / "atlas.csv", to_csv(atlas))
     write(folder / "atlas.md", to_markdown(atlas))
     write(folder / "atlas.html", render(atlas, figures))
     return failures
+
+
+def _drawn(draw: Callable[[Atlas], Figure], atlas: Atlas, pdf: Path) -> Figure:
+    """The figure, which is also written as a PDF file."""
+    figure, content = draw(atlas), BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):  # fonts as text, which journals ask for
+        figure.savefig(content, format="pdf", metadata={"CreationDate": None})
+    write(pdf, content.getvalue())
+    return figure
 
 
 def render(atlas: Atlas, figures: Sequence[Picture] = ()) -> str:
@@ -56,42 +87,57 @@ def render(atlas: Atlas, figures: Sequence[Picture] = ()) -> str:
         atlas=atlas,
         content=atlas.content,
         headline=headline(atlas),
+        findings=[finding(atlas, name) for name in atlas.optimizers],
+        warnings=atlas.learned_little(),
         rule=rule(atlas.content["smaller"]),
-        words=(SAME, DISGUISE, OPEN, NOT, UNKNOWN),
+        marks={SAME: "yes", DISGUISE: "yes", NEAR_ONLY: "half", NEARER_ONLY: "half", NOT: "no"},
         refusals={name: reason for name in atlas.estimators if (reason := atlas.refusal(name))},
-        faults=[(pair, fault) for pair in atlas.pairs.values() for fault in pair.faults],
+        faults=[(combination, fault) for combination in atlas.combinations.values() for fault in combination.faults],
         figures=figures,
         short=short,
         percent=percent,
-        spread=spread,
+        least_seeds=LEAST_SEEDS,
         settings=json.dumps(atlas.content["settings"], indent=1),
     )
 
 
 def headline(atlas: Atlas) -> str:
-    """Under which optimizers how many of the estimators that the theorem covers are the STE in disguise."""
-    covered = [name for name in atlas.estimators if not atlas.refusal(name)]
-    under: dict[int, list[str]] = {}
-    for optimizer in atlas.optimizers:
-        found = [atlas.pairs[name, optimizer].word in (SAME, DISGUISE) for name in covered]
-        under.setdefault(sum(found), []).append(optimizer)
-    parts = [
-        f"{'all' if number == len(covered) else number or 'none'} under {' · '.join(names)}"
-        for number, names in sorted(under.items(), reverse=True)
+    """How many estimators and seeds the findings rest on."""
+    seeds, covered = len(atlas.content["seeds"]), len(atlas.covered())
+    basis = f"{seeds} seeds, 95 % intervals" if seeds >= LEAST_SEEDS else no_interval(seeds)
+    estimators = "The one estimator" if covered == 1 else f"Of the {covered} estimators"
+    return f"{estimators} that the theorem covers ({basis})"
+
+
+def finding(atlas: Atlas, optimizer: str) -> str:
+    """Labels of the covered estimators under an optimizer, and the one that is farthest from its STE counterpart."""
+    combinations = [atlas.combinations[name, optimizer] for name in atlas.covered()]
+    labels = [combination.label for combination in combinations]
+    counts = [
+        f"{'all ' if number == len(labels) > 1 else ''}{number} {label}"
+        for label in LABELS
+        if (number := labels.count(label))
     ]
-    return f"The STE in disguise, of the {len(covered)} that the theorem covers: {'; '.join(parts)}."
+    text = f"{optimizer}: {', '.join(counts) or 'no estimator that the theorem covers'}"
+    distances = {c.estimator: c.distance for c in combinations if c.distance is not None and c.distance.mean}
+    if distances:
+        farthest = max(distances, key=lambda name: distances[name].mean)
+        text += f"; farthest is {farthest} at {with_interval(distances[farthest])} %"
+    return text
 
 
-def spread(summary: Summary | None, written: Callable[[float | None], str] | None = None) -> str:
-    """Mean ± standard deviation over seeds, by default to two significant digits."""
-    if summary is None:
+def with_interval(estimate: Estimate | None, written: Callable[[float | None], str] | None = None) -> str:
+    """Mean and 95 % interval, by default to two significant digits: "3.0 (2.1 to 4.3)"."""
+    if estimate is None:
         return "–"
     written = written or short
-    return written(summary.mean) + ("" if summary.sd is None else f" ± {written(summary.sd)}")
+    if estimate.low is None:
+        return written(estimate.mean)
+    return f"{written(estimate.mean)} ({written(estimate.low)} to {written(estimate.high)})"
 
 
 def to_csv(atlas: Atlas) -> str:
-    """A line a cell. Floats as Python writes them: they read back equal. Nothing to count: empty."""
+    """A line for each cell. Floats are written as Python writes them; None is an empty field."""
     text = StringIO()
     cells = atlas.content["cells"]
     writer = csv.DictWriter(text, list(cells[0]), lineterminator="\n")
@@ -102,15 +148,25 @@ def to_csv(atlas: Atlas) -> str:
 
 
 def to_markdown(atlas: Atlas) -> str:
-    """What follows, distance and order of every pair, estimators by optimizers."""
+    """Findings, rule, and label, distance and order of every combination."""
 
-    def told(pair: Pair) -> str:
-        near, order = pair.over_seeds("equivalent_lr_jitter"), pair.order
-        return f"{pair.word}: {spread(near)} %, order {spread(order)}" if near else pair.word
+    def shown(combination: Combination) -> str:
+        if combination.label in (SAME, NO_NUMBERS):
+            return combination.label
+        distance, order = with_interval(combination.distance), with_interval(combination.order)
+        return f"{combination.label}: {distance} %, order {order}"
 
+    findings = "\n".join(f"- {markdown_text(finding(atlas, name))}" for name in atlas.optimizers)
+    warnings = "".join(f"- {markdown_text(f'{name} {text}')}\n" for name, text in atlas.learned_little().items())
     header = ["estimator", *atlas.optimizers]
-    rows = [[e, *(told(atlas.pairs[e, o]) for o in atlas.optimizers)] for e in atlas.estimators]
-    return f"{headline(atlas)}\n\n{rule(atlas.content['smaller'])}\n\n{markdown_lines([header, *rows], left=1)}\n"
+    rows = [["accuracy of the reference (%)", *(with_interval(atlas.accuracy(o), percent) for o in atlas.optimizers)]]
+    rows += [[e, *(shown(atlas.combinations[e, o]) for o in atlas.optimizers)] for e in atlas.estimators]
+    table = markdown_lines([header, *rows], left=1)
+    return (
+        f"{headline(atlas)}:\n\n{findings}\n\n"
+        + (f"Warnings:\n\n{warnings}\n" if warnings else "")
+        + f"{rule(atlas.content['smaller'])}\n\n{table}\n"
+    )
 
 
 def short(value: float | None) -> str:

@@ -1,1 +1,1 @@
-"""The figure and text of one estimator."""
+"""The figure and the text of an estimator's card."""

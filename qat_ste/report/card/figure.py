@@ -1,4 +1,4 @@
-"""An estimator in four panels: its derivative, the soft quantizer, the weight map, and what that does to weights."""
+"""Draws the figure of a card: derivative, soft quantizer, weight map M, shift M(w) - w, density of M(w)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qat_ste.base.estimator_card import Card
 from qat_ste.report.pages import png
 from qat_ste.report.style import COLORS, STYLE
 
-SIZE = (6.4, 4.5)
+SIZE = (7.0, 4.6)
 PANELS = {
     "axes.grid": False,
     "axes.titlelocation": "left",
@@ -23,34 +23,41 @@ PANELS = {
 }
 ESTIMATOR, STAIRCASE, FAULT = COLORS["ste"], COLORS["reference"], COLORS["naive"]
 PLAIN, THRESHOLD, FROZEN = "#888888", "#bbbbbb", "#eeeeee"
-LABELLED, CLOSEST = 5, 0.15  # more levels, or nearer ones as a share of all: only the ends and the middle have numbers
-MOST_ABOVE, MOST_BELOW = 16, 4  # intervals that a panel of either row has room for; of more it shows the upper ones
+LABELLED, CLOSEST = 5, 0.2  # with more levels, or closer ones as a share of the range, only three have numbers
+MOST_ABOVE, MOST_BELOW = 16, 4  # intervals that fit into a panel of either row; of more the upper ones are shown
 COLORS_IN_FILE = 32
-WRAPPED = 88  # characters of a line across both panels
-TALL = 40.0  # ratio from which an axis is logarithmic
+WRAPPED = 96  # characters of a line across both panels
+TALL = 40.0  # largest density over smallest from which the axis is logarithmic
 
 
 def card_png(card: Card) -> bytes:
-    """The figure as a PNG file."""
+    """The figure as the content of a PNG file."""
     with mpl.rc_context(STYLE | PANELS):
         return png(card_figure(card), COLORS_IN_FILE)
 
 
 def card_figure(card: Card) -> Figure:
-    """g, ∫ g with the staircase, M, and the density of re-mapped weights; levels are ticks, thresholds thin lines."""
+    """Two panels above (g; ∫ g with the staircase), three below (M(w); M(w) - w; density of M(w)).
+
+    Ticks are levels, thin lines are thresholds. If there is no M, its reason takes the place of the lower panels.
+    """
     figure = Figure(figsize=SIZE)
     alpha = "" if card.lr_factor is None else f", α = {card.lr_factor:.4g}"
-    figure.suptitle(f"{card.name} on {card.grid}{alpha}", x=0.01, ha="left", fontsize=8.5, color="#444444")
-    above, below = figure.subplots(2, 2)
+    uncovered = "; the theorem does not cover it" if card.not_covered else ""
+    figure.suptitle(f"{card.name} on {card.grid}{alpha}{uncovered}", x=0.01, ha="left", fontsize=8.5, color="#444444")
+    grid = figure.add_gridspec(2, 6)
+    above = [figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])]
     _derivative(above[0], card)
     _soft_quantizer(above[1], card)
-    panels = [(above[0], MOST_ABOVE), (above[1], MOST_ABOVE)]
+    panels = [(axis, MOST_ABOVE) for axis in above]
     if card.mapped is None or card.lr_factor is None:
-        _refused(below, card)
+        _refused(figure.add_subplot(grid[1, :]), card)
     else:
+        below = [figure.add_subplot(grid[1, column : column + 2]) for column in (0, 2, 4)]
         _weight_map(below[0], card, card.mapped)
-        _density(below[1], card, card.mapped, card.lr_factor)
-        panels += [(below[0], MOST_BELOW), (below[1], MOST_BELOW)]
+        _shift(below[1], card, card.mapped)
+        _density(below[2], card, card.mapped, card.lr_factor)
+        panels += [(axis, MOST_BELOW) for axis in below]
     for axis, most in panels:
         _mark_grid(axis, card, _lowest_shown(card, most))
     return figure
@@ -93,8 +100,24 @@ def _weight_map(axis: Axes, card: Card, mapped: np.ndarray) -> None:
     _legend(axis, "upper left")
 
 
+def _shift(axis: Axes, card: Card, mapped: np.ndarray) -> None:
+    """M(w) - w in widths of the weight's interval: shows a map that lies close to the identity."""
+    interval = np.searchsorted(card.levels, card.w).clip(1, len(card.levels) - 1)
+    shift = (mapped - card.w) / (card.levels[interval] - card.levels[interval - 1])
+    shift[np.abs(shift) < 1e-9] = 0
+    axis.axhline(0, color=PLAIN, lw=0.9, ls="--")
+    axis.plot(card.w, shift, color=ESTIMATOR)
+    axis.set(title="M(w) − w, in steps", xlabel="w / max")
+    shown = shift[card.w >= _lowest_shown(card, MOST_BELOW)]
+    inside = shift[(card.w >= card.levels[0]) & (card.w <= card.levels[-1])]
+    largest = float(np.abs(inside).max() or np.abs(shown).max() or 0.01)
+    axis.set_ylim(-1.15 * largest, 1.15 * largest)
+    axis.yaxis.set_major_formatter("{x:g}")
+    _shade_frozen(axis, card)
+
+
 def _density(axis: Axes, card: Card, mapped: np.ndarray, lr_factor: float) -> None:
-    """Of M(w) for w uniform inside the range: 1/(dM/dw) = g/α, drawn where M puts the weight."""
+    """Density of M(w) for w uniform inside the range, relative to that of w: 1/(dM/dw) = g/α at M(w)."""
     inside = (card.w > card.levels[0]) & (card.w < card.levels[-1]) & (card.g > 0)
     z, density = mapped[inside], card.g[inside] / lr_factor
     lowest = _lowest_shown(card, MOST_BELOW)
@@ -109,18 +132,17 @@ def _density(axis: Axes, card: Card, mapped: np.ndarray, lr_factor: float) -> No
     else:
         axis.set_ylim(0, 1.25 * density.max())
     axis.fill_between(z, density, axis.get_ylim()[0], color=ESTIMATOR, alpha=0.18, lw=0)
-    axis.set(title="density of M(w) for uniform w", xlabel="M(w) / max")
+    axis.set(title="density of M(w)", xlabel="M(w) / max")
     _legend(axis, "upper right" if lowest > card.levels[0] else "upper center", columns=2)
 
 
-def _refused(axes: np.ndarray, card: Card) -> None:
-    """Why there is no weight map, in place of it."""
+def _refused(axis: Axes, card: Card) -> None:
+    """Writes why there is no weight map."""
     failing = [flag.name for flag in card.flags if flag.holds is False]
-    axes[0].set_title(f"no weight map: g is not {failing[0]}" if failing else "no weight map", color=FAULT)
+    axis.set_title(f"no weight map: g is not {failing[0]}" if failing else "no weight map", color=FAULT)
     text = "\n".join(textwrap.wrap(card.refusal, WRAPPED))
-    axes[0].text(0, 0.95, text, transform=axes[0].transAxes, va="top", linespacing=1.4, in_layout=False)
-    for axis in axes:
-        axis.set_axis_off()
+    axis.text(0, 0.95, text, transform=axis.transAxes, va="top", linespacing=1.4, in_layout=False)
+    axis.set_axis_off()
 
 
 def _lowest_shown(card: Card, most: int) -> float:
@@ -135,16 +157,16 @@ def _mark_grid(axis: Axes, card: Card, lowest: float) -> None:
 
 
 def _number_levels(axis: Axis, card: Card, lowest: float) -> None:
-    """A tick a level; where they are many or close only the ends and the one nearest to their middle have numbers."""
+    """A tick at each level; if levels are many or close, only the ends and the middle one have numbers."""
     shown = card.levels[card.levels >= lowest]
     middle = shown[np.abs(shown - (shown[0] + shown[-1]) / 2).argmin()]
-    roomy = len(shown) <= LABELLED and np.diff(shown).min() > CLOSEST * (shown[-1] - shown[0])
-    named = shown if roomy else [shown[0], middle, shown[-1]]
-    axis.set_ticks(shown, [f"{level:.2g}".replace("-", "−") if level in named else "" for level in shown])
+    spacious = len(shown) <= LABELLED and np.diff(shown).min() > CLOSEST * (shown[-1] - shown[0])
+    numbered = shown if spacious else [shown[0], middle, shown[-1]]
+    axis.set_ticks(shown, [f"{level:.2g}".replace("-", "−") if level in numbered else "" for level in shown])
 
 
 def _shade_frozen(axis: Axes, card: Card) -> None:
-    """Where no gradient passes."""
+    """Shades the weights through which no gradient passes."""
     changes = np.flatnonzero(np.diff(np.concatenate([[True], card.alive, [True]]).astype(int)))
     for first, last in changes.reshape(-1, 2):
         axis.axvspan(card.w[first], card.w[last - 1], color=FROZEN, lw=0, zorder=-1)

@@ -1,7 +1,8 @@
-"""The paper's figures from the rows and weights of one run."""
+"""Draws the paper's figures from the logged rows and weights of one run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from qat_ste.report.style import COLORS, line, plain
 
 
 def curves(run: RunFiles) -> Figure:
-    """Loss and accuracy of reference and main counterpart, and the difference of every counterpart."""
+    """Draws loss and accuracy of the reference and its main counterpart, and the difference of every counterpart."""
     panels = [("train_loss", "training loss")]
     if len(run.series("reference/validation_accuracy")):
         panels.append(("validation_accuracy", "test accuracy"))
@@ -28,7 +29,7 @@ def curves(run: RunFiles) -> Figure:
         main = run.series(f"{run.main_counterpart}/{key}")
         left.plot(*reference.T, color=COLORS["reference"], label="reference", lw=2.6, alpha=0.4)
         left.plot(*main.T, label=plain(run.main_counterpart), **line(run.main_counterpart, 0))
-        settled = len(reference) // 10  # the first tenth would flatten the rest
+        settled = len(reference) // 10  # differences of the first tenth are so large that the others would look flat
         differences = {name: run.series(f"{name}/{key}")[:, 1] - reference[:, 1] for name in run.counterparts}
         for number, (name, difference) in enumerate(differences.items()):
             right.plot(reference[:, 0], difference, label=plain(name), **line(name, number), alpha=0.9)
@@ -40,18 +41,17 @@ def curves(run: RunFiles) -> Figure:
     axes[0, 0].set_yscale("log")
     if len(panels) > 1:
         axes[1, 0].set_ylim(max(0.0, float(np.quantile(reference[:, 1], 0.05)) - 0.05), 1.0)
-    axes[0, 0].set_title(f"reference and {plain(run.main_counterpart)}")
+    axes[0, 0].set_title(f"reference and {plain(run.main_counterpart, 20)}")
     axes[0, 1].set_title("counterpart minus reference")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    axes[0, 0].legend()
-    axes[0, 1].legend(ncols=2)
+    _legend_below(figure, axes[0, 0], axes[0, 1])
     return figure
 
 
 def alignment_error(run: RunFiles) -> Figure:
-    """Weight alignment error over time, all counterparts on one axis."""
-    figure = Figure(figsize=(4.6, 3.1))
+    """Draws the weight alignment error of all counterparts over training."""
+    figure = Figure(figsize=(4.6, 2.8))
     axis = figure.subplots()
     for number, name in enumerate(run.counterparts):
         series = run.series(f"{name}/weight_alignment_error")
@@ -70,50 +70,61 @@ def alignment_error(run: RunFiles) -> Figure:
             if agreed.any():
                 axis.plot(*bound[agreed].T, label="… while all levels agree", color="#888888", lw=3, alpha=0.5)
     axis.set(yscale="log", xlabel="step", ylabel="weight alignment error\n(distance / path length)")
-    axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at a distance over no path at all
-    axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axis.set_ylim(top=min(axis.get_ylim()[1], 10))  # without M the error starts at infinity: no path was travelled
+    _legend_below(figure, axis)
     return figure
 
 
 def alignment_scatter(run: RunFiles) -> Figure:
-    """Final weights of the reference, raw and re-mapped, against those of the STE counterpart."""
+    """Draws final weights of the reference, raw and re-mapped, against those of the STE counterpart."""
     name = run.main_counterpart
-    own, raw, mapped = (run.weights(key) for key in (f"{name}/final", "reference/final", f"{name}/mapped_reference"))
+    keys = (f"{name}/final", "reference/final", f"{name}/mapped_reference")
+    weights, raw, mapped = (run.weights(key) for key in keys)
     panels = [("reference, raw", raw)]
     if not np.array_equal(raw, mapped):
         panels.append(("reference, re-mapped by M", mapped))
     figure = Figure(figsize=(3.3 * len(panels) + 0.6, 3.1))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, reference) in zip(axes, panels, strict=True):
-        image = _density(axis, own, reference)
-        axis.set(title=title, xlabel=f"{plain(name)} weight / max")
+        image = _density(axis, weights, reference)
+        axis.set(title=title, xlabel=f"{plain(name, 20)} weight / max")
     axes[0].set_ylabel("reference weight / max")
     figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
     return figure
 
 
 def movement_scatter(run: RunFiles) -> Figure:
-    """Initial against final weights of the reference and of the STE counterpart."""
+    """Draws initial against final weights of the reference and of the STE counterpart."""
     name = run.main_counterpart
     figure = Figure(figsize=(7.2, 3.1))
     axes = figure.subplots(1, 2, sharey=True)
     for axis, member in zip(axes, ("reference", name), strict=True):
         image = _density(axis, run.weights(f"{member}/initial"), run.weights(f"{member}/final"))
-        axis.set(title=plain(member), xlabel="initial weight / max")
+        axis.set(title=plain(member, 20), xlabel="initial weight / max")
     axes[0].set_ylabel("final weight / max")
     figure.colorbar(image, ax=axes, label="weights", shrink=0.85)
     return figure
 
 
 def _density(axis: Axes, x: np.ndarray, y: np.ndarray, limit: float = 1.3) -> Any:
+    """Draws a histogram of points; those beyond the limits count at the edge. Returns the image for a colour bar."""
     edges = np.linspace(-limit, limit, 131)
     counts, _, _ = np.histogram2d(x.clip(-limit, limit), y.clip(-limit, limit), bins=(edges, edges))
     shown = np.ma.masked_equal(counts.T, 0)
     norm = LogNorm(1, max(2.0, counts.max()))
     image = axis.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis", rasterized=True)
     axis.plot([-limit, limit], [-limit, limit], color="#D55E00", lw=0.7, ls="--")
-    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", axisbelow=True)
     return image
+
+
+def _legend_below(figure: Figure, *axes: Axes) -> None:
+    """Adds one legend for these axes below them, in as many columns as fit; the figure grows by its lines."""
+    series = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / (0.065 * max(map(len, series)) + 0.55)))  # inches of a character, and of a line
+    figure.set_size_inches(width, height + 0.16 * math.ceil(len(series) / columns))
+    figure.legend(series.values(), series.keys(), loc="outside lower center", ncols=columns)
 
 
 FIGURES: dict[str, Callable[[RunFiles], Figure]] = {

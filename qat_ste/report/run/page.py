@@ -1,13 +1,18 @@
-"""One self-contained page of a run: verdict, table, figures, configuration and the command that made it."""
+"""Writes one self-contained page for a run: verdict, set-up, tables, figures, configuration and command."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qat_ste.base.files import write
+from qat_ste.base.run_config import identity
+from qat_ste.base.text import one_line
+from qat_ste.base.text import shown as shown_setting
 from qat_ste.report.files import no_link, regular
 from qat_ste.report.pages import Picture, draw_all, fill
 from qat_ste.report.run.figures import FIGURES
@@ -15,19 +20,29 @@ from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.tables import OF_LAYER, added, shown, table_rows
 
 CAPTIONS = {  # in the page's order
-    "alignment_error": "Weight alignment error over time: how far each counterpart is from the reference, in units of "
-    "the way that its weights went. Near jitter: no further than a slightly changed learning rate takes it.",
-    "alignment_scatter": "Final weights of the reference against those of its STE counterpart. On the dashed line the "
-    "two runs agree; where the theory asks for the weight map M, only the re-mapped weights should lie there.",
-    "movement_scatter": "Initial against final weights, in units of the quantizer's range.",
-    "curves": "Loss and accuracy of the reference and its main counterpart, and the difference of every counterpart "
-    "from the reference.",
+    "alignment_error": "Weight alignment error over training: distance of each counterpart from the reference, in "
+    "units of the length of the path that its weights travelled. A counterpart near jitter is no farther from the "
+    "reference than a run with a slightly larger learning rate.",
+    "alignment_scatter": "Final weights of the reference against those of its STE counterpart, in units of the largest "
+    "level. On the dashed line they are equal. Where the theory needs the weight map M, only the re-mapped weights "
+    "should lie on it.",
+    "movement_scatter": "Initial and final weights, in units of the largest level. On the dashed line a weight did not "
+    "move.",
+    "curves": "Training loss and test accuracy of the reference and its main counterpart; and the difference of every "
+    "counterpart from the reference.",
+}
+ADJUSTED = {  # by equivalence
+    "remap": "initial weights by M, learning rate by α",
+    "keep": "nothing",
+    "exact": "nothing: the runs are identical",
+    "none": "nothing: no adjustment is known",
 }
 MOST_BYTES = 20 << 20  # of a figure
+LONGEST = 200  # characters of a name, and of settings
 
 
 def write_report(folder: Path) -> dict[str, str]:
-    """Draws the figures and writes ``report.html``; returns what went wrong by figure."""
+    """Draws the figures and writes ``report.html``; returns the error of each figure that failed by name."""
     run = RunFiles(folder)
     no_link(folder / "figures").mkdir(exist_ok=True)
     plans = [(name, "", "", partial(draw, run)) for name, draw in FIGURES.items()]
@@ -37,29 +52,73 @@ def write_report(folder: Path) -> dict[str, str]:
 
 
 def render(run: RunFiles) -> str:
-    """The page as HTML; every value is escaped."""
+    """Returns the page as HTML in which every value is escaped."""
     results = run.results
-    members = {"reference": results["reference"], **results["counterparts"]}
     rows = table_rows(results["metrics"])
-    figures = []
+    pictures = []
     for name, caption in CAPTIONS.items():
-        with suppress(OSError):  # a figure that could not be drawn, or a file that is none of ours
-            image = regular(no_link(run.folder / "figures") / f"{name}.png", MOST_BYTES).read_bytes()
-            figures.append(Picture(name, "", caption, image))
+        with suppress(OSError):  # the figure failed, or its file is not one of ours
+            content = regular(no_link(run.folder / "figures") / f"{name}.png", MOST_BYTES).read_bytes()
+            pictures.append(Picture(name, "", caption, content))
+    seed = _section(results["config"], "train").get("seed")
     return fill(
         "run/page.html",
         results=results,
-        members=members,
+        seed=shown_setting(seed) if isinstance(seed, int) else None,
+        setup=_setup(results),
+        adjusted=ADJUSTED.get(results["equivalence"]),
+        several_seeds=_several_seeds(results["command"]),
+        members={"reference": results["reference"], **results["counterparts"]},
         rows=rows,
         layer_rows=OF_LAYER | added(rows),
         main=run.main_counterpart,
-        figures=figures,
+        figures=pictures,
         shown=shown,
         whole=whole,
+        times=times,
         config=json.dumps(results["config"], indent=1),
     )
 
 
 def whole(number: float | None) -> str:
-    """Without decimal places; "–" where there is none."""
+    """Formats a number without decimal places; None as "–"."""
     return "–" if number is None else f"{number:,.0f}"
+
+
+def times(ratio: float | None) -> str:
+    """Formats an error in units of that of ``jitter`` with three significant digits; None as "–"."""
+    return "–" if ratio is None else f"{ratio:.3g} × jitter"
+
+
+def _setup(results: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Returns name and settings, as ("tanh", "k=5.5"), of estimator, optimizer, quantizer, model and data."""
+    config = identity(results["config"])
+    setup = {}
+    factor = _section(config, "train").get("lr_scale")
+    for group in ("estimator", "optimizer", "quantizer", "model", "dataset"):
+        section = _section(config, group)
+        name = results["choices"].get(group) or str(section.get("_target_", "–")).rpartition(".")[2]
+        settings = {key: value for key, value in section.items() if value and not key.startswith("_")}
+        if group == "optimizer" and factor not in (None, 1):
+            settings["train.lr_scale"] = factor
+        if settings.get("levels"):
+            settings.pop("bits", None)  # not used then
+        text = ", ".join(f"{key}={shown_setting(value)}" for key, value in settings.items())
+        setup[group] = (one_line(name, LONGEST), one_line(text, LONGEST))
+    return setup
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _several_seeds(command: str | None) -> str | None:
+    """Returns the command that trains this run with three seeds; None if the run has no command."""
+    try:
+        program, *overrides = shlex.split(command or "")
+    except ValueError:
+        return None
+    replaced = ("-m", "--multirun", "train.seed=", "hydra.run.dir=")
+    kept = [override for override in overrides if not override.startswith(replaced)]
+    return shlex.join([program, "-m", "train.seed=1,2,3", *kept])

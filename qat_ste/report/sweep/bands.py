@@ -1,4 +1,4 @@
-"""Curves over training with the spread over seeds."""
+"""Averages curves over seeds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from qat_ste.report.columns import Columns
 from qat_ste.report.sweep.groups import Group
 
-SHARES = np.linspace(0, 1, 201)  # of the training done
+SHARES = np.linspace(0, 1, 201)  # completed shares of the training
 
 
 @dataclass(frozen=True)
 class Band:
-    """Mean, lowest and highest seed at each of ``SHARES``; NaN before the first row. Shapes (201,)."""
+    """Mean, minimum and maximum over seeds at ``SHARES``, shape (201,); NaN before the first row of a seed."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -23,7 +23,7 @@ class Band:
 
 
 def bands(group: Group, keys: Sequence[str]) -> dict[str, Band]:
-    """A band for each key of ``metrics.jsonl`` that any run of the group has."""
+    """Returns the band of each key of ``metrics.jsonl`` that a run of the group has."""
     curves: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     for run in group.runs:
         columns = Columns(run.folder / "metrics.jsonl", keys)
@@ -34,7 +34,7 @@ def bands(group: Group, keys: Sequence[str]) -> dict[str, Band]:
                 curves[key].append(np.interp(SHARES, shares, points[:, 1], left=np.nan))
     return {
         key: Band(stacked.mean(axis=0), stacked.min(axis=0), stacked.max(axis=0))
-        for key, alike in curves.items()
-        if alike
-        for stacked in [np.stack(alike)]
+        for key, by_run in curves.items()
+        if by_run
+        for stacked in [np.stack(by_run)]
     }

@@ -1,13 +1,9 @@
-"""The paper's claims, each held against its bound by one test over seeds.
-
-The test: of the logarithm of the ratio of two weight alignment errors, paired by seed, the mean over seeds with its
-95 % confidence interval after Student. Where the whole interval keeps the bound the claim holds, where the whole
-interval breaks it the claim does not hold, else, or with fewer than two seeds, the runs cannot say.
-"""
+"""Tests the paper's claims over seeds; ``TEST`` describes the test."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,14 +11,16 @@ from itertools import groupby
 from qat_ste.report.seeds import interval_of_mean
 from qat_ste.report.sweep.groups import ROWS, SCALEDOWN, Group
 
-NEGLIGIBLE = 2.0  # the verdict's: two runs that differ by noise are as far apart
-HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot say"
+NEGLIGIBLE = 2.0  # as in the verdict: noise alone moves two runs this many times as far apart as jitter
+HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
+VERBS = {HOLDS: (HOLDS, "hold"), FAILS: (FAILS, "do not hold"), INCONCLUSIVE: ("is inconclusive", "are inconclusive")}
 ERROR = "weight_alignment_error"
 TEST = (
-    "Each claim is about a ratio of two weight alignment errors, paired by seed. Its test: the geometric mean of the "
-    "ratio over seeds with a 95 % confidence interval (Student's t on the logarithms). The claim holds where the whole "
-    "interval keeps the bound, does not hold where the whole interval breaks it; otherwise, or with fewer than two "
-    "seeds, the runs cannot say. No correction for the number of claims."
+    "Each claim bounds the ratio of two weight alignment errors, paired by seed. Test: the geometric mean of the ratio "
+    "over n seeds with its two-sided 95 % confidence interval (Student's t with n − 1 degrees of freedom, on the "
+    "logarithms of the ratios). The claim holds if the whole interval satisfies the bound and does not hold if the "
+    "whole interval violates it; otherwise, or with fewer than two seeds, it is inconclusive. No correction for the "
+    "number of claims."
 )
 
 
@@ -31,13 +29,13 @@ class Claim:
     """One claim for one row of a set-up.
 
     Args:
-        published: what the paper says, in words.
-        ratio: which two errors are compared, e.g. "default / jitter".
-        bound: in words, e.g. "at most 2".
-        value: geometric mean of the ratio over ``n`` seeds; None where there is no seed.
-        low, high: the interval; None with fewer than two seeds.
-        word: ``HOLDS``, ``FAILS`` or ``UNKNOWN``.
-        note: what else a reader has to know, or "".
+        published: the paper's statement.
+        ratio: the two errors compared, e.g. "ste / jitter" or "1 bit: ste / jitter".
+        bound: e.g. "at most 2".
+        value: geometric mean of the ratio over ``n`` seeds; None without a seed.
+        low, high: 95 % confidence interval; None with fewer than two seeds.
+        word: ``HOLDS``, ``FAILS`` or ``INCONCLUSIVE``.
+        note: a remark on the data, or "".
     """
 
     setup: str
@@ -55,16 +53,12 @@ class Claim:
 
 
 def column_title(row: str, counterpart: str) -> str:
-    """The paper's name of a counterpart of a row: "default", "jitter", "no-warp", "1 bit", "1 bit, jitter"."""
-    name = {"naive": "no-warp"}.get(counterpart, counterpart)
-    if row == "default":
-        return "default" if counterpart == "ste" else name
-    title = ROWS.get(row, row)
-    return title if counterpart == "ste" else f"{title}, {name}"
+    """Returns the counterpart with its row, except the default row: "ste", "jitter", "1 bit, ste"."""
+    return counterpart if row == "default" else f"{ROWS.get(row, row)}, {counterpart}"
 
 
 def all_claims(groups: Sequence[Group]) -> list[Claim]:
-    """Every claim that the groups can be held against, by set-up."""
+    """Tests every claim that the groups allow, by set-up."""
     claims = []
     for _, members in groupby(groups, key=lambda group: group.setup):
         by_row = {group.row: group for group in members}
@@ -76,7 +70,7 @@ def all_claims(groups: Sequence[Group]) -> list[Claim]:
 
 
 def orders(claims: Sequence[Claim]) -> dict[str, str]:
-    """How default, jitter and no-warp lie, by set-up: "default ≈ jitter < no-warp" is what the paper says."""
+    """Orders the errors of ste, jitter and naive by set-up; the paper's order is "ste ≈ jitter < naive"."""
     by_kind = {(claim.setup, claim.kind): claim for claim in claims if claim.row == "default"}
     return {
         setup: _order(close, by_kind.get((setup, "far"))) for (setup, kind), close in by_kind.items() if kind == "close"
@@ -84,62 +78,57 @@ def orders(claims: Sequence[Claim]) -> dict[str, str]:
 
 
 def counted(claims: Sequence[Claim]) -> str:
-    """The headline: how many hold."""
-    numbers = {word: sum(claim.word == word for claim in claims) for word in (HOLDS, FAILS, UNKNOWN)}
+    """Counts the claims that hold, do not hold and are inconclusive, in a sentence."""
     if not claims:
-        return "No claim can be tested here: no run has the counterparts ste and jitter."
-    if numbers[HOLDS] == len(claims):
-        return "The claim holds." if len(claims) == 1 else f"All {len(claims)} claims hold."
-    parts = [f"{numbers[HOLDS]} of {len(claims)} claims {'holds' if numbers[HOLDS] == 1 else 'hold'}"]
-    if numbers[FAILS]:
-        parts.append(f"{numbers[FAILS]} {'does' if numbers[FAILS] == 1 else 'do'} not hold")
-    if numbers[UNKNOWN]:
-        parts.append(f"of {numbers[UNKNOWN]} these runs cannot say")
-    return ", ".join(parts) + "."
+        return "No claim can be tested: no run has both counterparts, ste and jitter."
+    outcomes = Counter(claim.word if claim.word in (HOLDS, FAILS) else INCONCLUSIVE for claim in claims)
+    if len(outcomes) == 1:
+        (verbs,) = (VERBS[word] for word in outcomes)
+        total = {2: "Both"}.get(len(claims), f"All {len(claims)}")
+        return f"The claim {verbs[0]}." if len(claims) == 1 else f"{total} claims {verbs[1]}."
+    parts = [f"{outcomes[word]} {VERBS[word][outcomes[word] != 1]}" for word in (FAILS, INCONCLUSIVE) if outcomes[word]]
+    return "; ".join([f"{outcomes[HOLDS]} of {len(claims)} claims {VERBS[HOLDS][outcomes[HOLDS] != 1]}", *parts]) + "."
 
 
 def _order(close: Claim, far: Claim | None) -> str:
     near = {
-        HOLDS: "default ≈ jitter" if (close.value or 0) >= 1 / NEGLIGIBLE else "default < jitter",
-        FAILS: "default > jitter",
-        UNKNOWN: "default ≈ jitter: cannot say",
-    }[close.word]
+        HOLDS: "ste ≈ jitter" if (close.value or 0) >= 1 / NEGLIGIBLE else "ste < jitter",
+        FAILS: "ste > jitter",
+    }.get(close.word, "ste vs jitter: inconclusive")
     if far is None:
         return near
-    if (close.word, far.word) == (HOLDS, HOLDS) and (close.value or 0) * (far.value or 0) > 1:  # no-warp over jitter
-        return f"{near} < no-warp"
-    control = {HOLDS: "default < no-warp", FAILS: "no-warp not 2 times as far as default"}
-    return f"{near}; {control.get(far.word, 'default < no-warp: cannot say')}"
+    if (close.word, far.word) == (HOLDS, HOLDS) and (close.value or 0) * (far.value or 0) > 1:  # naive over jitter
+        return f"{near} < naive"
+    control = {HOLDS: "ste < naive", FAILS: f"naive less than {NEGLIGIBLE:g} × as far as ste"}
+    return f"{near}; {control.get(far.word, 'ste vs naive: inconclusive')}"
 
 
 def _close_and_far(group: Group) -> list[Claim]:
     ste, jitter, naive = (group.values(name, ERROR) for name in ("ste", "jitter", "naive"))
     adjusted = "with α and M" if group.remapped else "with nothing adjusted"
-    bits = f", at {ROWS[group.row]} too" if group.row.startswith("bits_") and group.row in ROWS else ""
-    titles = {name: column_title(group.row, name) for name in ("ste", "jitter", "naive")}
+    bits = f", also at {ROWS[group.row]}" if group.row.startswith("bits_") and group.row in ROWS else ""
+    row = "" if group.row == "default" else f"{ROWS.get(group.row, group.row)}: "
     claims = []
     if ste and jitter:
-        published = f"{adjusted}, an STE ends about as close to the reference as jitter does, or closer{bits}"
-        ratio = f"{titles['ste']} / {titles['jitter']}"
-        claims.append(_claim(group, "close", published, ratio, (ste, jitter), ("at most", NEGLIGIBLE)))
+        published = f"{adjusted}, ste ends about as close to the reference as jitter, or closer{bits}"
+        claims.append(_claim(group, "close", published, f"{row}ste / jitter", (ste, jitter), ("at most", NEGLIGIBLE)))
     if ste and naive and group.remapped:
-        published = f"without α and M (no-warp) it does not stay close{bits}"
-        ratio = f"{titles['naive']} / {titles['ste']}"
+        published = f"without α and M (naive), the STE does not stay close{bits}"
         apart = max(ste.values()) < min(naive.values())
         note = f"the ranges over seeds {'do not overlap' if apart else 'overlap'}" if len(ste) > 1 else ""
-        claims.append(_claim(group, "far", published, ratio, (naive, ste), ("at least", NEGLIGIBLE), note))
+        claims.append(
+            _claim(group, "far", published, f"{row}naive / ste", (naive, ste), ("at least", NEGLIGIBLE), note)
+        )
     return claims
 
 
 def _closer(group: Group, default: Group) -> Claim:
     published = "agreement improves as the learning rate goes to 0"
-    ratio = f"{column_title(group.row, 'ste')} / default"
+    ratio = f"ste: {ROWS[group.row]} / {ROWS['default']}"
     if group.row == "scaledown":
-        note = (
-            "trains 0.3 times as far as default (0.1 η, 3 × the epochs), so smaller steps are mixed with less training"
-        )
+        note = "0.1 × the learning rate, 3 × the epochs: 0.3 × the training, so two effects are mixed"
     else:
-        note = "trains as far as default (0.1 η, 10 × the epochs)"
+        note = "0.1 × the learning rate, 10 × the epochs: the same amount of training"
     errors = (group.values("ste", ERROR), default.values("ste", ERROR))
     return _claim(group, "closer", published, ratio, errors, ("below", 1.0), note)
 
@@ -154,25 +143,25 @@ def _claim(
     note: str = "",
 ) -> Claim:
     above, below = errors
-    ratios = [above[seed] / below[seed] for seed in above if below.get(seed)]
+    by_seed = {seed: above[seed] / below[seed] for seed in above if below.get(seed)}
+    ratios = list(by_seed.values())
     value, low, high = ratio_over_seeds(ratios)
-    notes = [note]
+    notes = [note] if note else []
     if len(ratios) < 2:
+        notes += [f"one run (seed {seed})" for seed in by_seed if seed is not None]
         notes.append("a test needs at least two seeds")
     elif low is None:
-        notes.append("an error is exactly 0 for some seeds only")
+        notes.append("the error is exactly 0 for some of the seeds")
     elif len(set(ratios)) == 1:
-        notes.append("all seeds gave the same ratio")
-    words = f"{bound[0]} {bound[1]:g}"
-    notes = [note for note in notes if note]
-    word = decide(low, high, *bound)
+        notes.append("all seeds have the same ratio")
+    limit, word = f"{bound[0]} {bound[1]:g}", decide(low, high, *bound)
     return Claim(
-        group.setup, group.row, kind, published, ratio, words, value, low, high, len(ratios), word, "; ".join(notes)
+        group.setup, group.row, kind, published, ratio, limit, value, low, high, len(ratios), word, "; ".join(notes)
     )
 
 
 def ratio_over_seeds(ratios: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Geometric mean with its 95 % interval; no interval for fewer than two, or where some but not all are 0."""
+    """Returns geometric mean and 95 % interval; no interval for one ratio or if some but not all are 0."""
     if not ratios:
         return None, None, None
     if 0 in ratios:
@@ -185,9 +174,9 @@ def ratio_over_seeds(ratios: Sequence[float]) -> tuple[float | None, float | Non
 
 
 def decide(low: float | None, high: float | None, side: str, bound: float) -> str:
-    """What an interval says of "at most", "below" or "at least" a bound."""
+    """Decides if an interval lies on the required side ("at most", "below" or "at least") of a bound."""
     if low is None or high is None:
-        return UNKNOWN
-    keeps = {"at most": high <= bound, "below": high < bound, "at least": low >= bound}[side]
-    breaks = {"at most": low > bound, "below": low >= bound, "at least": high < bound}[side]
-    return HOLDS if keeps else FAILS if breaks else UNKNOWN
+        return INCONCLUSIVE
+    satisfied = {"at most": high <= bound, "below": high < bound, "at least": low >= bound}[side]
+    violated = {"at most": low > bound, "below": low >= bound, "at least": high < bound}[side]
+    return HOLDS if satisfied else FAILS if violated else INCONCLUSIVE

@@ -1,4 +1,4 @@
-"""Figures of many runs: final errors at a glance, and errors over training with the spread over seeds."""
+"""Figures of many runs: final errors, and errors over training with their spread over seeds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from matplotlib.ticker import NullFormatter
 from qat_ste.report.style import COLORS, line, plain
 from qat_ste.report.sweep.bands import SHARES, Band, bands
 from qat_ste.report.sweep.claims import ERROR, NEGLIGIBLE, column_title
-from qat_ste.report.sweep.groups import SCALEDOWN, Group
+from qat_ste.report.sweep.groups import ROWS, SCALEDOWN, Group
 
 UNMAPPED = f"{ERROR}_unmapped"
 MARKERS = {"ste": "o", "jitter": "D", "naive": "^"}
 ROW_COLORS = {"scaledown": "#56B4E9", "scaledown_matched": "#E69F00"}
-LIMIT_WITHOUT_MAP = 10.0  # without M the error starts at a distance over no path at all
+LIMIT_WITHOUT_MAP = 10.0  # without M the error starts at a distance over a path of length 0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn of one counterpart of a group."""
+    """A metric of one counterpart of a group over training."""
 
     group: Group
     counterpart: str
@@ -40,45 +40,50 @@ class Curve:
 
 @dataclass
 class Panel:
-    """One axis."""
+    """Title and curves of one axis."""
 
     title: str
     curves: list[Curve] = field(default_factory=list)
 
 
 def panels_of_setup(rows: Mapping[str, Group]) -> list[Panel]:
-    """Rows with their controls a panel each; rows with smaller steps together, beside the default."""
-    panels = [_with_controls(row, group) for row, group in rows.items() if row not in SCALEDOWN]
+    """Makes a panel for each row with its controls, and one for rows with a smaller learning rate."""
+    panels = [_with_controls(ROWS.get(row, row), group) for row, group in rows.items() if row not in SCALEDOWN]
     smaller = [(row, group) for row, group in rows.items() if row in SCALEDOWN]
     if smaller:
-        panel = Panel("smaller steps")
+        panel = Panel("smaller learning rate")
         if "default" in rows:
-            panel.curves.append(Curve(rows["default"], "ste", "STE", line("ste", 0)))
+            panel.curves.append(Curve(rows["default"], "ste", "ste", line("ste", 0)))
         for row, group in smaller:
             look = {"color": ROW_COLORS[row], "ls": "-" if row == "scaledown" else "--"}
-            panel.curves.append(Curve(group, "ste", f"STE, {column_title(row, 'ste')}", look))
+            panel.curves.append(Curve(group, "ste", column_title(row, "ste"), look))
         panels.insert(1, panel)
     return panels
 
 
 def panels_of_groups(groups: Sequence[Group]) -> list[Panel]:
-    """A panel a group."""
-    return [_with_controls(group.label or group.row, group) for group in groups]
+    """Makes a panel for each group."""
+    return [_with_controls(title_of(group), group) for group in groups]
+
+
+def title_of(group: Group) -> str:
+    """Titles a group within its experiment by its row, if that is not the default, and its label."""
+    row = "" if group.row == "default" and (group.label or not group.experiment) else ROWS.get(group.row, group.row)
+    return ", ".join(filter(None, (row, group.label)))
 
 
 def _with_controls(title: str, group: Group) -> Panel:
-    names = {"ste": "STE", "naive": "no-warp"}
-    panel = Panel(column_title(title, "ste") if title == group.row else title)
+    panel = Panel(title)
     for number, name in enumerate(group.counterparts):
-        panel.curves.append(Curve(group, name, names.get(name) or plain(name), line(name, number)))
+        panel.curves.append(Curve(group, name, plain(name), line(name, number)))
     if group.remapped and "ste" in group.counterparts:
         look = {"color": COLORS["ste"], "ls": ":"}
-        panel.curves.append(Curve(group, "ste", "STE, compared without M", look, UNMAPPED))
+        panel.curves.append(Curve(group, "ste", "ste, compared without M", look, UNMAPPED))
     return panel
 
 
 def error_over_training(panels: Sequence[Panel]) -> Figure:
-    """Weight alignment error against the share of training done: mean, and from the lowest to the highest seed."""
+    """Draws the weight alignment error over training: mean over seeds, band from the lowest to the highest."""
     across = min(len(panels), 2 if len(panels) <= 4 else 3)
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(3.4 * across + 0.4, 2.4 * down + 0.5))
@@ -86,34 +91,35 @@ def error_over_training(panels: Sequence[Panel]) -> Figure:
     legend: dict[str, Any] = {}
     for axis, panel in zip(axes, panels, strict=False):
         for curve, band in _bands(panel):
-            seen = np.isfinite(band.mean) & (band.mean > 0)
-            if not seen.any():
+            positive = np.isfinite(band.mean) & (band.mean > 0)
+            if not positive.any():
                 continue
-            (drawn,) = axis.plot(100 * SHARES[seen], band.mean[seen], **curve.look)
-            low = np.maximum(band.low[seen], band.mean[seen] / 1e3)  # a log axis has no 0
-            axis.fill_between(100 * SHARES[seen], low, band.high[seen], color=drawn.get_color(), alpha=0.18, lw=0)
+            x, mean, high = 100 * SHARES[positive], band.mean[positive], band.high[positive]
+            (drawn,) = axis.plot(x, mean, **curve.look)
+            low = np.maximum(band.low[positive], mean / 1e3)  # a logarithmic axis has no 0
+            axis.fill_between(x, low, high, color=drawn.get_color(), alpha=0.18, lw=0)
             legend.setdefault(curve.label, drawn)
         axis.set_title(_wrapped(panel.title))
         axis.tick_params(labelbottom=True)
     if not legend:
-        raise ValueError(f"no metrics.jsonl of these runs has rows with {ERROR}")
+        raise ValueError(f"no metrics.jsonl of these runs has a row with {ERROR}")
     for axis in axes[: len(panels)][-across:]:
-        axis.set_xlabel("training done (%)")
+        axis.set_xlabel("share of the training (%)")
     for axis in axes[: len(panels) : across]:
         axis.set_ylabel("weight alignment error")
     for axis in axes[len(panels) :]:
         axis.remove()
     axes[0].set_yscale("log")
     axes[0].set_ylim(top=min(axes[0].get_ylim()[1], LIMIT_WITHOUT_MAP))
-    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=min(len(legend), 4))
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=min(len(legend), 2 * across))
     return figure
 
 
 def final_errors(panels: Mapping[str, Sequence[tuple[str, Group]]]) -> Figure:
-    """Final weight alignment errors, a dot a seed; shaded up to ``NEGLIGIBLE`` times the row's jitter.
+    """Draws final weight alignment errors: dots: seeds; bars: geometric means; shaded: ``NEGLIGIBLE`` × jitter.
 
     Args:
-        panels: by title, the rows with their labels, from the top.
+        panels: the labelled rows by title, from the top; a panel with an empty title has none.
     """
     across = min(len(panels), 2)
     order = list(panels.items())
@@ -141,7 +147,7 @@ def final_errors(panels: Mapping[str, Sequence[tuple[str, Group]]]) -> Figure:
         for height in range(1, len(rows)):
             axis.axhline(height - 0.5, color="#eeeeee", lw=0.8)
     if first is not None:
-        first.set_xlim(left, max(first.get_xlim()[1], 10 * left))  # a decade has a labelled tick; more would collide
+        first.set_xlim(left, max(first.get_xlim()[1], 10 * left))  # at least one decade, so that a tick has a label
         first.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=min(len(legend), 4))
     return figure
@@ -150,8 +156,8 @@ def final_errors(panels: Mapping[str, Sequence[tuple[str, Group]]]) -> Figure:
 def _bands(panel: Panel) -> Iterator[tuple[Curve, Band]]:
     for group in {id(curve.group): curve.group for curve in panel.curves}.values():
         curves = [curve for curve in panel.curves if curve.group is group]
-        found = bands(group, [curve.key for curve in curves])
-        yield from ((curve, found[curve.key]) for curve in curves if curve.key in found)
+        by_key = bands(group, [curve.key for curve in curves])
+        yield from ((curve, by_key[curve.key]) for curve in curves if curve.key in by_key)
 
 
 def _dots_of_row(axis: Axes, height: int, group: Group, left: float, legend: dict[str, Any]) -> None:
@@ -166,15 +172,15 @@ def _dots_of_row(axis: Axes, height: int, group: Group, left: float, legend: dic
         lane = height + (number - (len(names) - 1) / 2) * min(0.26, 0.8 / len(names))
         errors = list(group.values(name, ERROR).values())
         color = line(name, number)["color"]
-        above = [error for error in errors if error > 0]
+        positive = [error for error in errors if error > 0]
         look: dict[str, Any] = {"marker": MARKERS.get(name, "s"), "s": 20, "color": color, "alpha": 0.75}
-        dots = axis.scatter(above, [lane] * len(above), lw=0, zorder=3, **look)
+        dots = axis.scatter(positive, [lane] * len(positive), lw=0, zorder=3, **look)
         mean = _geometric_mean(group, name)
         if mean and len(errors) > 1:
             axis.plot([mean, mean], [lane - 0.13, lane + 0.13], color=color, lw=1.6, solid_capstyle="butt", zorder=4)
         if 0 in errors:
             axis.text(left * 1.08, lane, "exactly 0", color=color, fontsize=7, va="center")
-        legend.setdefault({"ste": "STE", "naive": "no-warp"}.get(name) or plain(name), dots)
+        legend.setdefault(plain(name), dots)
 
 
 def _geometric_mean(group: Group, name: str) -> float | None:
@@ -188,8 +194,8 @@ def _lowest(groups: Sequence[Group]) -> float:
 
 
 def _wrapped(text: str, width: int = 52) -> str:
-    """Nothing in a name is mathematics to matplotlib; no longer than two lines."""
-    text = plain(text, 2 * width)
+    """Wraps a text to at most two lines, without matplotlib's mathematics."""
+    text = plain(text, 2 * width) if text else ""
     if len(text) <= width:
         return text
     cut = text.rfind(" ", 0, width) if " " in text[:width] else width

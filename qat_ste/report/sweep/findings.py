@@ -1,4 +1,4 @@
-"""What runs say, read from their folders alone."""
+"""Reads run folders, groups the runs and tests the claims."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Findings", "NoRunsError", "find"]
 
 @dataclass(frozen=True)
 class Findings:
-    """What the runs say. ``problems``: the folders that are not counted."""
+    """Groups of runs with their claims and numbers. ``problems``: the skipped folders."""
 
     groups: tuple[Group, ...]
     claims: tuple[Claim, ...]
@@ -33,18 +33,17 @@ def find(folders: Sequence[Path]) -> Findings:
     """Reads and tests the runs at or below the folders.
 
     Raises:
-        NoRunsError: a folder does not exist or holds no run, no run in them is finished,
-            or they hold too many.
+        NoRunsError: a folder does not exist or has no run, no run is finished, or there are too many.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise NoRunsError(f"{folder}: no such folder; give the folder of a run, or one with runs below it")
+            raise NoRunsError(f"{folder}: no such folder; give a run folder or a folder of runs")
     runs, problems = read_runs(folders)
     if not runs and not problems:
         where = ", ".join(str(folder) for folder in folders)
-        raise NoRunsError(f"{where}: no run folder there or below; qat-run makes one, with results.json in it")
+        raise NoRunsError(f"{where}: no run folder at or below it; qat-run writes one, with results.json in it")
     groups, repeated = group_runs(runs)
     if not groups:
         count = f"{len(problems)} run folder{'s' if len(problems) > 1 else ''}"
-        raise NoRunsError(f"no finished run among {count}; wait for one, or run qat-run again there", problems)
+        raise NoRunsError(f"no finished run in {count}; wait for one, or start it again with qat-run", problems)
     return Findings(tuple(groups), tuple(all_claims(groups)), measure(groups), (*problems, *repeated))

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed belong together; groups that are rows of one experiment stand together."""
+"""Groups runs that differ only in their seed, and sorts the groups by experiment and row."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from qat_ste.base.text import one_line
 from qat_ste.report.seeds import Summary, summarize
 from qat_ste.report.sweep.folders import Problem, Run
-from qat_ste.report.sweep.labels import comparable, labels
+from qat_ste.report.sweep.labels import comparable, labels, with_options
 from qat_ste.report.tables import added
 
-# Rows and experiments of the paper's comparison, in its order. Others come after them, by name.
+# Rows and experiments in the paper's order; others follow by name.
 ROWS = {
     "default": "default",
     "scaledown": "scaledown",
@@ -24,13 +24,13 @@ ROWS = {
     "bits_4": "4 bits",
 }
 EXPERIMENTS = ("mnist_sgd", "mnist_adam", "mnist_flax_sgd", "mnist_flax_adam", "imagenet_sgd", "imagenet_adam")
-SCALEDOWN = ("scaledown", "scaledown_matched")  # rows with smaller steps
+SCALEDOWN = ("scaledown", "scaledown_matched")  # rows with a smaller learning rate
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration, by seed. ``label``: in which keys it differs from groups of the same name."""
+    """Runs of one configuration, by seed. ``label``: the keys that differ between groups of one experiment and row."""
 
     experiment: str | None
     row: str
@@ -39,21 +39,21 @@ class Group:
 
     @property
     def setup(self) -> str:
-        """What stands above a table: groups of one set-up differ by their row alone."""
-        return ", ".join(part for part in (self.experiment, self.label) if part) or "runs"
+        """Title of its table; groups of one set-up differ only in their row."""
+        return ", ".join(filter(None, (self.experiment, self.label))) or "runs"
 
     @property
     def counterparts(self) -> list[str]:
-        """The paper's order, others after them; ``naive`` only where it is a run of its own."""
+        """Names in the paper's order, then others; ``naive`` only if it differs from ``ste``."""
         names = dict.fromkeys(name for run in self.runs for name in run.members if name != "reference")
         if not self.remapped:
             names.pop("naive", None)
-        known = [name for name in ("ste", "jitter", "naive") if name in names]
-        return known + [name for name in names if name not in known]
+        first = [name for name in ("ste", "jitter", "naive") if name in names]
+        return first + [name for name in names if name not in first]
 
     @property
     def added(self) -> dict[str, str]:
-        """Titles of its metrics that version 0.1.0 did not have."""
+        """Titles of metrics that version 0.1.0 did not have."""
         return {name: title for run in self.runs for name, title in added(run.rows).items()}
 
     @property
@@ -62,30 +62,32 @@ class Group:
         return all(run.equivalence == "remap" for run in self.runs)
 
     def values(self, member: str, metric: str) -> dict[int | None, float]:
-        """By seed; runs without that number are left out."""
+        """Returns the numbers of a member by seed, without runs that lack it."""
         numbers = {run.seed: run.members.get(member, {}).get(metric) for run in self.runs}
         return {seed: number for seed, number in numbers.items() if number is not None}
 
     def summary(self, member: str, metric: str) -> Summary | None:
+        """Summarizes a number over seeds."""
         return summarize(self.values(member, metric).values())
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Problem]]:
-    """Groups in the paper's order. Of runs that repeat one another the last counts; the others are told of."""
+    """Groups runs, in the paper's order; the last of runs with one seed counts, the others become problems."""
     by_configuration: dict[str, dict[int | None, Run]] = defaultdict(dict)
     repeated = []
     for run in runs:
         key = json.dumps([run.choices.get("experiment"), _row(run), comparable(run.config)], sort_keys=True)
-        alike = by_configuration[key]
-        if run.seed in alike:
-            place = one_line(str(run.folder))
-            reason = f"seed {run.seed} of the same configuration is in {place} too; that one is counted"
-            repeated.append(Problem(alike[run.seed].folder, "repeated", reason))
-        alike[run.seed] = run
+        by_seed = by_configuration[key]
+        if run.seed in by_seed:
+            reason = (
+                f"{one_line(str(run.folder))} has the same configuration and seed {run.seed} and is counted instead"
+            )
+            repeated.append(Problem(by_seed[run.seed].folder, "repeated", reason))
+        by_seed[run.seed] = run
     groups = [
         Group(first.choices.get("experiment"), _row(first), "", tuple(ordered))
-        for alike in by_configuration.values()
-        for ordered in [sorted(alike.values(), key=lambda run: (run.seed is None, run.seed or 0))]
+        for by_seed in by_configuration.values()
+        for ordered in [sorted(by_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))]
         for first in ordered[:1]
     ]
     return sorted(_labelled(groups), key=_place), repeated
@@ -96,12 +98,13 @@ def _row(run: Run) -> str:
 
 
 def _labelled(groups: Sequence[Group]) -> list[Group]:
-    alike: dict[tuple[str | None, str], list[Group]] = defaultdict(list)
+    by_name: dict[tuple[str | None, str], list[Group]] = defaultdict(list)
     for group in groups:
-        alike[group.experiment, group.row].append(group)
+        by_name[group.experiment, group.row].append(group)
     labelled = []
-    for members in alike.values():
-        names = labels([comparable(group.runs[0].config) for group in members])
+    for members in by_name.values():
+        first = [group.runs[0] for group in members]
+        names = labels(with_options([comparable(run.config) for run in first], [run.choices for run in first]))
         labelled += [replace(group, label=name) for group, name in zip(members, names, strict=True)]
     return labelled
 
@@ -112,7 +115,7 @@ def _place(group: Group) -> tuple[Any, ...]:
         group.experiment is None,
         experiments.index(group.experiment),
         group.experiment or "",
-        [float(part) if place % 2 else part for place, part in enumerate(NUMBER.split(group.label))],
+        [float(text) if place % 2 else text for place, text in enumerate(NUMBER.split(group.label))],
         group.label,
         rows.index(group.row),
         group.row,

@@ -1,4 +1,4 @@
-"""One self-contained page of many runs: claims, the paper's table, figures, and all runs to sort and filter."""
+"""Writes one self-contained page of many runs: claims, the paper's table, figures, and a table of all runs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from qat_ste.report.sweep.folders import Run
 from qat_ste.report.sweep.gallery import draw_gallery
 from qat_ste.report.sweep.groups import Group
 from qat_ste.report.sweep.paper_table import PaperTable, blocks, paper_tables
-from qat_ste.report.tables import shown
 from qat_ste.report.writers import shown_interval, shown_ratio, to_csv, to_latex, to_markdown
 
 COLUMNS = (
-    ("run", "text"), ("set-up", "text"), ("row", "text"), ("status", "text"), ("seed", ""), ("error of ste", ""),
-    ("of jitter", ""), ("of naive", ""), ("ste / jitter", ""), ("accuracy", ""), ("steps", ""), ("seconds", ""),
+    ("run", "text"), ("set-up", "text"), ("row", "text"), ("status", "text"), ("verdict", "text"), ("seed", ""),
+    ("ste error", ""), ("jitter error", ""), ("naive error", ""), ("ste / jitter", ""), ("accuracy", ""), ("steps", ""),
+    ("seconds", ""),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What was written. ``failures``: figures that could not be drawn, with the reason."""
+    """The page and its findings. ``failures``: reasons of figures that could not be drawn, by name."""
 
     page: Path
     findings: Findings
@@ -41,7 +41,7 @@ def write_sweep_report(folders: Sequence[Path], output: Path) -> SweepReport:
     """Writes ``report.html``, ``tables.md``, ``.tex``, ``.csv`` and ``figures/`` into ``output``.
 
     Raises:
-        NoRunsError: as ``find``.
+        NoRunsError: there is no finished run, or there are too many.
     """
     findings = find(folders)
     output.mkdir(parents=True, exist_ok=True)
@@ -62,18 +62,19 @@ def render(
     failures: dict[str, str],
     output: Path,
 ) -> str:
-    """The page as HTML, to lie in ``output``; every value is escaped."""
+    """Returns the page as HTML for the folder ``output``; every value is escaped."""
     groups, claims, problems = findings.groups, findings.claims, findings.problems
     runs = [(group, run) for group in groups for run in group.runs]
     listed = [_listed(run.folder, output, "done", _cells(group, run)) for group, run in runs]
-    empty: list[Any] = [None] * (len(COLUMNS) - 4)
-    listed += [_listed(p.folder, output, p.status, ["", "", p.status, *empty]) for p in problems]
+    empty: list[Any] = [None] * (len(COLUMNS) - 5)
+    listed += [_listed(p.folder, output, p.status, ["", "", p.status, "–", *empty]) for p in problems]
     return fill(
         "sweep/page.html",
         runs=runs,
         setups=len(tables),
         headline=counted(claims),
         orders=orders(claims),
+        compared={claim.setup: claim for claim in claims if (claim.row, claim.kind) == ("default", "close")},
         claims=claims,
         claims_by_setup=[(setup, list(members)) for setup, members in groupby(claims, lambda claim: claim.setup)],
         test=TEST,
@@ -94,23 +95,20 @@ def render(
 def _listed(folder: Path, output: Path, status: str, cells: Sequence[Any]) -> dict[str, Any]:
     name = os.path.relpath(folder.absolute(), output.absolute())
     page = folder / "report.html"
-    link = f"{_address(name)}/report.html" if page.is_file() and not page.is_symlink() else None
+    link = f"{quote(os.fsencode(name))}/report.html" if page.is_file() and not page.is_symlink() else None
     return {"name": one_line(name), "link": link, "status": status, "cells": cells}
-
-
-def _address(path: str) -> str:
-    """The relative path as a link; what is no text in it as its bytes."""
-    return quote(os.fsencode(path))
 
 
 def _cells(group: Group, run: Run) -> list[Any]:
     ste, jitter, naive = (run.members.get(name, {}).get(ERROR) for name in ("ste", "jitter", "naive"))
     accuracy = run.members["reference"].get("test_accuracy")
     ratio = ste / jitter if ste is not None and jitter else None
-    return [group.setup, group.row, "done", run.seed, ste, jitter, naive, ratio, accuracy, run.steps, run.wall_seconds]
+    seconds = None if run.wall_seconds is None else round(run.wall_seconds)
+    numbers = [run.seed, ste, jitter, naive, ratio, accuracy, run.steps, seconds]
+    return [group.setup, group.row, "done", run.verdict, *numbers]
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, int) else shown(value)
+    return str(value) if isinstance(value, int) else shown_ratio(value)

@@ -1,9 +1,10 @@
-"""The paper's table: metrics as rows, the paper's rows and their controls as columns, one table a set-up."""
+"""The paper's table, one for each set-up: metrics are its rows, counterparts its columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from qat_ste.report.seeds import Summary
 from qat_ste.report.sweep.claims import column_title
@@ -25,13 +26,13 @@ PAPER_ROWS = {
     REFERENCE_ACCURACY: "test accuracy, reference",
     "test_accuracy": "test accuracy, counterpart",
 }
-# Set-up, row and counterpart: the summaries of its metrics. Plain dictionaries, as they are kept in a summary file.
+# Summaries by set-up, row, counterpart and metric; plain dictionaries, as in a summary file.
 Measured = dict[str, dict[str, dict[str, dict[str, Summary | None]]]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One counterpart of one row; ``cells`` in the order of the table's rows, ``n`` the number of seeds."""
+    """One counterpart of one row; ``cells`` in the order of the table's rows."""
 
     title: str
     row: str
@@ -40,10 +41,12 @@ class Column:
 
     @property
     def n(self) -> int:
+        """Number of seeds."""
         return max((cell.n for cell in self.cells if cell), default=0)
 
     @property
     def shown(self) -> tuple[str, ...]:
+        """The cells as text."""
         return tuple(shown_summary(cell, self.n) for cell in self.cells)
 
 
@@ -57,7 +60,7 @@ class PaperTable:
 
 
 def measure(groups: Iterable[Group]) -> Measured:
-    """Mean and deviation over seeds of everything in the table."""
+    """Computes mean and standard deviation over seeds of every number in the table."""
     measured: Measured = {}
     for group in groups:
         rows = measured.setdefault(group.setup, {})
@@ -66,8 +69,8 @@ def measure(groups: Iterable[Group]) -> Measured:
 
 
 def paper_tables(measured: Measured, added: dict[str, str]) -> list[PaperTable]:
-    """One table a set-up, in the order given; ``added``: titles of metrics that follow the paper's."""
-    titles = PAPER_ROWS | added | PAPER_ROWS  # whose own titles stay
+    """Makes a table for each set-up, in this order; ``added``: titles of metrics that follow the paper's."""
+    titles = PAPER_ROWS | added | PAPER_ROWS  # added metrics do not rename the paper's
     return [
         PaperTable(
             setup,
@@ -83,19 +86,21 @@ def paper_tables(measured: Measured, added: dict[str, str]) -> list[PaperTable]:
 
 
 def blocks(columns: Sequence[Column], width: int) -> list[list[Column]]:
-    """The columns in parts of at most ``width``; those of one row stay together where they fit."""
-    parts: list[list[Column]] = [[]]
-    for place, column in enumerate(columns):
-        ahead = [other for other in columns[place:] if other.row == column.row]
-        begins = place == 0 or columns[place - 1].row != column.row
-        if parts[-1] and (len(parts[-1]) == width or (begins and len(parts[-1]) + min(len(ahead), width) > width)):
-            parts.append([])
-        parts[-1].append(column)
-    return parts
+    """Splits columns into blocks of at most ``width``; columns of one row stay together if they fit."""
+    split: list[list[Column]] = [[]]
+    for _, members in groupby(columns, lambda column: column.row):
+        same_row = list(members)
+        if split[-1] and len(split[-1]) + min(len(same_row), width) > width:
+            split.append([])
+        for column in same_row:
+            if len(split[-1]) == width:
+                split.append([])
+            split[-1].append(column)
+    return split
 
 
 def shown_summary(summary: Summary | None, n: int | None = None) -> str:
-    """Mean ± standard deviation, to the same place; with its number of values where that is not ``n``."""
+    """Formats mean ± standard deviation to the same place, with the number of values if it is not ``n``."""
     if summary is None:
         return "–"
     mean = shown(summary.mean)

@@ -1,4 +1,4 @@
-"""The numbers of many runs as one small JSON file: what a repository keeps of them."""
+"""Writes the numbers of many runs as one small JSON file, to keep in a repository."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SCHEMA = 1
 
 
 def write_summary(findings: Findings, path: Path) -> None:
-    """Writes what ``summary`` gives; keys in the report's order, one number or list of numbers a line."""
+    """Writes ``summary``: keys in the report's order, each innermost list on one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, _laid_out(summary(findings)) + "\n")
+    write(path, _formatted(summary(findings)) + "\n")
 
 
 def summary(findings: Findings) -> dict[str, Any]:
-    """Numbers as [mean, sd, n] with six significant digits, claims, and on what all of it was measured."""
+    """Collects numbers as [mean, sd, n] with six significant digits, claims, machine and versions."""
     machines = [run.machine for group in findings.groups for run in group.runs]
     rows: dict[str, dict[str, Any]] = {}
     for group in findings.groups:
@@ -34,15 +34,15 @@ def summary(findings: Findings) -> dict[str, Any]:
             name: {key: _triple(cell) for key, cell in metrics.items()}
             for name, metrics in findings.measured[group.setup][group.row].items()
         }
-        rows.setdefault(group.setup, {})[group.row] = _about(group) | {"counterparts": counterparts}
+        rows.setdefault(group.setup, {})[group.row] = _conditions(group) | {"counterparts": counterparts}
     return {
         "schema": SCHEMA,
         "runs": len(machines),
         "wall_seconds": _rounded(math.fsum(run.wall_seconds or 0 for g in findings.groups for run in g.runs)),
-        "devices": _several(machine["device"] for machine in machines),
-        "cpu_count": _several(machine["cpu_count"] for machine in machines),
+        "devices": _distinct(machine["device"] for machine in machines),
+        "cpu_count": _distinct(machine["cpu_count"] for machine in machines),
         "versions": {
-            package: _several(machine["versions"].get(package) for machine in machines)
+            package: _distinct(machine["versions"].get(package) for machine in machines)
             for package in sorted({package for machine in machines for package in machine["versions"]})
         },
         "metrics": findings.added,
@@ -53,7 +53,7 @@ def summary(findings: Findings) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> tuple[dict[str, Any], Measured, list[Claim]]:
-    """The content of a summary file, and what of it tables and claims are made of."""
+    """Reads a summary file; returns its content, numbers and claims."""
     content = read_json(path)
     measured: Measured = {
         setup: {
@@ -68,22 +68,22 @@ def read_summary(path: Path) -> tuple[dict[str, Any], Measured, list[Claim]]:
     return content, measured, [Claim(**claim) for claim in content["claims"]]
 
 
-def _about(group: Group) -> dict[str, Any]:
+def _conditions(group: Group) -> dict[str, Any]:
     trains = [run.config.get("train") for run in group.runs]
     shares = [train.get("share") for train in trains if isinstance(train, dict)]
     return {
         "seeds": [run.seed for run in group.runs],
-        "steps": _several(run.steps for run in group.runs),
-        "reproduce": _several(run.choices.get("reproduce") for run in group.runs),
-        "fraction_of_epochs": _several(share for share in shares if isinstance(share, int | float)),
-        "equivalence": _several(run.equivalence for run in group.runs),
+        "steps": _distinct(run.steps for run in group.runs),
+        "reproduce": _distinct(run.choices.get("reproduce") for run in group.runs),
+        "fraction_of_epochs": _distinct(share for share in shares if isinstance(share, int | float)),
+        "equivalence": _distinct(run.equivalence for run in group.runs),
         "wall_seconds": _rounded(math.fsum(run.wall_seconds or 0 for run in group.runs)),
-        "devices": _several(run.machine["device"] for run in group.runs),
+        "devices": _distinct(run.machine["device"] for run in group.runs),
     }
 
 
-def _several(values: Iterable[Any]) -> list[Any]:
-    """Each once, those that are known."""
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Returns the distinct values that are not None."""
     return list(dict.fromkeys(value for value in values if value is not None))
 
 
@@ -95,12 +95,12 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _laid_out(value: Any, indent: int = 0) -> str:
-    """JSON with innermost lists on one line."""
+def _formatted(value: Any, indent: int = 0) -> str:
+    """Formats JSON with innermost lists on one line."""
     inner = " " * (indent + 1)
     if isinstance(value, dict) and value:
-        items = [f"{inner}{json.dumps(key)}: {_laid_out(item, indent + 1)}" for key, item in value.items()]
+        items = [f"{inner}{json.dumps(key)}: {_formatted(item, indent + 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return "[\n" + ",\n".join(inner + _laid_out(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
+        return "[\n" + ",\n".join(inner + _formatted(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
     return json.dumps(value, ensure_ascii=False)

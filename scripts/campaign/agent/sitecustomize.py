@@ -1,11 +1,11 @@
-"""Python loads this at its start if this folder is on its path: it sees a command's phases and harms it in one of them.
+"""Log the phases of a command and disturb it. Python imports this module at its start from a folder on its path.
 
-What it does is told by the environment variable ``QAT_FAULT``, a JSON object, which processes started later do not see:
+The environment variable ``QAT_FAULT`` holds the orders as a JSON object. Child processes do not see it:
 
-- ``log``: a file to which it writes a line for each phase that begins or ends, and for what it does;
-- ``phase``, ``occurrence``, ``delay``, ``signal``: in that phase, when it has begun so often, after that many seconds,
-  the process is sent that signal;
-- ``fail``, ``at``, ``times``: calls of "module:name" by number, from ``at`` on, that raise "no space left on device".
+- ``log``: file for a line per begin and end of a phase, and per disturbance;
+- ``phase``, ``occurrence``, ``delay``, ``signal``: send the process this signal, ``delay`` seconds after the phase has
+  begun for the ``occurrence``-th time;
+- ``fail``, ``at``, ``times``: from call number ``at`` on, ``times`` calls of "module:name" raise "no space left".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 PHASES = {
-    "qat_ste.app.validate:Preparation.parts": "data",
+    "qat_ste.app.validate:RunValidator.components": "data",
     "qat_ste.loggers.wandb:WandbLogger.__init__": "W&B's start",
     "qat_ste.experiment.comparison:train": "training",
     "qat_ste.experiment.checkpoint:Checkpoints.save": "checkpoint",
@@ -39,7 +39,7 @@ PHASES = {
 
 
 class Agent:
-    """Sees every phase, and does once what is asked for."""
+    """Logs every phase and carries out the orders once."""
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self.orders = orders
@@ -47,26 +47,26 @@ class Agent:
         self.phases = ["start"]
         self.begun = Counter[str]()
         self.calls = 0
-        self.places: dict[str, Wrapper] = {place: partial(self.seen, phase) for place, phase in PHASES.items()}
+        self.places: dict[str, Wrapper] = {place: partial(self.logged, phase) for place, phase in PHASES.items()}
         if "fail" in orders:
             self.places[orders["fail"]] = self.failing
         self.begin("start")
 
-    def tell(self, *words: object) -> None:
+    def write(self, *words: object) -> None:
         os.write(self.log, (" ".join(map(str, [time.monotonic(), *words])) + "\n").encode())
 
     def begin(self, phase: str) -> None:
         self.begun[phase] += 1
-        self.tell("begin", phase)
+        self.write("begin", phase)
         if phase == self.orders.get("phase") and self.begun[phase] == self.orders["occurrence"]:
             threading.Thread(target=self.strike, daemon=True).start()
 
     def strike(self) -> None:
         time.sleep(self.orders["delay"])
-        self.tell("struck", self.phases[-1])
+        self.write("struck", self.phases[-1])
         os.kill(os.getpid(), self.orders["signal"])
 
-    def seen(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def logged(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def instead(*arguments: Any, **named: Any) -> Any:
             self.phases.append(phase)
@@ -74,7 +74,7 @@ class Agent:
             try:
                 return call(*arguments, **named)
             finally:
-                self.tell("end", phase)
+                self.write("end", phase)
                 self.phases.pop()
                 if self.phases == ["start"]:
                     self.phases = ["between"]
@@ -86,14 +86,14 @@ class Agent:
         def instead(*arguments: Any, **named: Any) -> Any:
             self.calls += 1
             if self.orders["at"] <= self.calls < self.orders["at"] + self.orders["times"]:
-                self.tell("failed", self.orders["fail"], self.phases[-1])
+                self.write("failed", self.orders["fail"], self.phases[-1])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return call(*arguments, **named)
 
         return instead
 
     def hook(self, module: ModuleType) -> None:
-        """Wraps what is looked for in a module that has just been imported."""
+        """Wraps the functions of interest in a module that has just been imported."""
         for place, wrapped in self.places.items():
             if place.startswith(f"{module.__name__}:"):
                 _wrap(module, place, wrapped)
@@ -102,13 +102,13 @@ class Agent:
 def _wrap(module: ModuleType, place: str, wrapped: Wrapper) -> None:
     *path, name = place.partition(":")[2].split(".")
     owner: Any = module
-    for part in path:
-        owner = getattr(owner, part)
+    for attribute in path:
+        owner = getattr(owner, attribute)
     setattr(owner, name, wrapped(getattr(owner, name)))
 
 
 class Finder(MetaPathFinder):
-    """Finds modules as Python does, and hooks into some once they are there."""
+    """Finds modules as Python does; hooks into some after their import."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent

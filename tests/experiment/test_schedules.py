@@ -1,10 +1,12 @@
+"""Learning-rate schedules."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
 
-from qat_ste.optimizers.schedules import by_name
+from qat_ste.experiment.schedules import by_name
 
 
 def test_cosine_with_warm_up_is_linear_from_zero_then_half_a_cosine():
@@ -24,5 +26,5 @@ def test_constant_and_step_decay():
 
 @pytest.mark.parametrize("name", ["cosine", "constant", "step"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
-def test_any_length_stays_within_bounds(name, steps):
+def test_factors_stay_between_0_and_1_for_any_length(name, steps):
     assert all(0 <= by_name(name, steps, 0.02)(step) <= 1 for step in range(steps))

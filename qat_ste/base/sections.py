@@ -1,0 +1,270 @@
+"""The parameter objects of a run: arguments in Python and sections of the configuration. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qat_ste.base.errors import (
+    BITS,
+    COUNT,
+    FLAG,
+    POSITIVE,
+    SEED,
+    STEPS,
+    STRENGTH,
+    ListOf,
+    Number,
+    OneOf,
+    OrNone,
+)
+from qat_ste.base.parameters import Parameters, parameter
+
+COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored", "ste_once")
+DEFAULT_COUNTERPARTS = ("ste", "naive", "jitter")
+# range: between the outermost levels (arXiv 2405.05171); bin: half a step beyond them; none: everywhere.
+SATURATIONS = ("range", "bin", "none")
+SCHEDULES = ("cosine", "constant", "step")
+CLIP_AT = ("latent", "quantized")
+PLACEMENTS = ("together", "spread")
+PRECISIONS = ("fp32", "bf16")
+EXECUTIONS = ("auto", "eager", "compile", "graph")
+PATTERNS = ListOf((str, type), "module types, type names or name patterns")
+NAMES = ListOf((str,), "name patterns")
+
+
+@dataclass(frozen=True)
+class Quantization(Parameters):
+    """The quantized weights of a model and their levels; section ``quantizer`` of the configuration.
+
+    Args:
+        bits: 1 to 16; 2^bits equally spaced levels, unless ``levels`` are given.
+        levels: name of a grid, or ascending numbers; see ``GridQuantizer``.
+        saturation: where the backward pass lets the gradient through; see ``Quantizer``.
+        include: modules whose ``weight`` is quantized: types, type names ("Conv2d"), or patterns over qualified
+            names ("layer1.*").
+        exclude: modules left alone although ``include`` names them.
+        biases: whether the biases of these modules are quantized as well.
+
+    Raises:
+        ArgumentError: a field has a value that is not allowed.
+    """
+
+    bits: int = parameter(2, BITS, "2^bits equally spaced levels, unless `levels` are given")
+    levels: Any = parameter(None, None, "a grid (ternary, fp4_e2m1, nf4, apot) or ascending numbers: replaces `bits`")
+    saturation: str = parameter(
+        "range", OneOf(SATURATIONS), "where the gradient passes: range (|w| <= max), bin (half a step more), none"
+    )
+    include: list[Any] = parameter(["Conv2d"], PATTERNS, "types or name patterns of the quantized modules")
+    exclude: list[Any] = parameter([], PATTERNS, "modules left alone although `include` names them")
+    biases: bool = parameter(False, FLAG, "quantize the biases of these modules as well")
+
+
+class _Schedule(OneOf):
+    """A schedule by name or, from Python, a function step -> factor on all learning rates."""
+
+    def __contains__(self, value: Any) -> bool:
+        return callable(value) or super().__contains__(value)
+
+
+@dataclass(frozen=True)
+class Training(Parameters):
+    """Length, schedule and regularization of training; section ``train`` of the configuration.
+
+    Args:
+        steps: optimizer steps.
+        epochs: if given, the run takes epochs x steps_per_epoch steps, whatever ``steps`` says.
+        steps_per_epoch: by default the length of ``batches``; validation follows each epoch.
+        schedule: ``cosine``, ``constant``, ``step``, or a function step -> factor on all learning rates, which
+            then includes any warm-up.
+        warmup: share of the steps over which the factor grows from 0.
+        clip_norm, clip_at: see ``Clipping``.
+        l2, l2_include: see ``L2Penalty``; the theorem does not cover it, the counterpart ``mirrored`` does.
+        weight_decay: see ``WeightDecay``; acts on the tensors of ``l2_include``.
+        accumulate: parts that a batch is split into; their gradients are added up.
+        seed: of weights, batches and dropout.
+
+    Raises:
+        ArgumentError: a field has a value that is not allowed.
+    """
+
+    steps: int = parameter(1500, STEPS, "optimizer steps")
+    epochs: int | None = parameter(
+        None, OrNone(STEPS), "if set, the run takes epochs x steps_per_epoch steps, whatever `steps` says", 10
+    )
+    steps_per_epoch: int | None = parameter(None, OrNone(COUNT), "null: one pass over the training data", 100)
+    schedule: Any = parameter("cosine", _Schedule(SCHEDULES), "of the learning rate: cosine, constant, step")
+    warmup: float = parameter(0.02, Number(0, 1, real=True, below=True), "share of the steps, linear from 0")
+    clip_norm: float | None = parameter(
+        None,
+        OrNone(POSITIVE),
+        "largest norm of all gradients together; larger ones are scaled down, before any decay",
+        1,
+    )
+    clip_at: str = parameter(
+        "latent", OneOf(CLIP_AT), "which norm: of gradients after the estimator, as in torch, or before it: quantized"
+    )
+    l2: float = parameter(0.0, STRENGTH, "penalty l2 * sum(w^2) on latent weights", 1e-4)
+    weight_decay: float = parameter(
+        0.0, STRENGTH, "w <- w - lr * weight_decay * w beside the optimizer's step, as in AdamW", 1e-2
+    )
+    l2_include: list[Any] = parameter(["*"], NAMES, "name patterns of the tensors that l2 and weight_decay act on")
+    accumulate: int = parameter(1, COUNT, "parts that a batch is split into, their gradients added up")
+    seed: int = parameter(42, SEED, "of weights, batches and dropout")
+
+    def total_steps(self, steps_per_epoch: int | None) -> int:
+        """Optimizer steps of the run, where one pass over the data takes ``steps_per_epoch``."""
+        if self.epochs is None:
+            return self.steps
+        return self.epochs * (self.steps_per_epoch or steps_per_epoch or 1)
+
+
+@dataclass(frozen=True)
+class Metrics(Parameters):
+    """How often, and on how many weights, the divergence is measured; section ``metrics`` of the configuration.
+
+    Args:
+        every: steps between rows of metrics; by default a run has 200 rows.
+        sequence_weights: number of weights whose changes of level are kept; of more, a fixed random sample is.
+
+    Raises:
+        ArgumentError: a field has a value that is not allowed.
+    """
+
+    every: int | None = parameter(None, OrNone(COUNT), "steps between rows; null: 200 rows a run", 10)
+    sequence_weights: int = parameter(
+        1_000_000, COUNT, "weights whose changes of level are kept; of more, a fixed sample"
+    )
+
+
+@dataclass(frozen=True)
+class Execution(Parameters):
+    """Where and how training steps are computed; part of section ``runtime`` of the configuration.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto``: a GPU where there is one.
+        placement: of the members where several ranks train them; see ``Layout``.
+        precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast. Its rounding is larger
+            than most of what is measured; latent weights, weight maps and metrics stay in their own precision.
+        execution: of forward and backward passes. ``eager``: the reference, on a CPU the same bit for bit each time;
+            ``compile``: by ``torch.compile``; ``graph``: by CUDA graphs; ``auto``: eager on a CPU and on several
+            ranks, on one GPU the fastest, measured over a few steps.
+        sync_batchnorm: whether batch norm computes its statistics over all ranks of a member (GPUs).
+
+    Raises:
+        ArgumentError: a field has a value that is not allowed.
+    """
+
+    device: Any = parameter("auto", None, "cpu, cuda, cuda:1, …; auto: a GPU where there is one", "cpu")
+    placement: str = parameter(
+        "together", OneOf(PLACEMENTS), "together: all members on each device, the batch split; spread: members apart"
+    )
+    precision: str = parameter(
+        "fp32", OneOf(PRECISIONS), "bf16: autocast in both passes; its rounding may drown what is measured"
+    )
+    execution: str = parameter(
+        "auto", OneOf(EXECUTIONS), "of the passes: eager, compile (torch.compile), graph (CUDA graphs), or the fastest"
+    )
+    sync_batchnorm: bool = parameter(False, FLAG, "batch norm over all devices of a member (GPUs)")
+
+
+@dataclass(frozen=True)
+class CheckpointSchedule(Parameters):
+    """When a checkpoint is written, and how many are kept; section ``checkpoint`` of the configuration.
+
+    Args:
+        every_steps: steps between checkpoints; None: not by steps.
+        every_seconds: seconds between checkpoints; None: not by time.
+        keep: number of files that stay.
+
+    Raises:
+        ArgumentError: a field has a value that is not allowed.
+    """
+
+    every_steps: int | None = parameter(None, OrNone(COUNT), "steps between checkpoints", 1000)
+    every_seconds: float | None = parameter(600, OrNone(POSITIVE), "seconds between checkpoints")
+    keep: int = parameter(2, Number(1, 100), "how many of the last ones stay")
+
+
+class _Path:
+    def __contains__(self, value: Any) -> bool:
+        parts = os.fsencode(value).split(b"/")
+        return bool(value.strip()) and "\0" not in value and max(map(len, parts)) <= 255
+
+    def __str__(self) -> str:
+        return "a path, no part of it longer than 255 bytes"
+
+
+class _Seeds(ListOf):
+    def __contains__(self, value: Any) -> bool:
+        return super().__contains__(value) and all(seed in SEED for seed in value)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Training):
+    """Section ``train``: ``Training``, the batches, and the factors that rows of the paper's tables set."""
+
+    batch_size: int = parameter(64, COUNT, "of all members alike")
+    shuffle: bool = parameter(True, FLAG, "false: file order, wrapping around")
+    length_scale: float = parameter(
+        1.0, Number(0, 10_000, real=True, above=True), "factor on epochs or steps: set by row=..."
+    )
+    lr_scale: float = parameter(1.0, POSITIVE, "factor on the learning rate: set by row=...")
+    share: float = parameter(
+        1.0,
+        Number(0, 1, real=True, above=True),
+        "share of the length that is trained, with the schedule in proportion: set by reproduce=short",
+    )
+
+    def total_steps(self, steps_per_epoch: int | None) -> int:
+        """Whole epochs, at least one, where the length is counted in them."""
+        scale = self.length_scale * self.share
+        if self.epochs is None:
+            return max(1, round(self.steps * scale))
+        return max(1, round(self.epochs * scale)) * (self.steps_per_epoch or steps_per_epoch or 1)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Execution):
+    """Section ``runtime``: ``Execution``, and the processes."""
+
+    devices: int = parameter(1, Number(1, 256), "processes of this machine that share the work, each with its GPU")
+    tf32: bool = parameter(False, FLAG, "TF32 on GPUs; its rounding may drown what is measured")
+    threads: int | None = parameter(None, OrNone(Number(1, 1024)), "of the CPU; null: torch decides", 2)
+    line_seconds: float = parameter(5, POSITIVE, "seconds between lines of progress where there is no terminal")
+
+
+@dataclass(frozen=True)
+class PathsConfig(Parameters):
+    """Section ``paths``: folders."""
+
+    data: str = parameter("data", _Path(), "folder of the data sets")
+    output: str = parameter("outputs", _Path(), "folder of the run folders")
+
+
+@dataclass(frozen=True)
+class AtlasConfig(Parameters):
+    """Section ``atlas``: the grid of ``qat-atlas``."""
+
+    estimators: list[str] = parameter(["tanh"], ListOf((str,), "options of estimator", 1), "with overrides if need be")
+    optimizers: list[str] = parameter(["sgd"], ListOf((str,), "options of optimizer", 1), "with overrides if need be")
+    seeds: list[int] = parameter(
+        [1, 2, 3], _Seeds((int,), f"whole numbers from {SEED.lowest} to {SEED.highest}", 1), "seeds of each cell"
+    )
+    steps: int = parameter(200, STEPS, "steps at the optimizer's learning rate")
+    smaller: int = parameter(5, Number(2), "the grid is trained again at lr / smaller with steps x smaller")
+    workers: int | None = parameter(None, OrNone(Number(1, 1024)), "processes, one a core; null: all cores", 2)
+    output: str = parameter("outputs/atlas", _Path(), "folder; what it holds is not trained again")
+
+
+SECTIONS: Mapping[str, type[Parameters]] = {
+    "quantizer": Quantization,
+    "train": TrainConfig,
+    "metrics": Metrics,
+    "runtime": RuntimeConfig,
+    "checkpoint": CheckpointSchedule,
+    "paths": PathsConfig,
+    "atlas": AtlasConfig,
+}
