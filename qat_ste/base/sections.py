@@ -111,7 +111,6 @@ class Training(Parameters):
         0.0, STRENGTH, "w <- w - lr * weight_decay * w beside the optimizer's step, as in AdamW", 1e-2
     )
     l2_include: list[Any] = parameter(["*"], NAMES, "name patterns of the tensors that l2 and weight_decay act on")
-    grad_noise: float = parameter(0.0, STRENGTH, "standard deviation of noise added to every gradient", 0.01)
     accumulate: int = parameter(1, COUNT, "parts that a batch is split into, their gradients added up")
     seed: int = parameter(42, SEED, "of weights, batches and dropout")
 

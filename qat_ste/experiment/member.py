@@ -102,7 +102,7 @@ class Member:
         equivalent: SteEquivalent | None = None,
     ) -> None:
         self.model, self.weights, self.accumulate = model, weights, training.accumulate
-        self.update, self.grad_noise = Update.of(training), training.grad_noise
+        self.update = Update.of(training)
         self._spec, self._equivalent, self._lr = spec, equivalent, lr * spec.lr_jitter
         quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
@@ -149,10 +149,6 @@ class Member:
                         share = share * (len(micro_inputs) / len(inputs))
                     share.backward()
                 value = value + share.detach()
-        if self.grad_noise:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad += self.grad_noise * torch.randn_like(parameter.grad)
         self._prepare_step()
         try:
             self.optimizer.step()
