@@ -17,7 +17,6 @@ from qat_ste.base.text import of_error
 from qat_ste.divergence import metric_titles
 from qat_ste.experiment.comparison import Comparison
 from qat_ste.loggers.files import RunFolder
-from qat_ste.report.run.page import write_report
 
 log = logging.getLogger(__name__)
 PACKAGES = ("qat-ste", "torch", "torchvision", "hydra-core", "omegaconf", "wandb", "numpy", "scikit-learn")
@@ -60,6 +59,8 @@ def write_page(comparison: Comparison, folder: Path) -> bool:
     A full disk or a missing font must not cost a run its numbers: it costs a warning.
     """
     try:
+        from qat_ste.report.run.page import write_report  # imports matplotlib
+
         weights = io.BytesIO()
         np.savez(weights, **comparison.weights)  # type: ignore[arg-type]
         write(folder / "weights.npz", weights.getvalue())

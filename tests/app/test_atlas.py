@@ -104,7 +104,7 @@ def test_own_estimator(qat_atlas, tmp_path, monkeypatch):
         ("atlas.optimizers=[sdg]", "atlas.optimizers=[sdg]: no such optimizer, allowed are adafactor, adagrad, "),
         ('atlas.estimators=["tanh estimator.k=0"]', "atlas.estimators=[tanh estimator.k=0]: estimator.k=0: must be a positive finite number; "),
         ('atlas.optimizers=["sgd optimizer.lr=-1"]', "atlas.optimizers=[sgd optimizer.lr=-1]: optimizer.lr=-1: must be a positive finite number; "),
-        ("atlas.estimators=[]", "atlas.estimators=[]: must be options of estimator, at least one; for example atlas.estimators=[tanh]"),
+        ("atlas.estimators=[]", "atlas.estimators=[]: must be a list of options of estimator, at least 1; for example atlas.estimators=[tanh]"),
         ("atlas.seeds=[-1]", "atlas.seeds=[-1]: must be a list of whole numbers from 0 to 4294967295, at least 1; for example "),
         ("atlas.steps=0", "atlas.steps=0: must be a whole number from 1 to 100000000; for example atlas.steps=200"),
         ("atlas.steps=x", "atlas.steps=x: must be a whole number; for example atlas.steps=200"),

@@ -81,7 +81,7 @@ def test_an_optimizer_of_ones_own_is_told_by_testing(qat_run, tmp_path, monkeypa
     same = results["counterparts"]["ste"] == results["counterparts"]["naive"]
     assert same == (equivalence != "remap")
     assert (results["counterparts"]["ste"]["weight_alignment_error"] == 0) == (equivalence == "exact")
-    line = f"with mine_tested.{name}: {equivalence}, by testing: {results['equivalence_reason']}"
+    line = f"with mine_tested.{name}: {equivalence}, found by testing: {results['equivalence_reason']}"
     for text in (run.out, (run.folder / "run.log").read_text()):
         assert text.count(line) == 1
 

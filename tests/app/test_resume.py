@@ -96,7 +96,7 @@ def test_terminated_and_continued(undisturbed, tmp_path):
     if process.returncode == 0:
         pytest.skip("was done before the signal came")
     assert process.returncode == 143, err
-    assert "goes on from there" in out
+    assert "the same command resumes the run with" in out
     status = json.loads((folder / "status.json").read_text())
     assert status["status"] == "preempted"
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == status["step"]

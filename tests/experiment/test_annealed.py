@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste import SteEquivalent, quantize_weights
+from qat_ste import CheckpointSchedule, SteEquivalent, quantize_weights
 from qat_ste.estimators import Dsq, Tanh
 from qat_ste.estimators.annealed import Annealed
 from qat_ste.experiment.checkpoint import Checkpoints
@@ -117,7 +117,7 @@ def test_cut_off_and_continued_it_is_the_same_run(tmp_path, done):
         "every": 5,
     }
     undisturbed = run(**arguments)
-    checkpoints, seen = partial(Checkpoints, tmp_path, {}, every_seconds=None), []
+    checkpoints, seen = partial(Checkpoints, tmp_path, {}, CheckpointSchedule(every_seconds=None)), []
     with pytest.raises(Stopped, match=f"stopped after step {done}"):
         run(**arguments, checkpoints=checkpoints(), stop=lambda: bool(seen.append(1)) or len(seen) == done)
     continued = run(**arguments, checkpoints=checkpoints())
