@@ -194,7 +194,7 @@ def test_a_folder_is_one_process_s_at_a_time(qat_atlas):
     assert holder.returncode == 0
 
 
-LONG = ("atlas.steps=60", "atlas.smaller=5", "atlas.seeds=[1,2]", "atlas.workers=2", *GRID)
+LONG = ("atlas.steps=30", "atlas.smaller=5", "atlas.seeds=[1,2]", "atlas.workers=2", *GRID)
 
 
 @pytest.fixture(scope="module")
