@@ -28,7 +28,7 @@ SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
 SHARED = Path(os.environ.get("QAT_STE_SHARED", ROOT.parent / "shared"))
 
 
-# A shell's background ignores Ctrl-C, nohup a terminal's end, and so would the commands that tests tell to end by these.
+# Restores default SIGINT and SIGHUP, which background shells and nohup ignore.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""``qat-atlas``: estimators x optimizers, each at two learning rates and several seeds, and a page that tells."""
+"""``qat-atlas``: trains estimators x optimizers at two learning rates and several seeds, and writes a page."""
 
 from __future__ import annotations
 
@@ -10,38 +10,52 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from qat_ste.app.compose import (
+    COMPOSE_ERRORS,
+    add_modules_beside,
+    compose_file,
+    composition_problems,
+    config_dir,
+    search_path,
+)
+from qat_ste.app.help_text import commented
+from qat_ste.app.job import refuse
+from qat_ste.app.schema import ConfigError
+from qat_ste.base.files import FolderInUse, locked, write_json
+from qat_ste.base.text import of_error
 
 if TYPE_CHECKING:
     from qat_ste.app.atlas_grid import Grid
 
+PROGRAM = "qat-atlas"
 TAKEN = ("atlas.", "dataset", "model", "quantizer", "paths.data=", "train.batch_size=", "train.shuffle=",
          "train.schedule=", "train.warmup=", "train.l2")  # fmt: skip
 EXAMPLES = """\
-An entry of a list is an option of qat-run's groups `estimator` and `optimizer`, with overrides if need be, in quotes:
+An entry of a list is an option of qat-run's groups `estimator` and `optimizer`; quote an entry with overrides:
   qat-atlas
   qat-atlas 'atlas.estimators=[tanh,"cosine estimator.a=0.9"]' 'atlas.optimizers=["sgd optimizer.lr=1e-2",lion]'
   qat-atlas 'atlas.estimators=[mine]' --config-dir my_conf      # my_conf/estimator/mine.yaml names your class
   qat-atlas 'atlas.seeds=[1]' atlas.steps=100 atlas.output=DIR --dry-run
-Also taken: dataset, model, quantizer and their keys, train.batch_size, .shuffle, .schedule, .warmup, .l2. The same
-command in the same folder goes on where it was cut off; what is trained is not trained again. The default grid is:
+Other keys: dataset, model, quantizer and their keys, train.batch_size, .shuffle, .schedule, .warmup, .l2. The same
+command in the same folder resumes and skips finished cells. The default grid is:
 """
 
 
 def main() -> None:
-    """Entry point. Bad input: one line a problem and exit code 2; a cell without numbers: 1; stopped: 130 or 143."""
+    """Entry point. Exit codes: 2 for bad input (one line per problem), 1 if a cell failed, 130 or 143 if stopped."""
     arguments = _parser().parse_args()
     overrides = list(arguments.overrides)
     foreign = [override for override in overrides if not override.lstrip("+").startswith(TAKEN)]
     if foreign:
-        _refuse([f"{override}: an atlas takes {', '.join(TAKEN)} and no other key" for override in foreign])
+        refuse([f"{override}: an atlas takes {', '.join(TAKEN)} and no other key" for override in foreign], PROGRAM)
     if arguments.config_dir is not None:
         if not arguments.config_dir.is_dir():
-            _refuse([f"--config-dir {arguments.config_dir}: is no folder"])
-        from qat_ste.app.compose import add_modules_beside, search_path
-
+            refuse([f"--config-dir {arguments.config_dir}: no such folder"], PROGRAM)
         add_modules_beside(str(arguments.config_dir))
-
         overrides += search_path(str(arguments.config_dir))
     grid = _grid(overrides)
     if arguments.dry_run:
@@ -52,62 +66,44 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    epilog = ""
+    if {"-h", "--help"} & set(sys.argv):
+        epilog = EXAMPLES + commented(OmegaConf.masked_copy(compose_file(config_dir(), [], "atlas"), ["atlas"]))
     parser = argparse.ArgumentParser(
-        prog="qat-atlas",
+        prog=PROGRAM,
         description="Trains every estimator and its STE counterpart under every optimizer, and says on one page which "
         "are the STE in disguise.",
-        epilog=EXAMPLES + _default_grid() if {"-h", "--help"} & set(sys.argv) else "",
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration below")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with options of your own")
-    parser.add_argument("--dry-run", action="store_true", help="check it all, list the jobs, train nothing")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with your YAML files")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list the jobs, train nothing")
     return parser
 
 
-def _default_grid() -> str:
-    """The packaged grid, with the comments of its keys."""
-    from omegaconf import OmegaConf
-
-    from qat_ste.app.compose import compose_file, config_dir
-    from qat_ste.app.help_text import commented
-
-    cfg = compose_file(config_dir(), [], "atlas")
-    return commented(OmegaConf.masked_copy(cfg, ["atlas"]))
-
-
 def _grid(overrides: list[str]) -> Grid:
-    from qat_ste.app.compose import COMPOSE_ERRORS, compose_file, composition_problems, config_dir
-    from qat_ste.app.schema import ConfigError
-
     try:
-        compose_file(config_dir(), overrides, "atlas")  # what fails here needs no torch
+        compose_file(config_dir(), overrides, "atlas")  # reports most problems before torch is imported
         from qat_ste.app.atlas_grid import grid_of
 
         return grid_of(overrides)
     except COMPOSE_ERRORS as error:
-        _refuse(composition_problems(config_dir(), overrides, error, "atlas"))
+        refuse(composition_problems(config_dir(), overrides, error, "atlas"), PROGRAM)
     except ConfigError as error:
-        _refuse([str(problem) for problem in error.problems])
+        refuse([str(problem) for problem in error.problems], PROGRAM)
 
 
 def _run(grid: Grid) -> int:
-    """All of the grid, in a folder that no other process works in; tells what was in the way of it.
-
-    Returns:
-        The exit code.
-    """
+    """Trains the grid in its locked folder and prints what stopped it, if anything; returns the exit code."""
     from concurrent.futures.process import BrokenProcessPool
-
-    from qat_ste.base.files import FolderInUse, locked
-    from qat_ste.base.text import of_error
 
     try:
         grid.folder.mkdir(parents=True, exist_ok=True)
         with _signals_raise(), locked(grid.folder, "atlas.output"):
             return _train_and_write(grid)
     except FolderInUse as error:
-        _refuse([str(error)])
+        refuse([str(error)], PROGRAM)
     except _Stopped as stopped:
         exit_code, reason = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
     except BrokenProcessPool:
@@ -119,9 +115,8 @@ def _run(grid: Grid) -> int:
 
 
 def _train_and_write(grid: Grid) -> int:
-    """Trains what is missing, writes numbers and page; returns the exit code."""
+    """Trains the missing cells, writes the numbers and the page; returns the exit code."""
     from qat_ste.app.atlas_jobs import CellFiles, collect, train_jobs
-    from qat_ste.base.files import write_json
     from qat_ste.experiment.run_report import versions
     from qat_ste.loggers.jobs import JobsProgress
     from qat_ste.report.atlas.page import write_atlas
@@ -153,14 +148,14 @@ def _train_and_write(grid: Grid) -> int:
         print(f"qat-atlas: the figure {name} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
     faults = [cell for cell in cells if cell["fault"]]
     for cell in faults:
-        where = f"{cell['estimator']} under {cell['optimizer']}, seed {cell['seed']}, lr {cell['lr']:g}"
-        print(f"qat-atlas: {where}: {cell['fault']}", file=sys.stderr)  # noqa: T201
+        name = f"{cell['estimator']} under {cell['optimizer']}, seed {cell['seed']}, lr {cell['lr']:g}"
+        print(f"qat-atlas: {name}: {cell['fault']}", file=sys.stderr)  # noqa: T201
     print((grid.folder / "atlas.html").resolve())  # noqa: T201
     return 1 if faults else 0
 
 
 def _command() -> str:
-    return shlex.join(["qat-atlas", *sys.argv[1:]])
+    return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
 class _Stopped(BaseException):
@@ -170,7 +165,7 @@ class _Stopped(BaseException):
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what is going on at once: all that counts is on the disk."""
+    """Makes Ctrl-C and SIGTERM stop at once; finished cells are on the disk already."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise _Stopped(number)
@@ -181,13 +176,6 @@ def _signals_raise() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _refuse(problems: list[str]) -> NoReturn:
-    from qat_ste.app.job import tell
-
-    tell(problems, "qat-atlas")
-    raise SystemExit(2)
 
 
 if __name__ == "__main__":

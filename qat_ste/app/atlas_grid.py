@@ -1,4 +1,4 @@
-"""Turns a configuration into the jobs of an atlas; finds every fault of an entry before training."""
+"""Turns a configuration into the jobs of an atlas; reports every problem of the entries before training."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from qat_ste.estimators import Estimator
 from qat_ste.experiment.many_estimators import Cell, train_cells
 from qat_ste.optimizers import MakeOptimizer
 
-OF_TRAINING = ("batch_size", "shuffle", "schedule", "warmup", "l2", "l2_include")
+TRAIN_KEYS = ("batch_size", "shuffle", "schedule", "warmup", "l2", "l2_include")
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class CellTraining:
-    """Everything that all jobs share; called, it trains the cells of one job."""
+    """What all jobs share; calling it trains the cells of one job."""
 
     build_model: Callable[[], nn.Module]
     dataset: Dataset
@@ -82,7 +82,7 @@ def grid_of(overrides: list[str]) -> Grid:
         group: [_Entry(group, text, overrides, choices) for text in dict.fromkeys(cfg.atlas[f"{group}s"])]
         for group in ("estimator", "optimizer")
     }
-    problems = [problem for of_group in entries.values() for entry in of_group for problem in entry.problems]
+    problems = [problem for group in entries.values() for entry in group for problem in entry.problems]
     if problems:
         raise ConfigError(problems)
     components.dataset.prepare()
@@ -92,9 +92,9 @@ def grid_of(overrides: list[str]) -> Grid:
         "data": components.dataset.fingerprint,
         "model": plain["model"],
         "quantizer": plain["quantizer"],
-        "train": {key: plain["train"][key] for key in OF_TRAINING},
+        "train": {key: plain["train"][key] for key in TRAIN_KEYS},
     }
-    estimators, optimizers = (_by_label(of_group) for of_group in entries.values())
+    estimators, optimizers = (_by_label(group) for group in entries.values())
     jobs = [
         Job(label, seed, lr, steps, _cells(estimators, optimizer.node, shared, seed=seed, lr=lr, steps=steps))
         for seed in dict.fromkeys(atlas["seeds"])
@@ -112,7 +112,8 @@ def grid_of(overrides: list[str]) -> Grid:
         TrainConfig(**shared["train"]),
     )
     lrs = {label: (entry.node["lr"], entry.node["lr"] / atlas["smaller"]) for label, entry in optimizers.items()}
-    workers = min(atlas["workers"] or _cores(), len(jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(atlas["workers"] or cores, len(jobs))
     return Grid(jobs, training, Path(atlas["output"]), workers, lrs, {**shared, "atlas": atlas})
 
 
@@ -123,15 +124,15 @@ class _Entry:
         self.text, self.problems = text, list[str]()
         self.name, *changes = text.split() or [""]
         self.changes = [change.removeprefix(f"{group}.") for change in changes]
-        sound = list(overrides)
-        for given in ([f"{group}={self.name}"], changes):
+        valid = list(overrides)
+        for added in ([f"{group}={self.name}"], changes):
             try:
-                cfg = compose_file(config_dir(), [*sound, *given], "atlas")
+                cfg = compose_file(config_dir(), [*valid, *added], "atlas")
             except COMPOSE_ERRORS as error:
-                problems = composition_problems(config_dir(), given, error, "atlas", sound)
+                problems = composition_problems(config_dir(), added, error, "atlas", valid)
                 self._add(group, [problem.removeprefix(f"{group}={text}: ") for problem in problems])
                 return
-            sound += given
+            valid += added
         self.node: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
         try:
             self.components = _checked(cfg, choices | {group: self.name})
@@ -143,7 +144,7 @@ class _Entry:
 
 
 def _checked(cfg: DictConfig, choices: dict[str, Any]) -> RunComponents:
-    """Raises ConfigError. An estimator outside the theorem is no fault: its cell says so."""
+    """Raises ConfigError. Accepts estimators that the theorem does not cover; their cells give the reason."""
     cfg = cfg.copy()
     cfg.counterparts = ["naive", "jitter"]
     cfg.runtime.device = "cpu"
@@ -151,7 +152,7 @@ def _checked(cfg: DictConfig, choices: dict[str, Any]) -> RunComponents:
 
 
 def _by_label(entries: list[_Entry]) -> dict[str, _Entry]:
-    """By name and changes; the learning rate only where entries differ in nothing else."""
+    """Entries by name and changes, with the learning rate only if nothing else tells them apart."""
     short = [", ".join([e.name, *(c for c in e.changes if not c.startswith("lr="))]) for e in entries]
     counts = Counter(short)
     labels = [
@@ -162,11 +163,7 @@ def _by_label(entries: list[_Entry]) -> dict[str, _Entry]:
 
 
 def _cells(
-    estimators: Mapping[str, _Entry], optimizer: dict[str, Any], shared: dict[str, Any], **of_job: float
+    estimators: Mapping[str, _Entry], optimizer: dict[str, Any], shared: dict[str, Any], **settings: float
 ) -> dict[str, dict[str, Any]]:
     node = {key: value for key, value in optimizer.items() if key != "lr"}
-    return {label: {**shared, "optimizer": node, "estimator": e.node, **of_job} for label, e in estimators.items()}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {label: {**shared, "optimizer": node, "estimator": e.node, **settings} for label, e in estimators.items()}

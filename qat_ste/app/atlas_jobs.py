@@ -45,10 +45,7 @@ class Job:
 
 
 class CellFiles:
-    """The cells that a folder holds, found by the configuration on which their numbers depend.
-
-    Older versions lack newer keys: what counts is the configuration completed with defaults.
-    """
+    """The cells in a folder, by the configuration on which their numbers depend; missing newer keys get defaults."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._cells = folder, dict[str, dict[str, Any]]()
@@ -62,7 +59,7 @@ class CellFiles:
         return self._cells.get(_key(config))
 
     def missing(self, job: Job) -> Job:
-        """The job with only those cells that are not there or ended with a fault."""
+        """The job with only the cells that are missing or ended with a fault."""
         cells = {name: (self.cell(config), config) for name, config in job.cells.items()}
         return replace(job, cells={name: config for name, (cell, config) in cells.items() if not cell or cell["fault"]})
 
@@ -77,9 +74,9 @@ Train = Callable[[Job], Mapping[str, Cell]]
 def train_jobs(
     jobs: Sequence[Job], train: Train, folder: Path, workers: int
 ) -> Generator[tuple[Job, float], None, None]:
-    """Trains the missing cells; yields each job when its files are written, with the seconds that it took.
+    """Trains the missing cells; yields each job and its duration in seconds once its files are written.
 
-    With one worker this process trains; several workers are processes of one thread each, which end with this one.
+    One worker trains in this process; several are processes with one thread each, which end with this one.
 
     Args:
         train: trains the cells of a job; sent to the workers.
@@ -106,7 +103,7 @@ def train_jobs(
 
 
 def collect(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
-    """All cells with their places in the grid; a cell that is not there has a fault that says so."""
+    """All cells with their places in the grid; missing cells have the fault "was not trained"."""
     absent, files = asdict(Cell(fault="was not trained")), CellFiles(folder)
     return [
         {"estimator": name, "optimizer": job.optimizer, "seed": job.seed, "lr": job.lr, "steps": job.steps}
@@ -120,8 +117,8 @@ _shared: list[Any] = []
 
 
 def _begin(train: Train, folder: Path) -> None:
-    """In a worker, before its first job."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the launching process decides
+    """Sets up a worker before its first job."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the launching process handles them
         signal.signal(number, signal.SIG_IGN)
     when_parent_ends(partial(os.kill, os.getpid(), signal.SIGKILL))
     torch.set_num_threads(1)

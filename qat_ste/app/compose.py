@@ -1,4 +1,4 @@
-"""Finds and composes the YAML files; reports every problem of the overrides, a line each."""
+"""Finds and composes the YAML files; reports every problem of the overrides, one per line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_ste.app.job import locked_or_leave, outer_rank, tell
+from qat_ste.app.job import locked_or_leave, outer_rank, refuse
 from qat_ste.app.schema import ConfigError, RunConfig, atlas_schema, problems_in, schema
 from qat_ste.app.value_checks import unusable
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, SECTIONS
@@ -30,7 +31,7 @@ from qat_ste.base.text import shown
 ConfigStore.instance().store(name="schema", node=schema(RunConfig))
 ConfigStore.instance().store(name="atlas_schema", node=atlas_schema())
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last of what is no option of a group
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: an unknown option of a group
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _KINDS = {bool: KINDS["Boolean"], int: KINDS["Integer"], float: KINDS["Float"], dict: "keys and values"}
 
@@ -48,36 +49,36 @@ def user_dir(arguments: Sequence[str]) -> str | None:
     """The folder of YAML files that a command line names with --config-dir."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
-    found: str | None = parser.parse_known_args(arguments)[0].config_dir
-    return found
+    folder: str | None = parser.parse_known_args(arguments)[0].config_dir
+    return folder
 
 
 def add_modules_beside(user_dir: str) -> None:
-    """Lets ``_target_`` find modules beside the user's folder of YAML files, in jobs of other processes too."""
+    """Makes modules beside the user's folder of YAML files importable, in child processes too."""
     parent = str(Path(user_dir).resolve().parent)
     sys.path.append(parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), parent]))
 
 
 def search_path(user_dir: str | None) -> list[str]:
-    """The overrides, at most one, that have YAML files looked for in the user's folder too."""
+    """The override that adds the user's folder to Hydra's search path, if there is a folder."""
     return [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
 
 
 def options(group: str, *folders: str | None) -> dict[str, Path]:
-    """The YAML files of a group by name; of two with the same name the one that Hydra takes, in the earlier folder."""
+    """The YAML files of a group by name; as in Hydra, earlier folders take precedence."""
     paths = [path for folder in folders[::-1] if folder for path in (Path(folder) / group).glob("*.yaml")]
     return dict(sorted({path.stem: path for path in paths}.items()))
 
 
 def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str], Any]:
-    """Returns a function that looks a key up in the packaged configuration of these choices: a plain value or None."""
+    """A function that returns the packaged value of a key under these choices, or None."""
 
     @cache
     def content(path: Path) -> dict[str, Any]:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-        chosen = [option for option in found.get("defaults", ()) if isinstance(option, dict)]
-        return {group: option for options in chosen for group, option in options.items()} | found
+        values: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        chosen = [option for option in values.get("defaults", ()) if isinstance(option, dict)]
+        return {group: option for options in chosen for group, option in options.items()} | values
 
     def default(key: str) -> Any:
         group, _, name = key.partition(".")
@@ -95,22 +96,20 @@ def packaged_default(config_dir: str, choices: dict[str, Any]) -> Callable[[str]
 
 
 def composition_problems(
-    config_dir: str, arguments: list[str], error: Exception, primary: str = "config", sound: Sequence[str] = ()
+    config_dir: str, arguments: list[str], error: Exception, primary: str = "config", valid: Sequence[str] = ()
 ) -> list[str]:
-    """A line for each override that fails by itself, then for what is wrong with the configuration of the others.
-
-    If none fails by itself, a line for the error that was met.
+    """A line for each override that fails alone, then one for each problem of the others; ``error`` if there is none.
 
     Args:
-        primary: the YAML file that they are overrides of.
-        sound: overrides that go with each of them, and are known to compose.
+        primary: the YAML file that the arguments override.
+        valid: overrides that compose, added to each of the arguments.
     """
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("--")]
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     if sweeping:
         overrides = [single for override in overrides for single in _singles(override)]
     user = user_dir(arguments)
-    chosen = [*search_path(user), *sound]  # of groups: on them depends which keys there are
+    chosen = [*search_path(user), *valid]  # options of groups, on which the existing keys depend
     reasons, composing = {}, []
     for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
         try:
@@ -123,8 +122,10 @@ def composition_problems(
             if _is_choice(config_dir, override) and not sweeping:
                 chosen.append(override)
     problems = [f"{shown(override)}: {reasons[override]}" for override in overrides if override in reasons]
-    if primary == "config" and not sweeping:  # of a sweep the values do not belong together
-        problems = _problems_of(config_dir, [*search_path(user), *composing], problems)
+    if primary == "config" and not sweeping:  # a sweep's values belong to different runs
+        with suppress(*COMPOSE_ERRORS):  # overrides may compose alone but not together
+            cfg = compose_file(config_dir, [*search_path(user), *composing], return_hydra_config=True)
+            problems = value_problems(config_dir, cfg, problems)
     return problems or [_one_line(error)]
 
 
@@ -137,26 +138,16 @@ def _group(override: str) -> str:
 
 
 def _singles(override: str) -> list[str]:
-    """The overrides of single jobs that an override of a sweep stands for."""
-    try:
+    """The overrides of the single jobs of a sweep's override."""
+    with suppress(HydraException):
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
-        return [override]
-    if not parsed.is_discrete_sweep():
-        return [override]
-    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+        if parsed.is_discrete_sweep():
+            return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+    return [override]
 
 
-def _problems_of(config_dir: str, overrides: list[str], known: list[str]) -> list[str]:
-    """What is known to be wrong, then what is with the values of overrides that compose."""
-    try:
-        return value_problems(config_dir, compose_file(config_dir, overrides, return_hydra_config=True), known)
-    except COMPOSE_ERRORS:  # together they fail for a reason of which each is free
-        return known
-
-
-def value_problems(config_dir: str, cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
-    """What is known to be wrong, then what is with the values of a configuration that has Hydra's own part too."""
+def value_problems(config_dir: str, cfg: DictConfig, problems: Sequence[str] = ()) -> list[str]:
+    """``problems``, then those of the values of a configuration that includes Hydra's."""
     from qat_ste.app.validate import RunValidator
 
     choices, cfg = dict(cfg.hydra.runtime.choices), cfg.copy()
@@ -164,10 +155,10 @@ def value_problems(config_dir: str, cfg: DictConfig, known: Sequence[str] = ()) 
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     try:
-        RunValidator(cfg, packaged_default(config_dir, choices), known).components()
+        RunValidator(cfg, packaged_default(config_dir, choices), problems).components()
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
-    return list(known)
+    return list(problems)
 
 
 def compose_file(
@@ -190,11 +181,11 @@ def _reason(error: Exception, choices: Collection[str], override: str, default: 
         meant = get_close_matches(value, choices, n=1, cutoff=0)[0]
         return f"no such {key}, allowed are {', '.join(choices)}; for example {key}={meant}"
     example = OmegaConf.select(default, key, throw_on_resolution_failure=False)
-    kind = re.search(r"could not be converted to (\w+)", text)
-    told = KINDS.get(kind[1]) if kind else None
-    if told or "merging override" in text:
+    match = re.search(r"could not be converted to (\w+)", text)
+    kind = KINDS.get(match[1]) if match else None
+    if kind or "merging override" in text:
         usual = OmegaConf.to_container(example) if OmegaConf.is_config(example) else example
-        return f"must be {told or _kind(usual)}; for example {key}={shown(usual)}"
+        return f"must be {kind or _kind(usual)}; for example {key}={shown(usual)}"
     if "Could not override" in text:
         nearest = get_close_matches(key, list(_keys(OmegaConf.to_container(default))), n=1)
         hint = f"did you mean {nearest[0]}={shown(value)}?" if nearest else "--help shows all"
@@ -205,7 +196,7 @@ def _reason(error: Exception, choices: Collection[str], override: str, default: 
 def _kind(usual: Any) -> str:
     if isinstance(usual, list):
         return "a list of text"
-    return next((told for kind, told in _KINDS.items() if isinstance(usual, kind)), "text")
+    return next((name for kind, name in _KINDS.items() if isinstance(usual, kind)), "text")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -220,16 +211,14 @@ def _one_line(error: Exception) -> str:
 
 
 class RunStart(Callback):
-    """Hydra calls it before it makes the run folder, of whose name values may lead nowhere, or writes there."""
+    """Hydra's callback before it creates the run folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Ends the command where a value cannot be looked at, ``paths`` are no paths, or the folder is in use."""
+        """Exits with code 2 if a value is unusable, ``paths`` has a problem, or the folder is in use."""
         cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        lost = unusable(cfg, packaged_default(config_dir(), dict(config.hydra.runtime.choices)))
-        if lost or problems_in(cfg, "paths"):
-            if not outer_rank():
-                tell(value_problems(config_dir(), config))
-            raise SystemExit(2)
+        default = packaged_default(config_dir(), dict(config.hydra.runtime.choices))
+        if unusable(cfg, default) or problems_in(cfg, "paths"):
+            refuse([] if outer_rank() else value_problems(config_dir(), config))
         folder = Path(config.hydra.run.dir)
         if folder.is_dir() and not outer_rank():
             with locked_or_leave(folder, "hydra.run.dir"):

@@ -1,7 +1,6 @@
 """``qat-estimator``: prints the card of an estimator and writes its figure. Trains nothing.
 
-It is a separate command because programs read the output of ``qat-run dry_run=true``, one line per job. Imports torch
-only to compute the card.
+Imports torch only to compute the card.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import textwrap
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -30,7 +29,7 @@ from qat_ste.app.compose import (
     search_path,
     user_dir,
 )
-from qat_ste.app.job import tell
+from qat_ste.app.job import refuse
 from qat_ste.app.schema import ConfigError, Problem
 from qat_ste.base.text import of_error, shown
 
@@ -53,7 +52,7 @@ beside my_conf, or anywhere on PYTHONPATH.
 
 Tab completion: eval "$(qat-estimator -sc install=bash)"
 """
-WIDTH = 120
+PROGRAM, WIDTH = "qat-estimator", 120
 
 
 def main() -> None:
@@ -65,25 +64,31 @@ def main() -> None:
     name = arguments.name.removeprefix("estimator=")
     if arguments.config_dir is not None:
         if not Path(arguments.config_dir).is_dir():
-            _refuse([f"--config-dir {arguments.config_dir}: no such folder"])
+            refuse([f"--config-dir {arguments.config_dir}: no such folder"], PROGRAM)
         add_modules_beside(arguments.config_dir)
     card = _card([f"estimator={name}", *arguments.overrides], arguments.config_dir)
     _print(_as_text(card))
     path = arguments.output or Path(f"{Path(name).name}.png")
-    _draw(card, path)
+    from qat_ste.base.files import write
+    from qat_ste.report.card.figure import card_png
+
+    try:
+        write(path, card_png(card))
+    except OSError as error:
+        refuse([f"--output {path}: {error.strerror or error}"], PROGRAM)
     _print(f"{path.resolve()}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     folders = config_dir(), user_dir(sys.argv[1:])
     titles = {"estimator": "estimators", "quantizer": "grids (quantizer=)", "optimizer": "optimizers (optimizer=)"}
-    width = shutil.get_terminal_size().columns - 2  # argparse's own width
+    width = shutil.get_terminal_size().columns - 2  # as argparse
     lists = [
         textwrap.fill(f"{title}: {', '.join(options(group, *folders))}", width, subsequent_indent="  ")
         for group, title in titles.items()
     ]
     parser = argparse.ArgumentParser(
-        prog="qat-estimator",
+        prog=PROGRAM,
         description=textwrap.fill(DESCRIPTION, width),
         epilog="\n\n".join([EXAMPLES.rstrip(), *lists]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,7 +109,7 @@ def _card(overrides: list[str], user: str | None) -> Card:
     try:
         cfg = compose_file(folder, [*search_path(user), *overrides])
     except COMPOSE_ERRORS as error:
-        _refuse(composition_problems(folder, [*overrides, *(["--config-dir", user] if user else [])], error))
+        refuse(composition_problems(folder, [*overrides, *(["--config-dir", user] if user else [])], error), PROGRAM)
     from qat_ste.app.validate import RunValidator
     from qat_ste.experiment.card_of import card_of
 
@@ -113,15 +118,15 @@ def _card(overrides: list[str], user: str | None) -> Card:
         estimator, quantizer, optimizer = RunValidator(cfg, packaged_default(folder, choices)).rule()
         return card_of(estimator, quantizer, optimizer, cfg.optimizer.lr)
     except ConfigError as error:
-        _refuse([_with_module_path(problem, user) for problem in error.problems])
+        refuse([_with_module_path(problem, user) for problem in error.problems], PROGRAM)
     except ValueError as error:
-        _refuse([" ".join(str(error).split())])
+        refuse([" ".join(str(error).split())], PROGRAM)
     except Exception as error:  # a foreign estimator may raise anything
-        _refuse([f"{overrides[0]}: {of_error(error)}"])
+        refuse([f"{overrides[0]}: {of_error(error)}"], PROGRAM)
 
 
 def _with_module_path(problem: Problem | str, user: str | None) -> str:
-    """The problem as a line; if it is a class that cannot be imported, the line names the folders to put it in."""
+    """The problem as a line; for a class that cannot be imported, with the folders to put its module in."""
     if not isinstance(problem, Problem) or problem.key != "estimator._target_":
         return str(problem)
     beside = f"beside the folder {user} or " if user else ""
@@ -161,19 +166,9 @@ def _as_text(card: Card) -> str:
 
 
 def _print(text: str) -> None:
-    """Prints unless whatever reads the output has ended, as ``head`` does."""
+    """Prints unless the reader of the output, such as ``head``, has exited."""
     with suppress(BrokenPipeError):
         print(text, end="")  # noqa: T201
-
-
-def _draw(card: Card, path: Path) -> None:
-    from qat_ste.base.files import write
-    from qat_ste.report.card.figure import card_png
-
-    try:
-        write(path, card_png(card))
-    except OSError as error:
-        _refuse([f"--output {path}: {error.strerror or error}"])
 
 
 def _complete(arguments: list[str]) -> None:
@@ -190,11 +185,6 @@ def _complete(arguments: list[str]) -> None:
     if naming and not more:
         completions = completions.replace("estimator=", "")
     print(completions, end="")  # noqa: T201
-
-
-def _refuse(problems: list[str]) -> NoReturn:
-    tell(problems, "qat-estimator")
-    raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``qat-run --help`` and ``qat-atlas --help``: every key with its value and what it means, at 80 columns."""
+"""``qat-run --help`` and ``qat-atlas --help``: every key with its value and meaning, at 80 columns."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Examples:
 
 Options:
   -m, --multirun    run a sweep over comma-separated values
-  --config-dir DIR  a folder with your own YAML files (estimator/mine.yaml)
+  --config-dir DIR  a folder with your YAML files (estimator/mine.yaml)
   --cfg job         print the composed configuration and exit
   --version         print the version and exit
-  --hydra-help      Hydra's own options
+  --hydra-help      Hydra's options
   Tab completion: eval "$(qat-run -sc install=bash)"
 """
 
@@ -49,7 +49,7 @@ def run_help(cfg: DictConfig, groups: Mapping[str, Sequence[str]]) -> str:
 
 
 def commented(cfg: DictConfig) -> str:
-    """The configuration as YAML, each key of our own with a comment."""
+    """The configuration as YAML, with a comment for each key of ``SECTIONS``."""
     lines: list[str] = []
     for key in cfg:
         name = str(key)
@@ -69,7 +69,7 @@ def commented(cfg: DictConfig) -> str:
 
 
 def _entry(text: str, about: str, column: int = 30) -> Iterator[str]:
-    """``text  # about``; the comment is wrapped, and follows on its own lines where there is no room."""
+    """``text  # about``, the comment wrapped; it starts on the next line after a long text."""
     comments = textwrap.wrap(about, WIDTH - column - 2)
     if len(text) >= column:
         yield text

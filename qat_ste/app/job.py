@@ -1,4 +1,4 @@
-"""What the command does in one run folder: nothing if the run is there already, else it is prepared and trained."""
+"""One run of ``qat-run`` in its folder: skips a finished run, otherwise checks and trains it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One run, its folder, and what ``results.json`` says of where it came from.
+    """One run, its folder, and its origin (command and choices) for ``results.json``.
 
     Args:
         default: the packaged value of a key ("estimator.k"), for the example in a message.
@@ -39,19 +39,19 @@ class Job:
     job_logging: dict[str, Any]
 
     def finished(self, folder: Path | None = None) -> bool:
-        """Whether its folder, or this one, holds the run, done; looked up without torch.
+        """Whether ``folder`` (by default the job's) holds the finished run. Does not import torch.
 
         Raises:
-            CheckpointMismatch: it holds a finished run of another configuration.
+            CheckpointMismatch: the folder holds a finished run of another configuration.
         """
         config: Any = OmegaConf.to_container(self.cfg, resolve=True)
         return finished(folder or self.folder, config)
 
     def run(self) -> int:
-        """Runs it, or goes on with it; returns the exit code.
+        """Starts or resumes the run; returns the exit code.
 
         Raises:
-            Exception: of ``TOLD_IN_ONE_LINE`` for whatever is wrong with the input.
+            Exception: one of ``INPUT_ERRORS`` for bad input.
         """
         rank = outer_rank()
         if rank is None and self.finished():
@@ -64,7 +64,7 @@ class Job:
         components, folder = RunValidator(self.cfg, self.default).components(), self.folder
         if rank is not None:
             join(components.device)
-            folder = Ranks().broadcast(folder)  # each evaluated the time for itself
+            folder = Ranks().broadcast(folder)  # each rank put its own time into the name
             if self.finished(folder):
                 return 0 if rank else self._say_finished(folder)
         elif self.cfg.runtime.devices > 1:
@@ -73,7 +73,7 @@ class Job:
         return run(self.cfg, components, folder, self.origin)
 
     def describe(self) -> str:
-        """The command that makes this run, and what it costs, found out without training."""
+        """The command of this run and its cost; trains nothing."""
         from qat_ste.app.validate import RunValidator
 
         components = RunValidator(self.cfg, self.default).components()
@@ -91,40 +91,45 @@ class Job:
 
 
 def quoted(key: str, value: str) -> str:
-    """An override whose value Hydra takes as it stands, commas and all."""
-    # A backslash stands for itself, but before a quote.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value)
+    """An override with its value in quotes, so that Hydra takes it literally."""
+    # Hydra reads a backslash literally unless a quote follows.
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), value)
     return f'{key}="{escaped}"'
 
 
 def tell(problems: list[str], program: str = "qat-run") -> None:
-    """A line each on standard error."""
+    """Prints problems on standard error, one per line."""
     for problem in problems:
         print(f"{program}: {problem}", file=sys.stderr)  # noqa: T201
 
 
+def refuse(problems: list[str], program: str = "qat-run") -> NoReturn:
+    """Prints problems on standard error, one per line, and exits with code 2."""
+    tell(problems, program)
+    raise SystemExit(2)
+
+
 @contextmanager
 def locked_or_leave(folder: Path, key: str) -> Iterator[None]:
-    """``locked``, for Hydra's callbacks, of whose exceptions it makes warnings: all but SystemExit."""
+    """``locked`` for callbacks: exits with code 2, since Hydra turns exceptions except SystemExit into warnings."""
     try:
         with locked(folder, key):
             yield
     except FolderInUse as error:
-        tell([str(error)])
-        raise SystemExit(2) from None
+        refuse([str(error)])
 
 
 def tell_fault(error: Exception, folder: Path | None) -> int:
-    """Tells why a run did not get to its end, also in the status of a run folder that has none; returns the exit code.
+    """Prints why a run failed and, if the run folder has no status, writes one; returns the exit code.
 
-    Bad input: a line each, 2. Anything else: one line, its traceback in ``run.log``, 1.
+    Bad input: one line per problem and 2. Other errors: one line, the traceback in ``run.log``, and 1.
     """
-    from qat_ste.app.ranks import TOLD_IN_ONE_LINE
+    from qat_ste.app.ranks import INPUT_ERRORS
 
-    bad_input = isinstance(error, TOLD_IN_ONE_LINE)
+    bad_input = isinstance(error, INPUT_ERRORS)
     lines = str(error).splitlines() if bad_input else [f"the run failed: {of_error(error)}"]
     lines = error.lines("hydra.run.dir") if isinstance(error, CheckpointMismatch) else lines
-    if outer_rank() and bad_input:  # rank 0 tells it
+    if outer_rank() and bad_input:  # rank 0 prints it
         return 2
     with suppress(OSError):
         if folder and not isinstance(error, FolderInUse) and not (folder / "status.json").exists():
@@ -136,11 +141,9 @@ def tell_fault(error: Exception, folder: Path | None) -> int:
 
 
 def outer_rank() -> int | None:
-    """This process's rank where torchrun or srun started several of them, else None; sets what torch looks for.
-
-    A batch script's own process has SLURM's task variables too, but not those of a step.
-    """
+    """This process's rank if torchrun or srun started several, else None; sets the variables that torch reads."""
     env = os.environ
+    # The step's variables, since a batch script has the task's too.
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
         hosts = subprocess.run(
             ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True

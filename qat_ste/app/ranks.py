@@ -1,4 +1,4 @@
-"""Several ranks for one run, started inside the job."""
+"""Starts several ranks for one run, in processes of this machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from qat_ste.data.image_files import BrokenImageError
 from qat_ste.experiment.ranks import Ranks
 
 log = logging.getLogger(__name__)
-GRACE_SECONDS = 5.0  # for ranks whose peer is gone: to end by themselves, then by SIGTERM; after that they are killed
-TOLD_IN_ONE_LINE = (ConfigError, CheckpointMismatch, BrokenImageError, FolderInUse)
+GRACE_SECONDS = 5.0  # after a rank has ended, the others get this long to exit, then again after SIGTERM
+INPUT_ERRORS = (ConfigError, CheckpointMismatch, BrokenImageError, FolderInUse)
 
 
 def join(device: torch.device, init_method: str = "env://", rank: int = -1, size: int = -1) -> None:
-    """Makes this process one of several ranks. Control messages go through gloo, what lies on a GPU through NCCL."""
+    """Makes this process one of several ranks: gloo for tensors on the CPU, NCCL for those on a GPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -43,34 +43,34 @@ def join(device: torch.device, init_method: str = "env://", rank: int = -1, size
 
 
 def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: dict[str, Any]) -> int:
-    """Starts ``runtime.devices`` ranks on this machine, each of which calls ``run``; returns the exit code.
+    """Starts ``runtime.devices`` ranks on this machine, each calling ``run``; returns the exit code.
 
     Raises:
-        ConfigError: what a rank had to tell in one line.
+        ConfigError: a rank met bad input.
     """
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = mp.get_context("spawn")
-    told: Any = context.SimpleQueue()
+    errors: Any = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
         plain = OmegaConf.to_container(cfg, resolve=True)
-        arguments = (cfg.runtime.devices, f"file://{meeting}/ranks", plain, folder, origin, job_logging, told)
+        arguments = (cfg.runtime.devices, f"file://{meeting}/ranks", plain, folder, origin, job_logging, errors)
         processes = start_processes(_rank, arguments, nprocs=cfg.runtime.devices, join=False, start_method="spawn")
         with StopRequest([process.pid for process in processes.processes]):
             try:
                 while not processes.join(timeout=1.0, grace_period=GRACE_SECONDS):
                     pass
             except (ProcessExitedException, ProcessRaisedException):
-                pass  # what happened is found below
+                pass  # the causes are read below
             else:
                 return 0
     faults = []
-    while not told.empty():
-        bad_input, text = told.get()
+    while not errors.empty():
+        bad_input, text = errors.get()
         if bad_input:
             raise ConfigError([text])
         faults.append(text.strip())
     codes = [process.exitcode for process in processes.processes]
-    # When one rank ends the others are terminated; their connections break before that.
+    # When one rank ends, the others fail with broken connections or are terminated: a kill is the cause.
     killed = [
         f"rank {rank} was killed by {signal.Signals(-code).name}"
         for rank, code in enumerate(codes)
@@ -78,17 +78,13 @@ def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: d
     ]
     if not (killed or faults):
         return max(codes) if max(codes) >= 0 else 128 + signal.SIGTERM
-    why = (killed or faults)[0].splitlines()[-1]
+    cause = (killed or faults)[0].splitlines()[-1]
     log.info("\n".join(faults))
-    log.error("the run failed: %s", why)
-    _tell_status(folder / "status.json", why)
+    log.error("the run failed: %s", cause)
+    status = folder / "status.json"
+    with suppress(OSError, ValueError):  # rank 0 may have written another error
+        write_json(status, read_json(status) | {"status": "failed", "error": cause})
     return 1
-
-
-def _tell_status(path: Path, error: str) -> None:
-    """Why the run failed, in place of what rank 0 had seen of it."""
-    with suppress(OSError, ValueError):
-        write_json(path, read_json(path) | {"status": "failed", "error": error})
 
 
 def _rank(
@@ -99,9 +95,9 @@ def _rank(
     folder: Path,
     origin: dict[str, Any],
     job_logging: dict[str, Any],
-    told: Any,
+    errors: Any,
 ) -> None:
-    os.setsid()  # a Ctrl-C reaches the launching process alone, which passes it on
+    os.setsid()  # only the launching process receives Ctrl-C; it passes the signal on
     when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))  # torch sends SIGINT, which may be ignored
     os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(rank), str(size)
     if rank == 0:
@@ -111,13 +107,13 @@ def _rank(
         components = RunValidator(cfg).components()
         join(components.device, init_method, rank, size)
         code = run(cfg, components, folder, origin)
-        if code != 2:  # all ranks come to the same end: they leave together
+        if code != 2:  # all ranks have the same exit code: wait for each other
             Ranks().any([True])
         dist.destroy_process_group()
-    except TOLD_IN_ONE_LINE as error:
-        told.put((True, str(error)))
+    except INPUT_ERRORS as error:
+        errors.put((True, str(error)))
         code = 2
     except Exception:
-        told.put((False, traceback.format_exc()[-10_000:]))
+        errors.put((False, traceback.format_exc()[-10_000:]))
         code = 1
     sys.exit(code)

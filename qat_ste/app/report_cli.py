@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qat_ste.report.sweep.claims import Claim
     from qat_ste.report.sweep.findings import Findings
     from qat_ste.report.sweep.folders import Problem
 
@@ -106,11 +105,6 @@ def _show_claims(findings: Findings) -> None:
     from qat_ste.report.sweep.claims import FAILS, HOLDS, counted
     from qat_ste.report.writers import shown_interval, shown_ratio
 
-    def table_row(claim: Claim) -> list[Text]:
-        style = {HOLDS: "green", FAILS: "bold red"}.get(claim.word, "yellow")
-        cells = [claim.setup, claim.ratio, claim.bound, shown_ratio(claim.value), shown_interval(claim), str(claim.n)]
-        return [*(Text(one_line(cell)) for cell in cells), Text(claim.word, style=style)]
-
     console = _console()
     if findings.claims:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -120,7 +114,10 @@ def _show_claims(findings: Findings) -> None:
             table.add_column(title, justify="right")
         table.add_column("claim")
         for claim in findings.claims[:MOST_CLAIMS]:
-            table.add_row(*table_row(claim))
+            style = {HOLDS: "green", FAILS: "bold red"}.get(claim.word, "yellow")
+            numbers = shown_ratio(claim.value), shown_interval(claim), str(claim.n)
+            cells = [Text(one_line(cell)) for cell in (claim.setup, claim.ratio, claim.bound, *numbers)]
+            table.add_row(*cells, Text(claim.word, style=style))
         console.print(table)
         if len(findings.claims) > MOST_CLAIMS:
             console.print(f"… and {len(findings.claims) - MOST_CLAIMS} more on the page")

@@ -1,4 +1,4 @@
-"""One run: compares what the configuration names, and writes the run folder."""
+"""Runs the comparison of a configuration and writes the run folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, or in a shell's background
+                if (
+                    signal.getsignal(number) is not signal.SIG_IGN
+                ):  # ignored under nohup and in background jobs of a shell
                     self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -64,7 +66,7 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         for process in self._processes:
-            with suppress(ProcessLookupError):  # it has ended
+            with suppress(ProcessLookupError):  # it has exited
                 os.kill(process, number)
         if self.signal == signal.SIGINT == number:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
@@ -101,7 +103,7 @@ def run(cfg: DictConfig, components: RunComponents, folder: Path, origin: dict[s
             return _take_part(cfg, components, checkpoints, stop)
         files = RunFolder(folder, checkpoints.rows)
         terminal = TerminalLogger(components.training.steps, cfg.runtime.line_seconds)
-        loggers: list[Logger] = [terminal, files]  # shown first, in case it cannot be written
+        loggers: list[Logger] = [terminal, files]  # first, so that a row is shown even if writing fails
         exit_code = 1
         terminal.say(f"run folder: {folder}")
         _say_special_settings(terminal, cfg, components, ranks, checkpoints)
@@ -110,7 +112,14 @@ def run(cfg: DictConfig, components: RunComponents, folder: Path, origin: dict[s
                 logged = config | {"choices": origin["choices"]}
                 loggers.append(instantiate(cfg.logger)(folder=folder, name=folder.name, config=logged))
             comparison, skipped = _compare(cfg, components, loggers, stop, checkpoints)
-            results = origin | _results(config, comparison, files.wall_seconds, components.device, skipped)
+            device = components.device
+            results = origin | results_of(comparison)
+            results |= {
+                "config": config,
+                "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+                "wall_seconds": files.wall_seconds,
+                "skipped_images": skipped,
+            }
             for logger in loggers:
                 logger.log_results(results)
             write_page(comparison, folder)
@@ -143,14 +152,14 @@ def _take_part(cfg: DictConfig, components: RunComponents, checkpoints: Checkpoi
         _compare(cfg, components, [], stop, checkpoints)
     except Stopped:
         return stop.exit_code
-    except FloatingPointError:  # on all ranks alike
+    except FloatingPointError:  # on all ranks
         return 1
     return 0
 
 
 def _set_up_torch(cfg: DictConfig, ranks: Ranks) -> None:
     keep_freed_memory()
-    # TF32 rounds to 10 bits, which would drown what is measured.
+    # TF32 rounds to 10 bits, coarser than the measured differences.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.runtime.tf32
     slurm_cores = os.environ.get("SLURM_CPUS_PER_TASK")
     if cfg.runtime.threads or slurm_cores or ranks.size > 1:
@@ -179,8 +188,8 @@ def _say_special_settings(
 
 def _compare(
     cfg: DictConfig, components: RunComponents, loggers: list[Logger], stop: StopRequest, checkpoints: Checkpoints
-) -> tuple[Comparison, list[str]]:
-    """The comparison, and the images that any rank skipped."""
+) -> tuple[Comparison, int]:
+    """The comparison, and the number of images that any rank skipped."""
 
     def on_row(row: Row) -> None:
         for logger in loggers:
@@ -206,17 +215,4 @@ def _compare(
         on_row=on_row,
         stop=lambda: bool(stop),
     )
-    skipped = {path for paths in ranks.gather(list(dataset.skipped)) or [] for path in paths}
-    return comparison, sorted(skipped)
-
-
-def _results(
-    config: dict[str, Any], comparison: Comparison, wall_seconds: float, device: torch.device, skipped: list[str]
-) -> dict[str, Any]:
-    """The content of ``results.json``."""
-    return results_of(comparison) | {
-        "config": config,
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "wall_seconds": wall_seconds,
-        "skipped_images": len(skipped),
-    }
+    return comparison, len(set().union(*(ranks.gather(list(dataset.skipped)) or [])))

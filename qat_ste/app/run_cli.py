@@ -30,7 +30,7 @@ from qat_ste.app.compose import (
     user_dir,
 )
 from qat_ste.app.help_text import run_help
-from qat_ste.app.job import Job, outer_rank, quoted, tell, tell_fault
+from qat_ste.app.job import Job, outer_rank, quoted, refuse, tell, tell_fault
 from qat_ste.app.sweep import Sweep, folder_name, run_of_sweep, sweep_name
 from qat_ste.base.process import run_program
 from qat_ste.base.text import of_error
@@ -38,7 +38,7 @@ from qat_ste.base.text import of_error
 _launching_process: int | None = None
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-# Cached, as Hydra's own ${now:}: jobs in other processes are given what the launching process found.
+# Cached like Hydra's ${now:}, so that jobs in other processes get the launching process's name.
 OmegaConf.register_new_resolver("sweep_name", lambda: sweep_name(sys.argv[1:]), replace=True, use_cache=True)
 
 
@@ -72,7 +72,7 @@ def _job(cfg: DictConfig) -> None:
 
 
 def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: str | None) -> None:
-    """Puts what the run is called among others where the logger takes it and nothing was asked for."""
+    """Sets the logger's group, job type and tags where it has these keys and they are null."""
     tags = [choice for name in ("experiment", "row", "estimator", "optimizer") if (choice := choices.get(name))]
     for key, value in {"group": group, "job_type": choices.get("row"), "tags": tags}.items():
         if logger.get(key, "") is None:
@@ -80,7 +80,7 @@ def _name_for_logger(logger: DictConfig, choices: dict[str, str | None], group: 
 
 
 def _describe(job: Job) -> None:
-    """Prints the line and leaves no run folder behind; of a sweep the other lines follow."""
+    """Prints the job's line and removes its run folder; a problem in a sweep does not stop the other jobs."""
     try:
         print(job.describe())  # noqa: T201
     except Exception as error:
@@ -89,12 +89,12 @@ def _describe(job: Job) -> None:
             raise SystemExit(exit_code) from None
         Sweep.current.faults += 1
     finally:
-        with suppress(OSError):  # not empty: a run is there
+        with suppress(OSError):  # not empty: it holds a run
             job.folder.rmdir()
 
 
 def _formula_quoted(argument: str) -> str:
-    """A formula that Hydra cannot read as it stands, since to it cos(u) calls a function of its own, in quotes."""
+    """Quotes a formula that Hydra cannot parse: it takes cos(u) for a call of one of its functions."""
     key, _, value = argument.partition("=")
     if key.lstrip("+") == "estimator.expression":
         try:
@@ -110,8 +110,7 @@ def _print_help(arguments: list[str]) -> None:
     try:
         cfg = compose_file(config_dir(), [*search_path(user), *overrides])
     except COMPOSE_ERRORS as error:
-        tell(composition_problems(config_dir(), arguments, error))
-        raise SystemExit(2) from None
+        refuse(composition_problems(config_dir(), arguments, error))
     names = sorted(
         {path.parent.name for folder in (config_dir(), user) if folder for path in Path(folder).glob("*/*.yaml")}
     )
@@ -119,12 +118,12 @@ def _print_help(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """All of ``qat-run``. Bad input: one line a problem, exit code 2; a sweep of which not all runs are done: 1."""
+    """Entry point. Exit codes: 2 for bad input, with one line per problem; 1 if runs of a sweep are not done."""
     global _launching_process
     _launching_process, Sweep.current = os.getpid(), None
     sys.argv = [_formula_quoted(argument) for argument in sys.argv]
-    logging.raiseExceptions = False  # a full disk under run.log is no reason for a traceback a line
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
+    logging.raiseExceptions = False  # no traceback per line if the disk under run.log is full
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its tracebacks and exits with 1
     if "--version" in sys.argv:
         print(f"qat-run {__version__}")  # noqa: T201
         return
@@ -142,13 +141,12 @@ def main() -> None:
     try:
         _job()
     except COMPOSE_ERRORS as error:
-        tell(composition_problems(config_dir(), sys.argv[1:], error))
-        raise SystemExit(2) from None
+        refuse(composition_problems(config_dir(), sys.argv[1:], error))
     except SystemExit as stopped:
         if Sweep.current is None:
             raise
         exit_code = int(stopped.code or 0)
-    except OSError as error:  # of Hydra's own files: a run's are its own affair
+    except OSError as error:  # of Hydra's files; a run handles those of its files
         tell([of_error(error)])
         exit_code = 1
         if Sweep.current is None:
@@ -159,8 +157,8 @@ def main() -> None:
         tell([f"the launcher failed: {type(error).__name__}: {' '.join(str(error).split())[-500:]}"])
         exit_code = 1
     if Sweep.current is not None:
-        own_exit_code = Sweep.current.end(dry_run="dry_run=true" in sys.argv)
-        raise SystemExit(exit_code or own_exit_code)
+        sweep_exit_code = Sweep.current.end(dry_run="dry_run=true" in sys.argv)
+        raise SystemExit(exit_code or sweep_exit_code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The schema of the configuration: the parameter objects of the library, and what only the command needs."""
+"""The schema of the configuration: the library's parameter objects and the keys of the command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from qat_ste.base.text import shown
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a configuration, in one line."""
+    """A problem of a configuration; ``str`` gives one line."""
 
     key: str
     value: Any
@@ -40,7 +40,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """All the problems of a configuration; each is a line of the message."""
+    """All problems of a configuration, one per line of the message."""
 
     def __init__(self, problems: list[Any]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -68,13 +68,13 @@ class RunConfig:
 
 @dataclass
 class AtlasRunConfig(RunConfig):
-    """What ``qat-atlas`` composes."""
+    """The configuration of ``qat-atlas``."""
 
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
 def schema(kind: type[RunConfig]) -> DictConfig:
-    """The typed node that overrides are merged into: OmegaConf makes a node of a frozen dataclass read-only."""
+    """The typed node of ``kind``, made writable: OmegaConf makes frozen dataclasses read-only."""
     node: DictConfig = OmegaConf.structured(kind)
     for section in SECTIONS:
         if section in node:
@@ -83,7 +83,7 @@ def schema(kind: type[RunConfig]) -> DictConfig:
 
 
 def atlas_schema() -> DictConfig:
-    """What ``qat-atlas`` adds to the schema of ``qat-run``."""
+    """The keys that ``qat-atlas`` adds to the schema of ``qat-run``."""
     node = schema(AtlasRunConfig)
     for key in RunConfig.__dataclass_fields__:
         node[key] = MISSING  # so that merging this node changes none of them
@@ -96,7 +96,7 @@ def parameters(cfg: DictConfig, section: str) -> Any:
 
 
 def problems_in(cfg: DictConfig, section: str) -> list[Problem]:
-    """Every fault in one section; none where a value cannot be resolved, which is reported by itself."""
+    """Every problem of one section; none if a value is unresolved, which ``unusable`` reports."""
     kind = SECTIONS[section]
     examples = {each.name: each.metadata.get("example") for each in fields(kind)}
     try:
@@ -107,12 +107,12 @@ def problems_in(cfg: DictConfig, section: str) -> list[Problem]:
 
 
 def problem_of(key: str, error: ArgumentError, example: Any) -> Problem:
-    """The problem that an ``ArgumentError`` is to the user of the command."""
+    """Turns an ``ArgumentError`` into a problem with this key."""
     return Problem(key, error.value, f"must be {error.allowed.replace('None or', 'null or')}", shown(example))
 
 
 def section_problems(cfg: DictConfig) -> list[Problem]:
-    """Every fault in the sections, and in the learning rate."""
+    """Every problem of the sections and of the learning rate."""
     problems = [problem for section in SECTIONS if section in cfg for problem in problems_in(cfg, section)]
     lr = cfg.optimizer.get("lr")
     if lr not in POSITIVE:

@@ -49,10 +49,7 @@ def sweep_name(arguments: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one job: running, done, skipped, failed or preempted, and the reason.
-
-    ``name`` is the name of its folder.
-    """
+    """The outcome of one job (running, done, skipped, failed or preempted); ``name`` is that of its folder."""
 
     name: str
     outcome: str
@@ -111,11 +108,7 @@ class Sweep(Callback):
         return 128 + signal.SIGINT if self.stopped else 1 if unfinished else 0
 
     def print_table(self) -> int:
-        """Prints the outcome of each job, with its verdict or the reason why it has none.
-
-        Returns:
-            How many jobs are not done.
-        """
+        """Prints the outcome of each job, with its verdict or the reason; returns how many are not done."""
         outcomes, console = self.outcomes(), Console()
         if not console.is_terminal:
             console.width = 250

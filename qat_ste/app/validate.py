@@ -1,4 +1,4 @@
-"""Turns a configuration into the arguments of a comparison; finds every fault before training."""
+"""Turns a configuration into the arguments of a comparison; reports every problem before training."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 @dataclass(frozen=True)
 class RunComponents:
-    """What ``compare`` is called with, instantiated and checked.
-
-    ``training`` has the number of steps that epochs come to; ``members`` counts the networks that are trained.
-    """
+    """The checked arguments of ``compare``; ``training`` has steps in place of epochs, ``members`` counts networks."""
 
     estimator: Estimator
     optimizer: MakeOptimizer
@@ -54,17 +51,17 @@ class RunValidator:
 
     Args:
         default: returns the packaged value of a key ("estimator.k"), for examples in messages.
-        known: problems to report together with those found here.
+        problems: earlier problems, to report first.
     """
 
     def __init__(
-        self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None, known: Sequence[Any] = ()
+        self, cfg: DictConfig, default: Callable[[str], Any] = lambda key: None, problems: Sequence[Any] = ()
     ) -> None:
-        self.builder = ComponentBuilder(cfg, default, known)
+        self.builder = ComponentBuilder(cfg, default, problems)
         self.cfg, self.problems = self.builder.cfg, self.builder.problems
 
     def components(self) -> RunComponents:
-        """Everything, checked.
+        """Builds and checks all components.
 
         Raises:
             ConfigError: with all problems.
@@ -72,9 +69,10 @@ class RunValidator:
         cfg = self.cfg
         if list(cfg.counterparts) not in COUNTERPART_LIST:
             self.builder.add("counterparts", f"must be {COUNTERPART_LIST}", "[ste,naive,jitter]")
-        estimator, optimizer = self._estimator(), self._optimizer()
+        estimator = self.builder.build("estimator", make_estimator)
+        optimizer = self.builder.build("optimizer", make_optimizer)
         device = self._device()
-        dataset = self.builder.build("dataset")
+        dataset: Dataset | None = self.builder.build("dataset")
         build_model = model = training = None
         if dataset is not None:
             build_model = self._model_builder(dataset)
@@ -83,7 +81,7 @@ class RunValidator:
                 model = self._checked_model(build_model, estimator)
         self.builder.build("logger", make_logger)
         if optimizer is not None and model is not None and not self.problems:
-            self._check_optimizer(model, optimizer)
+            self._check_optimizer(model)
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
@@ -96,7 +94,7 @@ class RunValidator:
         specs = [
             MemberSpec.of(name, estimator, adjustment.equivalence, equivalent, mirrors) for name in cfg.counterparts
         ]
-        # The reference and its counterparts; two names of one run count once.
+        # The reference and its counterparts; equal specifications are one run.
         members = 1 + len([spec for number, spec in enumerate(specs) if spec not in specs[:number]])
         metrics, execution = parameters(cfg, "metrics"), parameters(cfg, "runtime")
         return RunComponents(
@@ -110,7 +108,8 @@ class RunValidator:
         Raises:
             ConfigError: with all problems.
         """
-        estimator, optimizer = self._estimator(), self._optimizer()
+        estimator = self.builder.build("estimator", make_estimator)
+        optimizer = self.builder.build("optimizer", make_optimizer)
         quantizer = None if estimator is None else self._quantizer(estimator)
         if not self.problems:
             groups = [{"params": [torch.zeros(2, 2, requires_grad=True)]}]
@@ -119,19 +118,11 @@ class RunValidator:
             raise ConfigError(self.problems)
         return estimator, quantizer, optimizer
 
-    def _optimizer(self) -> MakeOptimizer | None:
-        optimizer: MakeOptimizer | None = self.builder.build("optimizer", make_optimizer)
-        return optimizer
-
-    def _estimator(self) -> Estimator | None:
-        estimator: Estimator | None = self.builder.build("estimator", make_estimator)
-        return estimator
-
     def _device(self) -> torch.device | None:
         runtime, gpus = self.cfg.runtime, torch.cuda.device_count()
         if runtime.devices > max(gpus, 1) and runtime.device in ("auto", "cuda"):
-            there = f"there are {gpus} GPUs here" if gpus else "there is no GPU here"
-            allowed = f"{there}; processes on the CPU need runtime.device=cpu"
+            gpus_here = f"there are {gpus} GPUs here" if gpus else "there is no GPU here"
+            allowed = f"{gpus_here}; processes on the CPU need runtime.device=cpu"
             self.builder.add("runtime.devices", allowed, str(max(gpus, 1)))
             return None
         try:
@@ -144,7 +135,7 @@ class RunValidator:
         return device
 
     def _training(self, dataset: Dataset) -> TrainConfig | None:
-        """With the steps that the length comes to."""
+        """The training parameters with the length in steps."""
         train, shard = parameters(self.cfg, "train"), Shard(0, max(1, self.cfg.runtime.devices))
         try:
             batches = dataset.train_batches(train.batch_size, train.shuffle, train.seed, torch.device("cpu"), shard)
@@ -160,33 +151,29 @@ class RunValidator:
         return replace(train, steps=steps, epochs=None, steps_per_epoch=per_epoch, length_scale=1.0, share=1.0)
 
     def _model_builder(self, dataset: Dataset) -> Callable[[], nn.Module] | None:
-        """The function that builds the model, given the facts of the data set that it asks for."""
+        """The function that builds the model, with its arguments that depend on the data set."""
         channels, _, width = dataset.image_shape
         facts = {"in_channels": channels, "image_size": width, "num_classes": dataset.num_classes}
 
-        def made(node: DictConfig) -> Callable[[], nn.Module]:
+        images = torch.zeros(2, *dataset.image_shape)
+
+        def make_builder(node: DictConfig) -> Callable[[], nn.Module]:
             make = instantiate(node)
             if isinstance(make, nn.Module):
                 raise TypeError("_partial_ must be true, for a function that makes a model")
             wanted = inspect.signature(make).parameters
             return partial(make, **{name: value for name, value in facts.items() if name in wanted})
 
-        build: Callable[[], nn.Module] | None = self.builder.build("model", made)
-        if build is None:
-            return None
-        images = torch.zeros(2, *dataset.image_shape)
-
-        def tried(node: DictConfig) -> None:
+        def make_tested_builder(node: DictConfig) -> Callable[[], nn.Module]:
+            build = make_builder(node)
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                made(node)()(images)
+                build()(images)
+            return build
 
-        try:
-            tried(self.cfg.model)
-        except Exception as error:  # a foreign model may raise anything
-            size = "x".join(map(str, dataset.image_shape))
-            self.builder.refused("model", error, tried, f"cannot be built for images of {size}: ")
+        if self.builder.build("model", make_builder) is None:
             return None
-        return build
+        size = "x".join(map(str, dataset.image_shape))
+        return self.builder.build("model", make_tested_builder, f"cannot be built for images of {size}: ")
 
     def _checked_model(self, build_model: Callable[[], nn.Module], estimator: Estimator) -> nn.Module | None:
         """A quantized model on the CPU; None where none of its weights can be quantized."""
@@ -215,34 +202,28 @@ class RunValidator:
         except ArgumentError as error:
             self.builder.add("quantizer.levels", f"must be {error.allowed}", "[-1,0,1]")
             return None
-        except ValueError as error:  # of ours, estimators for one bit
+        except ValueError as error:  # of built-in estimators, those for one bit
             key, example = ("bits", "1") if quantization.levels is None else ("levels", "[-1,1]")
             self.builder.add(f"quantizer.{key}", str(error), example)
             return None
         return quantizer
 
-    def _check_optimizer(self, model: nn.Module, optimizer: MakeOptimizer) -> None:
-        """Tries the optimizer on the model's tensors, in two groups as in training, and on small ones like them."""
+    def _check_optimizer(self, model: nn.Module) -> None:
+        """Makes the optimizer for the model's tensors, in two groups as in training, and steps on small tensors."""
         tensors = list(model.parameters())
 
-        def tried(make: MakeOptimizer, lr: float) -> None:
+        def step_once(node: DictConfig) -> None:
+            make, lr = make_optimizer(node), node.lr
             made_optimizer(make, [{"params": tensors[:1], "lr": lr}, {"params": tensors[1:], "lr": lr}], lr)
             small = [torch.zeros([2] * ndim).requires_grad_() for ndim in {tensor.ndim for tensor in tensors}]
             for tensor in small:
                 tensor.grad = torch.ones_like(tensor)
             make([{"params": small, "lr": lr}], lr=lr).step()
 
-        try:
-            tried(optimizer, self.cfg.optimizer.lr)
-        except Exception as error:  # a foreign optimizer may raise anything
-
-            def works(node: DictConfig) -> None:
-                tried(make_optimizer(node), node.lr)
-
-            self.builder.refused("optimizer", error, works, "cannot train this network: ")
+        self.builder.build("optimizer", step_once, "cannot train this network: ")
 
     def _check_room(self, model: nn.Module) -> None:
-        """Whether one checkpoint fits on the disk, by an estimate: optimizers differ in their state."""
+        """Adds a problem if a checkpoint, by a rough estimate, does not fit on the disk."""
         weights = sum(parameter.numel() for parameter in model.parameters())
         quantized = sum(latent.numel() for _, latent, _ in quantized_tensors(model))
         needed = (1 + len(self.cfg.counterparts)) * (8 * weights + 20 * quantized)

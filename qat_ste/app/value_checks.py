@@ -1,4 +1,4 @@
-"""Checks values whatever their key: missing, unresolved, too long, or of the wrong type."""
+"""Checks the values of all keys: missing, unresolved, too long, or of the wrong type."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ LONGEST = 4096  # characters, as many as a path may have
 
 
 @dataclass(frozen=True)
-class _Lost:
-    """A value that cannot be had, as it is written."""
+class _Unresolved:
+    """The text of a value that cannot be resolved."""
 
     text: str
     allowed: str
 
 
 def unusable(cfg: DictConfig, default: Default) -> list[Problem]:
-    """Values that cannot even be looked at; to be mended before anything else is done with the configuration."""
+    """Values that are missing, unresolved or too long; other checks fail on them."""
     problems = []
     for key, value in _leaves(cfg, default):
-        if isinstance(value, _Lost):
+        if isinstance(value, _Unresolved):
             problems.append(Problem(key, value.text, value.allowed, shown(default(key))))
         elif any(isinstance(text, str) and len(text) > LONGEST for text in _flat(value)):
             problems.append(Problem(key, value, f"must have at most {LONGEST} characters", shown(default(key))))
     return problems
 
 
-def of_another_kind(cfg: DictConfig, default: Default) -> list[Problem]:
-    """Arguments in the open groups that are not finite, or of another kind than the packaged ones."""
+def wrong_types(cfg: DictConfig, default: Default) -> list[Problem]:
+    """Arguments in the open groups that are not finite, or whose type differs from the packaged one."""
     problems = []
     for group in OPEN:
-        own_target = cfg[group].get("_target_") != default(f"{group}._target_")
+        custom_target = cfg[group].get("_target_") != default(f"{group}._target_")
         for key, value in _leaves(cfg[group], default, f"{group}."):
-            usual = None if own_target and not key.endswith("_target_") else default(key)
+            usual = None if custom_target and not key.endswith("_target_") else default(key)
             if not _alike(value, usual) or (key.endswith("._target_") and not isinstance(value, str | None)):
                 problems.append(Problem(key, value, f"must be {_kind(usual)}", shown(usual)))
             elif any(isinstance(number, float) and not math.isfinite(number) for number in _flat(value)):
@@ -52,15 +52,15 @@ def of_another_kind(cfg: DictConfig, default: Default) -> list[Problem]:
     return problems
 
 
-def mend(cfg: DictConfig, problems: Sequence[Problem], default: Default) -> None:
-    """Puts the packaged values in place of what is wrong, so that the rest can be looked at."""
+def reset_to_default(cfg: DictConfig, problems: Sequence[Problem], default: Default) -> None:
+    """Replaces invalid values by the packaged ones, so that the others can be checked."""
     for problem in problems:
-        with suppress(OmegaConfBaseException):  # no value is packaged for it, and None is not allowed
+        with suppress(OmegaConfBaseException):  # there is no packaged value, and None is not allowed
             OmegaConf.update(cfg, problem.key, default(problem.key), merge=False, force_add=True)
 
 
 def _leaves(node: DictConfig, default: Default, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and plain values; lists, and what is packaged as anything else than a dictionary, are one value."""
+    """Keys and plain values; a list is one value, and so is a dictionary if the packaged value is not one."""
     for name in node:
         key = f"{prefix}{name!s}"
         try:
@@ -71,11 +71,11 @@ def _leaves(node: DictConfig, default: Default, prefix: str = "") -> Iterator[tu
             if OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue:
-            value = _Lost("???", "must be given")
+            value = _Unresolved("???", "must be given")
         except OmegaConfBaseException as error:
             raw = OmegaConf.to_container(node, resolve=False)
             text = raw[name] if isinstance(raw, dict) else None
-            value = _Lost(shown(text), f"must lead to a key that is there ({str(error).splitlines()[0]})")
+            value = _Unresolved(shown(text), f"must lead to a key that is there ({str(error).splitlines()[0]})")
         yield key, value
 
 
@@ -100,7 +100,7 @@ def _alike(value: Any, usual: Any) -> bool:
 
 
 def _kind(usual: Any) -> str:
-    """What is told of values that are alike."""
+    """How a message names the type of ``usual``."""
     if isinstance(usual, list):
         return f"a list of {len(usual)}"
     kinds = {bool: "true or false", int: "a number", float: "a number", dict: "a dictionary"}

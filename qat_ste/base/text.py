@@ -1,4 +1,4 @@
-"""What a message or a page shows of texts, values and errors, whatever they hold: a line that steers no terminal."""
+"""Formats texts, values and errors as one printable line for messages and pages."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Any
 
 
 def one_line(text: str, longest: int | None = None) -> str:
-    """Without line breaks and what else cannot be printed; of what is longer than ``longest`` characters the start."""
+    """Replaces unprintable characters, such as line breaks, by spaces; cuts the text to ``longest`` characters."""
     line = "".join(char if char.isprintable() else " " for char in text)
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def of_value(value: object) -> str:
-    """The start of how Python writes it."""
+    """``repr(value)`` in one line of at most 200 characters."""
     return one_line(" ".join(repr(value).split()), 200)
 
 
 def of_error(error: BaseException) -> str:
-    """Kind and text; of an error of the operating system the file and the reason, without its number."""
+    """Type and text of an error; file and reason of an error of the operating system."""
     if isinstance(error, OSError) and error.strerror:
         return one_line(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return one_line(" ".join(f"{type(error).__name__}: {error}".split()), 500)
 
 
 def shown(value: Any, longest: int = 200) -> str:
-    """A value as an override has it, in one line."""
+    """A value as written in an override, in one line."""
     if value is None:
         return "null"
     if isinstance(value, list | tuple):

@@ -25,21 +25,23 @@ JUMPS = "g jumps: the error of a step shrinks with the learning rate, not with i
 
 
 def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer, lr: float) -> Card:
-    """The card of ``estimator``. ``max`` of the quantizer does not matter: weights are in units of it.
+    """The card of ``estimator``; weights are in units of the quantizer's ``max``.
 
     Args:
         optimizer: called with parameter groups and ``lr=``, as for ``compare``.
 
     Raises:
         ValueError: the estimator does not support this grid.
-        ArgumentError: the estimator's ``shape`` is no function from offsets to g.
+        ArgumentError: the estimator's ``shape`` does not map offsets to g.
     """
     quantizer = quantizer.with_max(torch.ones((), dtype=torch.float64))
     estimator.check(quantizer)
     check_shape(estimator, quantizer)
     adjustment, equivalent = adjust(adjustment_of(optimizer, lr), estimator, quantizer)
     refusal = "" if equivalent else adjustment.reason
-    exact = adjustment.equivalence is Equivalence.EXACT  # signs alone decide, so the runs are identical all the same
+    exact = (
+        adjustment.equivalence is Equivalence.EXACT
+    )  # only signs matter, so the runs are identical even if not covered
     w = _sample(quantizer)
     g = estimator.derivative(w, quantizer)
     alive = quantizer.alive(w) if not isinstance(estimator, WholeLine) else w.abs() < estimator.reach
@@ -50,6 +52,7 @@ def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer
     width = quantizer.interval(w)[2]
     shift = ((mapped - w).abs() / width)[inside].max().item() if mapped is not None else None
     shift = 0.0 if shift is not None and shift < 1e-9 else shift
+    soft_inside = soft[(w > levels[0]) & (w < levels[-1])]
     definition, about = _documentation(type(estimator))
     bounds = equivalent.assumptions if equivalent else None
     arrays = {"levels": levels, "thresholds": quantizer.thresholds, "w": w, "alive": alive, "g": g, "soft": soft}
@@ -63,7 +66,7 @@ def card_of(estimator: Estimator, quantizer: Quantizer, optimizer: MakeOptimizer
         lower=bounds.lower if bounds else g[alive].min().item(),
         upper=bounds.upper if bounds else g[alive].max().item(),
         lipschitz=bounds.lipschitz if bounds else None,
-        mean=_rise(soft, w, levels) / (levels[-1] - levels[0]).item(),
+        mean=(soft_inside[-1] - soft_inside[0]).item() / (levels[-1] - levels[0]).item(),
         lr_factor=equivalent.lr_factor if equivalent else None,
         largest_shift=shift,
         refusal=refusal,
@@ -80,8 +83,8 @@ def check_shape(estimator: Estimator, quantizer: Quantizer) -> None:
     """Calls the estimator's ``shape`` with three offsets.
 
     Raises:
-        ArgumentError: it takes other arguments, or returns no tensor, one of another shape, or one with a gradient.
-        ValueError: it raises an error.
+        ArgumentError: wrong arguments, or a result that is not a tensor of the same shape without a gradient.
+        ValueError: ``shape`` raises an error.
     """
     name = f"{type(estimator).__name__}.shape"
     try:
@@ -128,14 +131,8 @@ def _soft_quantizer(estimator: Estimator, quantizer: Quantizer, w: Tensor, g: Te
     return soft - soft.flatten()[nearest] + middle
 
 
-def _rise(soft: Tensor, w: Tensor, levels: Tensor) -> float:
-    """Rise of the soft quantizer from the lowest to the highest level."""
-    inside = soft[(w > levels[0]) & (w < levels[-1])]
-    return (inside[-1] - inside[0]).item()
-
-
 def _documentation(kind: type[Estimator]) -> tuple[str, str]:
-    """First paragraph of the class's docstring, and those between it and the arguments, a line each."""
+    """The first paragraph of the class's docstring, and the others before its sections, one per line."""
     text = re.split(r"^\w+:$", inspect.getdoc(kind) or "", maxsplit=1, flags=re.MULTILINE)[0]
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
     return (paragraphs[0] if paragraphs else "", "\n".join(paragraphs[1:]))
@@ -149,7 +146,7 @@ def _grid(quantizer: Quantizer) -> str:
 
 
 def _flags(estimator: Estimator, equivalent: SteEquivalent | None, refusal: str) -> tuple[Flag, ...]:
-    """The assumptions in the order in which ``check_assumptions`` tests them; it stops at the first that fails."""
+    """The assumptions in the order of ``check_assumptions``, which stops at the first that fails."""
     if equivalent is None:
         names = ["positive", "bounded", "cyclical", "even"]
         failing = re.search(rf"is not ({'|'.join(names)})\b", refusal)

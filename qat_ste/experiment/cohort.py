@@ -40,8 +40,8 @@ class Cohort:
         ranks: the processes that train the members, placed by ``execution.placement``; see ``Layout``.
 
     Members are numbered; the reference is 0. ``names`` maps names to numbers, ``specs`` holds each member's
-    specification. Counterparts with equal specifications are one run, trained once and found under each name.
-    ``stage`` is the number of the current stage of an estimator that changes. ``make_members`` makes the members.
+    specification. Counterparts with equal specifications are one run, trained once and listed under each name.
+    ``stage`` numbers the current stage of an estimator that changes. ``make_members`` makes the members.
 
     Raises:
         ArgumentError: an unknown counterpart, or CUDA graphs that cannot be used.
@@ -117,7 +117,7 @@ class Cohort:
         return {name: number for name, number in self.names.items() if name != "reference"}
 
     def choose_mode(self, loss: Loss, inputs: Tensor, targets: Tensor, steps: int) -> None:
-        """Chooses the fastest way of execution where it is "auto" and a GPU trains alone; all members use ``mode``."""
+        """Sets ``mode`` for all members; "auto" becomes the fastest mode on a single GPU, else "eager"."""
         if self.mode == "auto":
             self.mode = "eager"
             if self.device.type == "cuda" and self.layout.ranks.size == 1:
@@ -140,9 +140,8 @@ class Cohort:
         Where this rank has all weights, this also writes their quantized values for the next forward pass.
         """
         alone = self.layout.ranks.size == 1
-        for chunk_group, level in zip(
-            self.slice_chunk_groups, level_indices(self.slice_chunk_groups, self.slices), strict=True
-        ):
+        indices = level_indices(self.slice_chunk_groups, self.slices)
+        for chunk_group, level in zip(self.slice_chunk_groups, indices, strict=True):
             if alone:
                 self._quantized[:, chunk_group.where] = chunk_group.quantizer.level(level)
             yield level
@@ -201,8 +200,5 @@ class Cohort:
 
 def _common_quantizer(tensors: Sequence[FlatTensor]) -> Quantizer:
     """One quantizer with the ranges of all tensors, to check all of them at once."""
-    ranges = torch.cat(
-        [torch.as_tensor(tensor.quantizer.max, dtype=torch.float64).cpu().reshape(-1) for tensor in tensors]
-    )
-    first = tensors[0].quantizer
-    return first.with_max(ranges.unique())
+    ranges = [torch.as_tensor(tensor.quantizer.max, dtype=torch.float64).cpu().reshape(-1) for tensor in tensors]
+    return tensors[0].quantizer.with_max(torch.cat(ranges).unique())

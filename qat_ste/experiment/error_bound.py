@@ -1,4 +1,4 @@
-"""The paper's bound on the error of a step, added up beside the error that is measured."""
+"""Sums the paper's bound on the error of a step, to compare with the measured error."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from qat_ste.experiment.member import Update
 class ErrorBound:
     """Σ over steps and weights of ``SteEquivalent.step_error_bound``/max, for the re-mapped counterpart.
 
-    For plain SGD alone, of whose steps the bound speaks (arXiv 2405.05171, proof of theorem 1), on one rank. It
-    holds for weights that stay where the backward pass is alive, and its second-order term in η alone as long
-    as all quantized weights agree.
+    Only for plain SGD (arXiv 2405.05171, proof of theorem 1), on one rank. The bound holds for weights that stay
+    where g > 0, and its form of second order in η only while all quantized weights agree.
 
     Args:
-        trajectories: of the members, not yet told of the step whose bound is added.
+        trajectories: of the members; ``observe`` must be called before they observe the same step.
     """
 
     def __init__(self, cohort: Cohort, number: int, trajectories: Sequence[Trajectory]) -> None:
         assert cohort.equivalent is not None
-        self.number, self._cohort, self._pair = number, cohort, cohort.equivalent
+        self.number, self._cohort, self._equivalent = number, cohort, cohort.equivalent
         self._before = trajectories[0].previous
         self._members = [cohort.local[0], cohort.local[number]]
         self._path = trajectories[number].path
@@ -34,7 +33,7 @@ class ErrorBound:
 
     @staticmethod
     def applies(cohort: Cohort, number: int) -> bool:
-        """Whether the bound speaks of this counterpart, whose gradients reach the optimizer as they are."""
+        """Whether the bound applies to this counterpart: plain SGD on unchanged gradients, and a Lipschitz g."""
         if cohort.layout.ranks.size > 1 or cohort.equivalent is None or not cohort.specs[number].remap:
             return False
         if not cohort.adjustment.covered or cohort.update != Update() or len(cohort.specs[0].estimator.stages) > 1:
@@ -47,21 +46,21 @@ class ErrorBound:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Adds the step just made, of which gradients and former weights are still there."""
+        """Adds the bound of the step just made; needs its gradients and the weights before it."""
         reference, ste = self._members
-        estimator, lr = self._pair.estimator, reference.optimizer.param_groups[0]["lr"]
+        estimator, lr = self._equivalent.estimator, reference.optimizer.param_groups[0]["lr"]
         for number, tensor in enumerate(self._cohort.tensors):
             gradient, gradient_ste = (member.weights.parameters[number].grad for member in (reference, ste))
             if gradient is None or gradient_ste is None:
                 continue
             w = self._before[tensor.start : tensor.stop]
             g, (_, _, width) = estimator.derivative(w, tensor.quantizer), tensor.quantizer.interval(w)
-            bound = self._pair.step_error_bound(lr, gradient.flatten() / g, gradient_ste.flatten(), width)
+            bound = self._equivalent.step_error_bound(lr, gradient.flatten() / g, gradient_ste.flatten(), width)
             bound /= tensor.quantizer.max
             self._total[number] += bound.masked_fill_(g == 0, 0).sum(dtype=torch.float64)
 
     def now(self) -> float | None:
-        """The sum in units of the counterpart's path, as the weight alignment error is; None beyond all numbers."""
+        """The sum / the counterpart's path, like the alignment error; None if the path is 0 or the sum infinite."""
         path, total = self._path.sum().item(), self._total.sum().item()
         return total / path if path and math.isfinite(total) else None
 
@@ -69,5 +68,5 @@ class ErrorBound:
         return {"total": self._total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Restores a saved state."""
         self._total.copy_(state["total"])

@@ -1,4 +1,4 @@
-"""What all members of a cohort make of the validation batches, each batch read once."""
+"""Evaluates all members of a cohort on the validation batches, reading each batch once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qat_ste.experiment.member import Loss, checked_loss
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss (over batches, by their size) of one member, and where targets are classes its accuracy.
+    """Mean loss of one member over all inputs; for classes also its accuracy.
 
-    ``against_reference`` are the metrics of its outputs beside the reference's; empty where targets are no classes.
+    ``against_reference`` compares its outputs with the reference's; empty if targets are not classes.
     """
 
     loss: float
@@ -37,8 +37,8 @@ def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Los
         model.eval()
     for inputs, targets in batches:
         with explained("validation", (inputs, targets), next(iter(models.values())), loss):
-            own = {index: member.predict(inputs) for index, member in cohort.local.items()}
-            outputs = layout.share_outputs(own, members)
+            local = {index: member.predict(inputs) for index, member in cohort.local.items()}
+            outputs = layout.share_outputs(local, members)
             classified = outputs[0].ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
             for index, output in enumerate(outputs):
                 sums[index, 0] += len(targets) * checked_loss(loss, output, targets).double().cpu()
@@ -49,7 +49,7 @@ def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Los
     for index, model in models.items():
         model.train(was_training[index])
     sums = layout.ranks.sum(sums if layout.group == 0 else torch.zeros_like(sums))
-    return [_evaluation(found) for found in sums]
+    return [_evaluation(row) for row in sums]
 
 
 def _evaluation(sums: Tensor) -> Evaluation:

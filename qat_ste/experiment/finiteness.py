@@ -1,4 +1,4 @@
-"""NaN and infinity stop a run before they are told or saved: with the step, the member and the tensor."""
+"""Stops a run at NaN or infinity before they are reported or saved; names step, member and tensor."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ HINT = "A smaller learning rate may help"
 
 
 class FinitenessCheck:
-    """What was finite before the first step, or when a run went on, has to stay so.
-
-    Looks at losses, weights, buffers and states of optimizers; masks of infinities may stay what they are.
+    """Checks losses, weights, buffers and optimizer states; tensors not finite at the start, as masks, are exempt.
 
     Args:
         step: number of steps done already.
@@ -30,10 +28,10 @@ class FinitenessCheck:
         self._never = {number: set(_not_finite(member)) for number, member in self._cohort.local.items()}
 
     def check(self, losses: Tensor, step: int) -> None:
-        """After so many steps; ``losses`` of all members (a row each) at all steps, of this rank's share of a batch.
+        """Checks everything after ``step`` steps; ``losses`` are members x steps, on this rank's share of a batch.
 
         Raises:
-            FloatingPointError: something is not finite; on all ranks alike.
+            FloatingPointError: on all ranks, if something is not finite.
         """
         if step == self._step:
             return
@@ -45,38 +43,38 @@ class FinitenessCheck:
             at = first + offset + 1
             hint = HINT if at > 1 else "No step was made before it: look at the first batch"
             self._raise(number, f"the loss of {{}} is {recent[number, offset].item()} at step {at}", hint)
-        found = [bool(self._found(number)) for number in range(len(self._cohort.specs))]
-        found = self._cohort.layout.ranks.any(found)
-        if any(found):
-            number = found.index(True)
+        flags = [bool(self._not_finite_names(number)) for number in range(len(self._cohort.specs))]
+        flags = self._cohort.layout.ranks.any(flags)
+        if any(flags):
+            number = flags.index(True)
             since = f"after step {step}" if step == first + 1 else f"between steps {first + 1} and {step}"
             self._raise(number, f"a weight of {{}} or its optimizer's state is no longer finite {since}")
 
-    def _raise(self, number: int, what: str, hint: str = HINT) -> None:
+    def _raise(self, number: int, problem: str, hint: str = HINT) -> None:
         name = next(name for name, candidate in self._cohort.names.items() if candidate == number)
-        tensor = next(iter(self._found(number)), "none")
-        raise FloatingPointError(f"{what.format(name)}; first tensor that is not finite by now: {tensor}. {hint}")
+        tensor = next(iter(self._not_finite_names(number)), "none")
+        raise FloatingPointError(f"{problem.format(name)}; first tensor that is not finite by now: {tensor}. {hint}")
 
-    def _found(self, number: int) -> list[str]:
+    def _not_finite_names(self, number: int) -> list[str]:
         member, trajectory = self._cohort.local.get(number), self._monitor.trajectories[number]
-        found = [name for name in _not_finite(member) if name not in self._never[number]] if member else []
-        if not found and not trajectory.path.isfinite().all():  # of weights that are huge, or were for a moment
+        names = [name for name in _not_finite(member) if name not in self._never[number]] if member else []
+        if not names and not trajectory.path.isfinite().all():  # the weights are huge, or were since the last check
             chunk = trajectory.chunks[int(trajectory.path.isfinite().int().argmin())]
-            found.append(f"the way of {self._cohort.tensors[chunk.tensor].name}")
-        return found
+            names.append(f"the way of {self._cohort.tensors[chunk.tensor].name}")
+        return names
 
 
 def check_row(row: Mapping[str, Any]) -> None:
-    """Raises FloatingPointError for a number that is not finite, which a row of metrics cannot hold."""
+    """Raises FloatingPointError if a number in a row of metrics is not finite."""
     for key, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise FloatingPointError(f"{key} is {value} at step {row['step']}. {HINT}")
 
 
 def _not_finite(member: Member) -> list[str]:
-    """Names of the tensors that are not."""
+    """Names of the tensors that are not finite."""
     tensors = {name: values for name, values in _tensors(member) if values.is_floating_point()}
-    # Quicker than to look at each number: of what is not finite no sum is. A GPU is waited for once.
+    # One sum is faster than testing every number, and waits for a GPU only once.
     total = sum((values.sum() for values in tensors.values()), start=torch.zeros(()))
     if total.isfinite():
         return []

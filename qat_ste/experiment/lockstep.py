@@ -41,8 +41,8 @@ class Stopped(Exception):
 class Lockstep:
     """Steps of a whole cohort.
 
-    Before each member's forward pass the generators are seeded by (seed, step, shard): dropout draws the same noise
-    for every member, whatever other members there are and wherever a run was resumed.
+    Generators are seeded by (seed, step, shard) before each member's forward pass, so that dropout draws the same noise
+    for every member and after a resume.
     """
 
     def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, seed: int) -> None:
@@ -250,7 +250,7 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
 
     def resume() -> None:
         cohort.mode = state["mode"]
-        cohort.enter(step - 1, steps)  # the state that is loaded now is of this stage already
+        cohort.enter(step - 1, steps)  # the loaded state belongs to this stage
         for number, member in cohort.local.items():
             member.load_state_dict(state["members"][number])
         cohort.update_slices()

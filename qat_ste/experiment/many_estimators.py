@@ -1,4 +1,4 @@
-"""Many estimators under one optimizer: the distance of each to its STE counterpart, all on the same batches."""
+"""Compares many estimators with their STE counterparts under one optimizer, all on the same batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qat_ste.optimizers import MakeOptimizer
 
 @dataclass(frozen=True)
 class Cell:
-    """One estimator under one optimizer, seed and learning rate; numbers are None where nothing was counted.
+    """One estimator under one optimizer, seed and learning rate; numbers that do not exist are None.
 
     ``ste``, ``naive`` and ``jitter`` are weight alignment errors, as in ``compare``. ``refused`` says why the theorem
     does not cover the estimator; ``fault`` why there are no numbers. ``g_ratio`` is L₊/L₋; ``jumps`` says whether g
@@ -64,7 +64,7 @@ def train_cells(
     training: Training = Training(),
     test: Iterable[Batch] = (),
 ) -> dict[str, Cell]:
-    """One cell per estimator, by name, with the numbers that ``compare`` finds for each alone.
+    """One cell per estimator, by name, with the numbers that ``compare`` gives for each alone.
 
     The arguments are those of ``compare``. All runs train in lockstep, once where several cells need the same run.
     If a run does not finish or its estimator raises, the cells that need it have a ``fault``.
@@ -92,7 +92,7 @@ def train_cells(
 
 
 class _Run:
-    """A member with its trajectory; ``fault`` says why it did not finish."""
+    """A member and its trajectory; ``fault`` says why training stopped."""
 
     def __init__(self, cohort: Cohort, spec: MemberSpec) -> None:
         self.member, self.fault = cohort.member(spec), ""
@@ -157,7 +157,7 @@ class _EstimatorRuns:
         )
 
     def _error(self, name: str) -> float | None:
-        """The weight alignment error of a counterpart; None where it did not move."""
+        """The weight alignment error of a counterpart; None if its weights did not move."""
         cohort = self.cohort
         pair = TrajectoryPair(
             self.runs["reference"].trajectory,
@@ -171,12 +171,12 @@ class _EstimatorRuns:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, batches: Iterable[Batch]) -> float | None:
-    """Share of right answers in evaluation mode; None where there are no batches of classes."""
+    """Accuracy in evaluation mode; None without batches of classes."""
     model.eval()
-    right = total = 0
+    correct = total = 0
     for inputs, targets in batches:
         outputs = model(inputs)
         if targets.ndim == 1 and outputs.ndim == 2:
-            right += int((outputs.argmax(1) == targets).count_nonzero())
+            correct += int((outputs.argmax(1) == targets).count_nonzero())
             total += len(targets)
-    return right / total if total else None
+    return correct / total if total else None

@@ -1,4 +1,4 @@
-"""What is measured of a cohort while it trains."""
+"""Measures a cohort while it trains."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DivergenceMonitor:
         }
 
     def now(self, number: int) -> Values:
-        """What is followed over time of one counterpart."""
+        """The metrics of one counterpart that are logged over time."""
         self.settle()
         bound = self._bounds.get(number)
         return self.divergences[number].now() | ({"weight_alignment_error_bound": bound.now()} if bound else {})
@@ -54,7 +54,7 @@ class DivergenceMonitor:
             self.settle()
 
     def settle(self) -> None:
-        """Brings all metrics up to date with the changes observed."""
+        """Updates all metrics with the changes observed since the last call."""
         changes = self.trajectories.settle()
         for number, divergence in self.divergences.items() if changes else ():
             divergence.changed(changes[0], changes[number])
@@ -69,19 +69,19 @@ class DivergenceMonitor:
         self.trajectories.previous.copy_(self.trajectories.weights)
 
     def initial(self) -> list[Values]:
-        """Before any step: mean |R(w₀_ref) - w₀|/max, which has no path to be divided by yet, and the agreement."""
-        found: list[Values] = [{} for _ in self.trajectories]
+        """Before the first step: mean |R(w₀_ref) - w₀|/max, not divided by a path, and the quantized agreement."""
+        values: list[Values] = [{} for _ in self.trajectories]
         for number, divergence in self.divergences.items():
             sums = self.cohort.layout.ranks.sum(torch.stack([metric.sums().sum(0) for metric in divergence.metrics]))
             by_name = dict(zip((metric.name for metric in divergence.metrics), sums[:, 0].tolist(), strict=True))
-            found[number] = {
+            values[number] = {
                 "initial_alignment_error": by_name["weight_alignment_error"] / self.cohort.quantized_weights,
                 "initial_quantized_agreement": by_name["quantized_weight_agreement"] / self.cohort.quantized_weights,
             }
-        return found
+        return values
 
     def shares(self) -> list[Values]:
-        """Of each member, the shares of weights that ever moved and of those that lie beyond the range now."""
+        """Each member's share of weights that ever moved and share that is saturated now."""
         self.settle()
         counts = torch.zeros(len(self.trajectories), 2, dtype=torch.float64)
         for trajectory, count in zip(self.trajectories, counts, strict=True):
@@ -101,7 +101,7 @@ class DivergenceMonitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state; the weights have been restored before."""
+        """Restores a saved state; restore the weights first."""
         for trajectory, saved in zip(self.trajectories, state["trajectories"], strict=True):
             trajectory.load_state_dict(saved)
         for number, divergence in self.divergences.items():
