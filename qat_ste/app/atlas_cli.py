@@ -49,9 +49,9 @@ def main() -> None:
     """Entry point. Exit codes: 2 for bad input (one line per problem), 1 if a cell failed, 130 or 143 if stopped."""
     arguments = _parser().parse_args()
     overrides = list(arguments.overrides)
-    foreign = [override for override in overrides if not override.lstrip("+").startswith(TAKEN)]
-    if foreign:
-        refuse([f"{override}: an atlas takes {', '.join(TAKEN)} and no other key" for override in foreign], PROGRAM)
+    rejected = [override for override in overrides if not override.lstrip("+").startswith(TAKEN)]
+    if rejected:
+        refuse([f"{override}: an atlas takes {', '.join(TAKEN)} and no other key" for override in rejected], PROGRAM)
     if arguments.config_dir is not None:
         if not arguments.config_dir.is_dir():
             refuse([f"--config-dir {arguments.config_dir}: no such folder"], PROGRAM)
@@ -146,12 +146,12 @@ def _train_and_write(grid: Grid) -> int:
     )
     for name, reason in write_atlas(grid.folder).items():
         print(f"qat-atlas: the figure {name} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
-    faults = [cell for cell in cells if cell["fault"]]
-    for cell in faults:
+    failed = [cell for cell in cells if cell["fault"]]
+    for cell in failed:
         name = f"{cell['estimator']} under {cell['optimizer']}, seed {cell['seed']}, lr {cell['lr']:g}"
         print(f"qat-atlas: {name}: {cell['fault']}", file=sys.stderr)  # noqa: T201
     print((grid.folder / "atlas.html").resolve())  # noqa: T201
-    return 1 if faults else 0
+    return 1 if failed else 0
 
 
 def _command() -> str:

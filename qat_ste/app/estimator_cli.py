@@ -47,8 +47,8 @@ examples:
   qat-estimator power quantizer=fp4_e2m1 --output power.png
   qat-estimator mine --config-dir my_conf
 
-my_conf/estimator/mine.yaml names your class as _target_; its module lies
-beside my_conf, or anywhere on PYTHONPATH.
+my_conf/estimator/mine.yaml names your class as _target_; put its module
+beside my_conf or on PYTHONPATH.
 
 Tab completion: eval "$(qat-estimator -sc install=bash)"
 """

@@ -64,7 +64,7 @@ class Job:
         components, folder = RunValidator(self.cfg, self.default).components(), self.folder
         if rank is not None:
             join(components.device)
-            folder = Ranks().broadcast(folder)  # each rank put its own time into the name
+            folder = Ranks().broadcast(folder)  # its name holds the time, which differs by rank
             if self.finished(folder):
                 return 0 if rank else self._say_finished(folder)
         elif self.cfg.runtime.devices > 1:
