@@ -98,7 +98,9 @@ def test_the_default_run_in_full(qat_run):
     assert results["reference"]["test_accuracy"] >= 0.97
     errors = {name: found["weight_alignment_error"] for name, found in results["counterparts"].items()}
     assert errors["ste"] <= errors["naive"] / 3
-    adam = qat_run("optimizer=adam", "train.steps=600", "logger=none", folder="adam").read("results.json")["counterparts"]
+    adam = qat_run("optimizer=adam", "train.steps=600", "logger=none", folder="adam").read("results.json")[
+        "counterparts"
+    ]
     assert adam["ste"]["weight_alignment_error"] <= 3 * adam["jitter"]["weight_alignment_error"]
 
 
