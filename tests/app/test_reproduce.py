@@ -47,6 +47,7 @@ def test_dry_run_needs_no_launcher_plugin(monkeypatch, tmp_path, mnist_folder, c
     """Without any plugin the package ``hydra_plugins`` is missing, and looking up a module in it raises."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "hydra_plugins", None)
+    monkeypatch.delitem(sys.modules, "hydra_plugins.hydra_joblib_launcher", raising=False)
     with pytest.raises(ModuleNotFoundError):
         find_spec("hydra_plugins.hydra_joblib_launcher")
     assert not reproduce._has_joblib_launcher()
