@@ -36,6 +36,7 @@ def slurm(tmp_path_factory):
     script = shared("slurm-single-node.sh", "the script that starts a SLURM of one node")
     home = Path("/tmp") / f"slurm-{os.getpid()}"  # short: it holds a socket
     environment = os.environ | {"SLURM_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment.pop("OMP_NUM_THREADS", None)  # `nproc`, which the script asks, takes it for the number of cores
     done = subprocess.run(["bash", script, "start"], env=environment, capture_output=True, text=True, timeout=100)
     if done.returncode:
         subprocess.run(["bash", script, "stop"], env=environment, capture_output=True)
@@ -59,7 +60,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def until(condition, seconds: float = 400) -> None:
+def until(condition, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
