@@ -46,11 +46,19 @@ def test_a_residual_network_with_batch_norm(qat_run, few_images, check_run):
 
 
 @pytest.mark.slow
-def test_a_vision_transformer(qat_run, few_images):
-    run = qat_run(*TWO_STEPS, f"paths.data={few_images}", "model=torchvision", "dataset.image_size=32",
-                  "model.name=vit_b_16", "quantizer.include=[Conv2d,Linear]", "quantizer.exclude=[heads.*]")  # fmt: skip
+def test_a_vision_transformer(qat_run, few_images, tmp_path):
+    """torchvision's class in small; it asks for the image size and the number of classes itself."""
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "vit.yaml").write_text(
+        "_target_: torchvision.models.VisionTransformer\n_partial_: true\npatch_size: 16\nnum_layers: 2\nnum_heads: 2\n"
+        "hidden_dim: 32\nmlp_dim: 64\n"
+    )
+    run = qat_run(f"--config-dir={tmp_path / 'conf'}", *TWO_STEPS, f"paths.data={few_images}", "model=vit",
+                  "dataset.image_size=32", "quantizer.include=[Conv2d,Linear]", "quantizer.exclude=[heads.*]")  # fmt: skip
     assert run.code == 0, run.err
     assert run.read("results.json")["counterparts"]["ste"]["initial_quantized_agreement"] == 1
+    layers = run.read("results.json")["counterparts"]["ste"]["layers"]
+    assert {"conv_proj.weight", "encoder.layers.encoder_layer_1.self_attention.out_proj.weight"} < set(layers)
 
 
 @pytest.mark.slow
