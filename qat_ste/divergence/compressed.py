@@ -86,7 +86,7 @@ class AverageOscillationError(_SampledMetric):
 
     name = "average_oscillation_error"
     title = "oscillation error"
-    unit = "oscillations a change point, from 0"
+    unit = "oscillations per change point, from 0"
 
     def _sampled_terms(self) -> tuple[np.ndarray, np.ndarray]:
         same, _, oscillations = self._match()

@@ -1,4 +1,4 @@
-"""Divergence of what the two models say, rather than of their weights."""
+"""Divergence of the outputs of two models: losses, predictions and logits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from torch import Tensor
 
 
 def correlation(curve_ref: Tensor, curve: Tensor) -> float | None:
-    """Pearson correlation of two curves; None where one is constant or has fewer than two points (metrics 8, 11)."""
+    """Pearson correlation of two curves (paper, metrics 8, 11); None if one is constant or they have under 2 points."""
     if len(curve) < 2:
         return None
     a, b = (values.double() - values.double().mean() for values in (curve_ref, curve))
     norm = (a.norm() * b.norm()).item()
-    # Means round: what is left of a constant curve is no variation.
+    # Rounding of the mean leaves tiny deviations of a constant curve.
     if min(a.abs().max(), b.abs().max()) <= 1e-12 * max(curve_ref.abs().max(), curve.abs().max()) or not norm:
         return None
     return max(-1.0, min(1.0, (a @ b).item() / norm))
 
 
 def output_sums(outputs_ref: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """What ``inference_metrics`` is made of, summed over some inputs; float64, to be added over batches."""
+    """Sums of a batch of logits (N x classes) and targets (N) for ``inference_metrics``; float64, add over batches."""
     predicted_ref, predicted = outputs_ref.argmax(1), outputs.argmax(1)
     both_wrong = (predicted_ref != targets) & (predicted != targets)
     same = predicted_ref == predicted
     difference = outputs_ref.double() - outputs.double()
-    found = [
+    sums = [
         same.sum(),
         (same & both_wrong).sum(),
         both_wrong.sum(),
@@ -32,13 +32,13 @@ def output_sums(outputs_ref: Tensor, outputs: Tensor, targets: Tensor) -> Tensor
         difference.abs().sum(),
         (predicted == targets).sum(),
     ]
-    return torch.stack([value.double() for value in found]).cpu()
+    return torch.stack([value.double() for value in sums]).cpu()
 
 
 def inference_metrics(sums: Tensor, inputs: float, logits: float) -> dict[str, float | None]:
-    """Agreement of predictions and distance of logits on the same inputs (metrics 9 to 11).
+    """Agreement of predictions, and mean squared and absolute difference of logits (paper, metrics 9 to 11).
 
-    Shares are over ``inputs``, logit differences means over ``logits`` = inputs x classes.
+    ``sums``: ``output_sums``, added over batches; ``inputs``: their number; ``logits``: inputs x classes.
     """
     same, same_wrong, both_wrong, squares, absolutes, _ = sums.tolist()
     return {

@@ -1,4 +1,4 @@
-"""Change-point sequences of single weights, and their compression where a weight oscillates."""
+"""Change-point sequences of weights, and their compression, which folds oscillations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of many weights, one after the other: entries ``offset[i]`` to ``offset[i + 1]`` are weight i's.
+    """Concatenated change-point sequences: entries ``offset[i]`` to ``offset[i + 1]`` belong to weight i.
 
-    Each starts with (initial level, step 0); ``oscillations`` counts what compression folded into an entry.
+    Each sequence starts with (initial level, step 0); ``oscillations`` counts the oscillations folded into an entry.
     """
 
     offset: np.ndarray
@@ -29,19 +29,19 @@ class Sequences:
 
     @cached_property
     def weight(self) -> np.ndarray:
-        """The weight of each entry."""
+        """Index of the weight that each entry belongs to."""
         return np.repeat(np.arange(len(self.length)), self.length)
 
 
 class ChangeSequences:
-    """Collects the change events of the sampled weights; compresses them, so that oscillation costs no memory.
+    """Collects the level changes of sampled weights; regular compression bounds the memory that oscillations take.
 
     Args:
         level: initial levels of all weights.
-        sampled: positions of the weights whose events ``append`` receives; None for all.
+        sampled: positions of the weights whose changes are collected, ascending; None for all.
     """
 
-    LIMIT = 1_000_000  # events before compression, which takes about 50 bytes per event
+    LIMIT = 1_000_000  # pending events that trigger compression, which temporarily takes about 50 bytes per event
 
     def __init__(self, level: Tensor, sampled: Tensor | None = None) -> None:
         self.sampled = np.arange(len(level)) if sampled is None else sampled.cpu().numpy()
@@ -49,80 +49,80 @@ class ChangeSequences:
         zeros = np.zeros_like(initial)
         self._sequences = Sequences(np.arange(len(initial) + 1), initial, zeros, zeros.copy())
         self._events: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._held = 0
+        self._pending = 0
 
     def append(self, weights: Tensor, steps: Tensor, levels: Tensor) -> None:
-        """``weights``: positions that changed, each in the order of its ``steps``; ``levels``: their new levels."""
+        """Adds changes: positions, ascending in ``steps`` for each weight, and new levels; all of shape (changes,)."""
         weight, time, level = (values.int().cpu().numpy() for values in (weights, steps, levels))
         self._events.append((weight, time, level))
-        self._held += len(weights)
-        if self._held > self.LIMIT:
+        self._pending += len(weights)
+        if self._pending > self.LIMIT:
             self.compressed()
 
     def state_dict(self) -> dict[str, Any]:
-        """The sequences so far, compressed."""
+        """The compressed sequences."""
         sequences = self.compressed()
         return {field.name: torch.from_numpy(getattr(sequences, field.name)) for field in fields(sequences)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores saved sequences of the same weights.
+        """Restores the sequences of the same weights.
 
         Raises:
-            ValueError: they are inconsistent, or belong to another number of weights.
+            ValueError: the saved arrays are inconsistent, or are of another number of weights.
         """
         saved = Sequences(**{name: values.numpy() for name, values in state.items()})
         sizes = {len(saved.level), len(saved.time), len(saved.oscillations)}
-        whole = len(saved.offset) == len(self.sampled) + 1 and saved.offset[0] == 0 and sizes == {saved.offset[-1]}
-        if not whole or (saved.length < 1).any():
+        consistent = len(saved.offset) == len(self.sampled) + 1 and saved.offset[0] == 0 and sizes == {saved.offset[-1]}
+        if not consistent or (saved.length < 1).any():
             raise ValueError("change-point sequences are inconsistent")
         self._sequences = saved
-        self._events, self._held = [], 0
+        self._events, self._pending = [], 0
 
     def compressed(self) -> Sequences:
-        """All sequences so far, compressed (arXiv 2405.05171, appendix on metrics). More events may follow."""
+        """Compressed sequences of all changes so far (paper, metric 3); more changes may be appended later."""
         if self._events:
             old = self._sequences
             weights, times, levels = (np.concatenate(values) for values in zip(*self._events, strict=True))
-            place = np.searchsorted(self.sampled, weights)
-            weight = np.concatenate([old.weight, place])
+            indices = np.searchsorted(self.sampled, weights)
+            weight = np.concatenate([old.weight, indices])
             order = np.argsort(weight, kind="stable")
             level = np.concatenate([old.level, levels])[order]
             time = np.concatenate([old.time, times])[order]
-            oscillations = np.concatenate([old.oscillations, np.zeros(len(place), np.int32)])[order]
+            oscillations = np.concatenate([old.oscillations, np.zeros(len(indices), np.int32)])[order]
             offset = np.concatenate([[0], np.bincount(weight, minlength=len(self.sampled)).cumsum()])
             self._sequences = compress(Sequences(offset, level, time, oscillations))
-            self._events, self._held = [], 0
+            self._events, self._pending = [], 0
         return self._sequences
 
 
 def compress(sequences: Sequences) -> Sequences:
-    """Folds oscillations. Entries are pushed onto a stack; while its top four levels are x, y, x, y, the middle two
-    are removed and the oscillation count of the remaining x grows by one.
+    """Folds oscillations (paper, metric 3).
 
-    All weights are processed at once, entry by entry. One check after each push is enough: entries below the folded
-    pair were checked when they were on top. Compressing a compressed sequence changes nothing.
+    Entries are pushed onto a stack from left to right. While the top four levels are x, y, x, y, the middle two are
+    removed and the oscillation count of the remaining x increases by one. Compression is idempotent.
     """
+    # One check per push suffices: entries below a folded pair were already checked when they were on top.
     longest_first = np.argsort(-sequences.length, kind="stable")
     lengths, starts = sequences.length[longest_first], sequences.offset[:-1][longest_first]
     level, time, oscillations = sequences.level.copy(), sequences.time.copy(), sequences.oscillations.copy()
-    size = np.zeros_like(lengths)  # of the stack of each weight, stored in place of its sequence
-    rounds = int(lengths[0]) if len(lengths) else 0
-    active = np.searchsorted(-lengths, -np.arange(rounds), side="left")
-    for entry in range(rounds):
-        pushing = slice(0, active[entry])
-        source, top = starts[pushing] + entry, starts[pushing] + size[pushing]
+    size = np.zeros_like(lengths)  # of each weight's stack, which overwrites the start of its sequence
+    longest = int(lengths[0]) if len(lengths) else 0
+    active_counts = np.searchsorted(-lengths, -np.arange(longest), side="left")
+    for entry in range(longest):
+        active = slice(0, active_counts[entry])
+        source, top = starts[active] + entry, starts[active] + size[active]
         level[top], time[top], oscillations[top] = level[source], time[source], oscillations[source]
-        size[pushing] += 1
-        tall = np.flatnonzero(size[pushing] >= 4)
+        size[active] += 1
+        tall = np.flatnonzero(size[active] >= 4)
         top = top[tall]
         folds = (level[top] == level[top - 2]) & (level[top - 1] == level[top - 3])
         top, folding = top[folds], tall[folds]
         level[top - 2], time[top - 2], oscillations[top - 2] = level[top], time[top], oscillations[top]
         oscillations[top - 3] += 1
         size[folding] -= 2
-    kept = np.empty_like(size)
-    kept[longest_first] = size
+    new_length = np.empty_like(size)
+    new_length[longest_first] = size
     weight = sequences.weight
-    inside = np.arange(len(level)) - sequences.offset[weight] < kept[weight]
-    offset = np.concatenate([[0], kept.cumsum()])
-    return Sequences(offset, level[inside], time[inside], oscillations[inside])
+    remaining = np.arange(len(level)) - sequences.offset[weight] < new_length[weight]
+    offset = np.concatenate([[0], new_length.cumsum()])
+    return Sequences(offset, level[remaining], time[remaining], oscillations[remaining])

@@ -1,4 +1,4 @@
-"""A metric is one class: tables, pages and docs show it without another edit."""
+"""A new metric takes one class: tables, pages and docs show it without further changes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def same_sign():
     Metric.registry.remove(SameSign)
 
 
-def test_a_metric_of_one_class_is_shown_everywhere(same_sign, qat_run, check_run, monkeypatch, capsys, tmp_path):
+def test_a_new_metric_class_is_shown_everywhere(same_sign, qat_run, check_run, monkeypatch, capsys, tmp_path):
     runs = [qat_run(*SHORT, "logger=none", f"train.seed={seed}", folder=f"runs/{seed}") for seed in (1, 2)]
     assert [run.code for run in runs] == [0, 0]
     checked = subprocess.run([sys.executable, check_run, runs[0].folder], capture_output=True, text=True)
@@ -92,7 +92,7 @@ def page_of(folder) -> str:
     return (folder / "report.html").read_text()
 
 
-def test_a_metric_without_a_title_is_called_by_its_name():
+def test_the_default_title_is_the_name_with_spaces():
     class Unnamed(Metric):
         name = "number_of_signs"
 
@@ -100,11 +100,11 @@ def test_a_metric_without_a_title_is_called_by_its_name():
     assert Unnamed.title == "number of signs"
 
 
-def test_titles_are_those_that_files_without_titles_are_read_with():
+def test_titles_equal_those_assumed_for_files_without_titles():
     rows = tables.table_rows(metric_titles())
     assert list(rows.items()) == list((tables.BEFORE_METRICS | tables.METRICS | tables.AFTER_METRICS).items())
     assert not tables.added(rows)
 
 
-def test_the_page_of_all_metrics_is_what_the_classes_give():
+def test_docs_of_all_metrics_are_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page()

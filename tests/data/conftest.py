@@ -17,7 +17,7 @@ def real() -> Path:
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """Two classes of 8 training and 3 test images of several sizes, one of them grey."""
+    """Two classes of 8 training and 3 test images each, of different sizes; one image per class and split is grey."""
     generator = torch.Generator().manual_seed(0)
     for (split, count), kind in itertools.product((("train", 8), ("val", 3)), ("ant", "bee")):
         folder = tmp_path / "data" / split / kind

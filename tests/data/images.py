@@ -1,4 +1,4 @@
-"""Batches of image folders, taken and compared."""
+"""Reads and compares batches of image folders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def training(data, count, step=0, batch_size=4, seed=0, shard=Shard(), shuffle=T
     return list(itertools.islice(data.train_batches(batch_size, shuffle, seed, CPU, shard).starting_at(step), count))
 
 
-def same(these, those) -> bool:
-    pairs = list(zip(these, those, strict=True))
+def same(batches, others) -> bool:
+    pairs = list(zip(batches, others, strict=True))
     return all(torch.equal(a, b) and torch.equal(k, m) for (a, k), (b, m) in pairs)

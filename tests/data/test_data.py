@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.data.dataset import Shard
 from qat_ste.data.digits import digits
 from qat_ste.data.in_memory import EvaluationBatches, InMemoryBatches, Split
@@ -20,7 +21,7 @@ def batch(batches: InMemoryBatches, step: int):
     return next(batches.starting_at(step))
 
 
-def test_digits_are_the_1797_real_ones():
+def test_digits_have_the_documented_sizes():
     data = digits()
     assert (len(data.train), len(data.test), data.num_classes) == (1437, 360, 10)
     assert data.train.images.shape == (1437, 1, 8, 8)
@@ -30,11 +31,11 @@ def test_digits_are_the_1797_real_ones():
     assert torch.equal(data.train.images, digits().train.images)
 
 
-@pytest.mark.parametrize("file_is_there", [True, False])
-def test_digits_are_those_of_scikit_learn(monkeypatch, file_is_there):
+@pytest.mark.parametrize("file_exists", [True, False])
+def test_digits_equal_those_of_scikit_learn(monkeypatch, file_exists):
     from sklearn.datasets import load_digits
 
-    if not file_is_there:
+    if not file_exists:
         monkeypatch.setattr("qat_ste.data.digits.find_spec", lambda name: None)
     data = digits()
     images, labels = (torch.cat(both) for both in zip(*(vars(data.train).values(), vars(data.test).values())))
@@ -50,13 +51,13 @@ def test_file_order_wraps_around():
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [0, 1, 2, 3]]  # fmt: skip
 
 
-def test_shuffled_epochs_are_permutations_that_depend_on_seed_and_epoch_alone():
+def test_shuffled_epochs_are_permutations_of_seed_and_epoch():
     batches = InMemoryBatches(numbered(10), 3, shuffle=True, seed=5)
     epochs = [torch.cat([batch(batches, 3 * epoch + place)[1] for place in range(3)]).tolist() for epoch in range(3)]
     assert all(len(set(epoch)) == 9 for epoch in epochs)
     assert epochs[0] != epochs[1]
     other = InMemoryBatches(numbered(10), 3, shuffle=True, seed=5)
-    assert batch(other, 4)[1].tolist() == epochs[1][3:6], "whatever was read before"
+    assert batch(other, 4)[1].tolist() == epochs[1][3:6], "independent of earlier reads"
     assert batch(InMemoryBatches(numbered(10), 3, shuffle=True, seed=6), 0)[1].tolist() != epochs[0][:3]
     read = [labels.tolist() for _, (_, labels) in zip(range(4), batches.starting_at(0), strict=False)]
     assert read[:3] == [epochs[0][:3], epochs[0][3:6], epochs[0][6:]]
@@ -73,27 +74,27 @@ def test_images_and_labels_stay_together():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_shards_side_by_side_are_the_global_batch(shuffle, ranks):
+def test_concatenated_shards_equal_the_global_batch(shuffle, ranks):
     whole = InMemoryBatches(numbered(30), 8, shuffle, 3).starting_at(2)
     shards = [InMemoryBatches(numbered(30), 8, shuffle, 3, Shard(r, ranks)).starting_at(2) for r in range(ranks)]
-    for (_, labels), *parts in zip(whole, *shards, range(9), strict=False):
-        assert torch.equal(torch.cat([own for _, own in parts[:-1]]), labels)
+    for (_, labels), *shares in zip(whole, *shards, range(9), strict=False):
+        assert torch.equal(torch.cat([share for _, share in shares[:-1]]), labels)
     read = torch.cat([y for r in range(ranks) for _, y in EvaluationBatches(numbered(50), 8, Shard(r, ranks))])
     assert sorted(read.tolist()) == list(range(50))
 
 
-def test_ranks_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ValueError, match="batch_size must be a multiple of 3, the number of ranks, got 8"):
+def test_rejects_a_batch_that_the_ranks_do_not_divide():
+    with pytest.raises(ArgumentError, match="batch_size must be a multiple of 3, the number of ranks, got 8"):
         InMemoryBatches(numbered(30), 8, True, 0, Shard(0, 3))
 
 
 @pytest.mark.parametrize("size", [0, 11, 99999])
-def test_refuses_a_batch_that_does_not_fit(size):
-    with pytest.raises(ValueError, match=f"batch_size must be from 1 to 10, the number of images, got {size}"):
+def test_rejects_a_batch_larger_than_the_split(size):
+    with pytest.raises(ArgumentError, match=f"batch_size must be from 1 to 10, the number of images, got {size}"):
         InMemoryBatches(numbered(10), size, True, 0)
 
 
-def test_mnist_is_the_real_one(mnist_folder):
+def test_mnist_has_the_known_counts_and_pixel_statistics(mnist_folder):
     data = mnist(mnist_folder, download=False)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)
     assert data.train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -104,13 +105,13 @@ def test_mnist_is_the_real_one(mnist_folder):
     assert data.train.images.shape == (60_000, 1, 28, 28)
 
 
-def test_mnist_packed_or_unpacked_in_the_folder_itself_and_nothing_is_written(mnist_folder, tmp_path):
+def test_mnist_is_read_gzipped_or_not_and_writes_nothing(mnist_folder, tmp_path):
     for number, name in enumerate(FILES):
-        packed = mnist_folder / "MNIST" / "raw" / f"{name}.gz"
+        gzipped = mnist_folder / "MNIST" / "raw" / f"{name}.gz"
         if number % 2:
-            shutil.copyfile(packed, tmp_path / packed.name)
+            shutil.copyfile(gzipped, tmp_path / gzipped.name)
         else:
-            (tmp_path / name).write_bytes(gzip.decompress(packed.read_bytes()))
+            (tmp_path / name).write_bytes(gzip.decompress(gzipped.read_bytes()))
     before = sorted(path.name for path in tmp_path.iterdir())
     assert len(mnist(tmp_path, download=False).test) == 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -129,7 +130,7 @@ def test_damaged_mnist_file_is_named(mnist_folder, tmp_path):
         mnist(tmp_path, download=False)
 
 
-def test_missing_mnist_files_are_named_with_the_folders_looked_at(tmp_path):
+def test_missing_mnist_files_are_named_with_the_searched_folders(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         mnist(tmp_path, download=False)
     message = str(caught.value)

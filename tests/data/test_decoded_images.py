@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,21 +26,21 @@ from tests.watching import each
 
 
 def content(folder: Path) -> dict[str, bytes | bool]:
-    """Files by name; what is in a lock, the process that made the cache, does not count."""
+    """Files by name; the content of lock files, which names a process, is ignored."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.suffix != ".lock" and path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
-def test_cached_test_batches_equal_the_others_to_the_last_bit(real, tmp_path):
-    for root, size in ((real / "fullsize", 64), (real / "fullsize", 224)):  # at 224 some images are smaller than that
+def test_cached_test_batches_are_bit_identical(real, tmp_path):
+    for root, size in ((real / "fullsize", 64), (real / "fullsize", 224)):  # some images are smaller than 224
         cached = imagenet(root, size, 2, cache=tmp_path)
         cached.prepare()
         assert same(cached.test_batches(CPU), imagenet(root, size, 2).test_batches(CPU))
 
 
 @pytest.mark.slow
-def test_a_cut_cache_is_continued_and_in_the_end_the_same(tiny, tmp_path, monkeypatch):
+def test_a_continued_cache_equals_one_made_at_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("qat_ste.data.decoded_images.CHUNK", 3)
     whole = tmp_path / "whole"
     imagenet(tiny, 32, 0, cache=whole).prepare()
@@ -55,14 +56,14 @@ def test_a_cut_cache_is_continued_and_in_the_end_the_same(tiny, tmp_path, monkey
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_finished_cache_is_read_and_not_made_again(tiny, tmp_path):
+def test_a_complete_cache_is_not_made_again(tiny, tmp_path):
     imagenet(tiny, 32, 0, cache=tmp_path / "cache").prepare()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     data = imagenet(tiny, 32, 0, cache=tmp_path / "cache")
     data.prepare()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
     for path in tiny.rglob("*.JPEG"):
-        path.write_bytes(bytes(path.stat().st_size))  # equal in size: the images now come from the cache
+        path.write_bytes(bytes(path.stat().st_size))  # of equal size, to show that the images come from the cache
     training(data, 4)
 
 
@@ -76,7 +77,7 @@ def test_another_size_or_list_of_files_has_another_cache(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
+def test_a_damaged_cache_is_rejected_by_name(tiny, tmp_path, workers):
     imagenet(tiny, 32, 0, cache=tmp_path).prepare()
     folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
     pixels, index = (folder / "pixels").read_bytes(), (folder / "index").read_bytes()
@@ -86,7 +87,7 @@ def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
         ("index", index[:-28]),
         ("index", index[:8] + bytes([index[8] ^ 1]) + index[9:]),
     ):
-        (folder / name).unlink()  # workers of the last round may have it mapped
+        (folder / name).unlink()  # workers of the previous round may have the file mapped
         (folder / name).write_bytes(changed)
         with pytest.raises(ValueError, match=rf"^{folder}/pixels is damaged \(.*\): delete {folder}$"):
             training(imagenet(tiny, 32, workers, cache=tmp_path), 4)
@@ -96,7 +97,7 @@ def test_a_damaged_cache_is_refused_by_name(tiny, tmp_path, workers):
 
 
 @pytest.mark.parametrize("name", ["pixels", "index"])
-def test_a_cache_without_one_of_its_files_is_refused_by_name(tiny, tmp_path, name):
+def test_a_cache_with_a_missing_file_is_rejected_by_name(tiny, tmp_path, name):
     imagenet(tiny, 32, 0, cache=tmp_path).prepare()
     folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
     (folder / name).unlink()
@@ -106,7 +107,7 @@ def test_a_cache_without_one_of_its_files_is_refused_by_name(tiny, tmp_path, nam
         training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
 
 
-def test_sizes_of_which_only_the_sum_is_right_are_refused(tiny, tmp_path):
+def test_rejects_wrong_sizes_with_the_right_sum(tiny, tmp_path):
     imagenet(tiny, 32, 0, cache=tmp_path).prepare()
     folder = next(path for path in tmp_path.glob("train-*") if path.is_dir())
     good = np.fromfile(folder / "index", RECORD)
@@ -121,8 +122,8 @@ def test_sizes_of_which_only_the_sum_is_right_are_refused(tiny, tmp_path):
             training(imagenet(tiny, 32, 0, cache=tmp_path), 1)
 
 
-def test_whatever_is_damaged_no_pixel_is_wrong(real, tmp_path):
-    """Index or pixels gone, cut, or with flipped bits; then every image is read for the first time."""
+def test_damage_never_leads_to_wrong_pixels(real, tmp_path):
+    """Index or pixels are missing, truncated or have flipped bits; then every image is read."""
     for split in ("train", "val"):
         for path in sorted((real / "val").glob("*/*.JPEG"))[::42]:
             (tmp_path / split / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def test_whatever_is_damaged_no_pixel_is_wrong(real, tmp_path):
     def read(given: tuple[str, bytes | None]) -> str:
         name, content = given
         for file, whole in good.items():
-            (cache / file).unlink(missing_ok=True)  # another file: the old one may be mapped
+            (cache / file).unlink(missing_ok=True)  # a new file, since the old one may be mapped
             if file != name or content is not None:
                 (cache / file).write_bytes(content if file == name else whole)
         cached = DecodedImages(cache, files)
@@ -158,7 +159,7 @@ def test_whatever_is_damaged_no_pixel_is_wrong(real, tmp_path):
     assert each(contents(), read, documented)[1] == []
 
 
-def test_a_cache_of_other_images_of_the_same_names_is_refused(tiny, tmp_path):
+def test_rejects_a_cache_of_changed_files(tiny, tmp_path):
     imagenet(tiny, 32, 0, cache=tmp_path).prepare()
     shutil.copy(tiny / "train/ant/3.JPEG", tiny / "train/ant/1.JPEG")
     with pytest.raises(ValueError, match=r"was made from another version of .*ant/1\.JPEG: delete that folder$"):
@@ -169,7 +170,7 @@ def prepare(root: Path, cache: Path) -> None:
     imagenet(root, 32, 2, cache=cache).prepare()
 
 
-def test_two_processes_may_make_one_cache(tiny, tmp_path):
+def test_processes_make_one_cache_together(tiny, tmp_path):
     prepare(tiny, tmp_path / "alone")
     makers = [multiprocessing.Process(target=prepare, args=(tiny, tmp_path / "both")) for _ in range(3)]
     for maker in makers:
@@ -181,15 +182,15 @@ def test_two_processes_may_make_one_cache(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cache_whose_maker_was_killed_is_continued(real, tmp_path):
+def test_a_cache_is_continued_after_its_process_was_killed(real, tmp_path):
     prepare(real, tmp_path / "whole")
-    script = f"from tests.data.test_image_folder import prepare, Path; prepare(Path({str(real)!r}), Path({str(tmp_path)!r}) / 'cut')"
+    script = f"from tests.data.test_decoded_images import prepare, Path; prepare(Path({str(real)!r}), Path({str(tmp_path)!r}) / 'cut')"
     for pause in (0.0, 0.05, 0.3):
         maker = subprocess.Popen([sys.executable, "-c", script])
         while not list(tmp_path.glob("cut/*.part")) and maker.poll() is None:
             time.sleep(0.01)
         time.sleep(pause)
         maker.kill()
-        maker.wait()
+        assert maker.wait() in (0, -signal.SIGKILL), "neither finished nor killed"
     prepare(real, tmp_path / "cut")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""What a batch of images holds, and what is wrong with a folder."""
+"""Batches of image folders, and errors in folders and arguments."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.data import image_folder
 from qat_ste.data.crops import RandomCrops
 from qat_ste.data.dataset import Shard
@@ -21,14 +22,12 @@ from qat_ste.data.image_files import BrokenImageError
 from qat_ste.data.imagenet import imagenet
 from tests.data.images import CPU, same, training
 
-# What a batch holds
+# Content of batches
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
-def test_real_batches_are_the_same_for_any_number_of_workers_and_ranks_and_after_a_restart(
-    real, tmp_path, monkeypatch, cached
-):
+def test_batches_do_not_depend_on_workers_ranks_or_restarts(real, tmp_path, monkeypatch, cached):
     monkeypatch.setattr(image_folder, "TEST_BATCH", 6)
     kept = {}
     for workers in (0, 2, 4):
@@ -51,14 +50,14 @@ def test_real_batches_are_the_same_for_any_number_of_workers_and_ranks_and_after
         assert sum(len(labels) for part in parts for _, labels in part) == 20
 
 
-def test_crops_depend_on_seed_epoch_and_index_and_are_those_of_torchvision(tiny):
+def test_crops_equal_those_of_torchvision_and_depend_on_seed_epoch_and_index(tiny):
     crops = RandomCrops(imagenet(tiny, 32, 0).train, 32, seed=3, skip=False)
     first, again, epoch, other = (crops([key]).images[0] for key in ((0, 5), (0, 5), (1, 5), (0, 6)))
     assert torch.equal(first, again)
     assert not torch.equal(first, epoch)
     assert not torch.equal(first, other)
     assert not torch.equal(first, RandomCrops(crops.source, 32, seed=4, skip=False)([(0, 5)]).images[0])
-    assert torch.equal(first, crops([(0, 9), (0, 5)]).images[1]), "whatever stands beside it in the batch"
+    assert torch.equal(first, crops([(0, 9), (0, 5)]).images[1]), "independent of the other images in the batch"
     compose = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
     flips = 0
     for seed, index in itertools.product(range(10), range(16)):
@@ -74,7 +73,7 @@ def test_crops_depend_on_seed_epoch_and_index_and_are_those_of_torchvision(tiny)
     assert 60 < flips < 100
 
 
-def test_the_callers_random_numbers_are_left_alone(tiny):
+def test_the_global_random_state_is_unchanged(tiny):
     for workers in (0, 2):
         before = torch.get_rng_state()
         data = imagenet(tiny, 32, workers)
@@ -83,7 +82,7 @@ def test_the_callers_random_numbers_are_left_alone(tiny):
         assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_test_images_are_resized_cropped_and_normalised_as_usual(tiny):
+def test_test_images_equal_the_usual_torchvision_transforms(tiny):
     images, labels = next(iter(imagenet(tiny, 32, 0).test_batches(CPU)))
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     usual = v2.Compose([
@@ -93,20 +92,20 @@ def test_test_images_are_resized_cropped_and_normalised_as_usual(tiny):
         torch.testing.assert_close(image, usual(decode_image(str(path), "RGB")), rtol=1e-5, atol=1e-5)
 
 
-def test_what_was_delivered_is_not_overwritten_and_its_memory_is_used_again():
+def test_batches_in_use_are_not_overwritten_and_freed_memory_is_reused():
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, 8, CPU)
     black, white = torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)
     batch = normalise(black)
     part = batch[1]
     del batch
     other = normalise(white)
-    assert (part == -1).all(), "as long as any part is held"
+    assert (part == -1).all(), "while a view is referenced"
     places = {part.data_ptr() - 8 * 8 * 3 * 4, other.data_ptr()}
     del part, other
     assert {batch.data_ptr() for batch in [normalise(black), normalise(white)]} == places
 
 
-def test_grey_cmyk_and_palette_are_read_as_rgb_and_16_bits_are_refused(real, tiny):
+def test_grey_cmyk_and_palette_images_become_rgb_and_16_bits_are_rejected(real, tiny):
     grey = imagenet(real / "fullsize", 64, 0).val
     assert all(image.shape[0] == 3 for image in map(grey.read, range(len(grey))))
     folder = tiny / "train" / "ant"
@@ -139,7 +138,7 @@ def broken(tiny: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_broken_image_stops_with_its_path_and_what_to_do(tiny, tmp_path, workers, cached):
+def test_a_broken_image_stops_with_its_path_and_the_remedy(tiny, tmp_path, workers, cached):
     path, _ = broken(tiny)
     data = imagenet(tiny, 32, workers, cache=tmp_path / "cache" if cached else None)
     with pytest.raises(BrokenImageError) as caught:
@@ -153,9 +152,7 @@ def test_a_broken_image_stops_with_its_path_and_what_to_do(tiny, tmp_path, worke
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cached", [False, True])
-def test_skipping_keeps_the_size_of_training_batches_and_leaves_out_of_the_test(
-    tiny, tmp_path, caplog, workers, cached
-):
+def test_skipping_keeps_training_batches_full_and_shortens_the_test_set(tiny, tmp_path, caplog, workers, cached):
     whole = training(imagenet(tiny, 32, 0, cache=None), 4, shuffle=False)
     paths = broken(tiny)
     data = imagenet(tiny, 32, workers, "skip", tmp_path / "cache" if cached else None)
@@ -172,7 +169,7 @@ def test_skipping_keeps_the_size_of_training_batches_and_leaves_out_of_the_test(
         assert same(batches[1:4], whole[1:])
 
 
-def test_nothing_but_broken_images_is_said_at_once(tiny):
+def test_a_folder_of_broken_images_is_an_error_even_if_skipping(tiny):
     for path in (tiny / "train").glob("*/*"):
         path.write_text("This is no picture.")
     with pytest.raises(ValueError, match="none of the 16 training images can be read; last error: .*JPEG"):
@@ -182,7 +179,7 @@ def test_nothing_but_broken_images_is_said_at_once(tiny):
 # Folders and arguments
 
 
-def test_faults_of_folders_are_named(tiny):
+def test_errors_in_folders_are_named(tiny):
     with pytest.raises(
         ValueError, match=r"^/.*data/train/ant/0.jpg is not a readable image \(Expected a non empty file"
     ):
@@ -205,7 +202,7 @@ def test_faults_of_folders_are_named(tiny):
         imagenet(tiny / "nowhere", 32)
 
 
-def test_hidden_files_other_files_and_empty_folders_are_no_images(tiny):
+def test_hidden_files_other_files_and_empty_folders_are_ignored(tiny):
     before = imagenet(tiny, 32)
     (tiny / "train" / "ant" / "._0.jpg").touch()
     (tiny / "train" / "ant" / "notes.txt").touch()
@@ -224,17 +221,17 @@ def test_hidden_files_other_files_and_empty_folders_are_no_images(tiny):
         ({"on_error": "ignore"}, "on_error must be one of stop, skip, got 'ignore'"),
     ],
 )
-def test_refuses_arguments_out_of_bounds(tiny, arguments, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
+def test_rejects_arguments_out_of_bounds(tiny, arguments, message):
+    with pytest.raises(ArgumentError, match=f"^{message}$"):
         imagenet(tiny, **arguments)
 
 
-def test_refuses_a_batch_that_does_not_fit(tiny):
-    with pytest.raises(ValueError, match="batch_size must be from 1 to 16"):
+def test_rejects_a_batch_larger_than_the_split(tiny):
+    with pytest.raises(ArgumentError, match="batch_size must be from 1 to 16"):
         imagenet(tiny, 32).train_batches(17, True, 0, CPU)
 
 
-def test_refuses_a_cache_without_room(tiny, tmp_path, monkeypatch):
+def test_rejects_a_cache_on_a_full_disk(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 10_000))
     with pytest.raises(
         ValueError, match=rf"^cache needs about 1?\d\d,\d+ bytes, but only 10,000 are free at {tmp_path}$"
@@ -243,7 +240,7 @@ def test_refuses_a_cache_without_room(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_on_cuda_are_those_of_the_cpu(tiny):
+def test_batches_on_cuda_equal_those_on_the_cpu(tiny):
     data = imagenet(tiny, 32, 2)
     cuda = torch.device("cuda")
     on_gpu = itertools.islice(data.train_batches(4, True, 0, cuda).starting_at(0), 20)

@@ -1,4 +1,4 @@
-"""Processes that decode, and when they end."""
+"""Worker processes: their number, and when they end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.images import CPU, same
 READS = """
 import itertools, multiprocessing, os, signal, sys, time, torch
 from qat_ste.data.imagenet import imagenet
-torch.randn(600, 600) @ torch.randn(600, 600)  # starts OpenMP's threads
+torch.randn(600, 600) @ torch.randn(600, 600)  # starts OpenMP threads
 data = imagenet(sys.argv[1], 32, workers=2)
 batches = data.train_batches(4, True, 0, torch.device("cpu")).starting_at(0)
 tested = data.test_batches(torch.device("cpu"))
@@ -42,7 +42,7 @@ assert len(multiprocessing.active_children()) == 2
 
 
 @pytest.mark.slow
-def test_signals_to_the_process_group_end_no_worker_and_closing_does(tiny):
+def test_workers_survive_signals_to_the_group_and_end_when_closed(tiny):
     done = subprocess.run(
         [sys.executable, "-c", READS + SIGNALLED, tiny],
         start_new_session=True,
@@ -66,18 +66,18 @@ def test_workers_end_with_their_parent(tiny):
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
-def test_one_worker_a_core_up_to_eight(tiny, monkeypatch):
+def test_one_worker_per_core_up_to_eight(tiny, monkeypatch):
     for cores, workers in ((2, 2), (64, 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert imagenet(tiny, 32).workers == workers
 
 
-def test_the_test_workers_stay(tiny, monkeypatch):
+def test_test_workers_are_reused(tiny, monkeypatch):
     monkeypatch.setattr(image_folder, "TEST_BATCH", 2)
     data = imagenet(tiny, 32, 2)
     first = list(data.test_batches(CPU))
     workers = {worker.pid for worker in multiprocessing.active_children()}
-    next(iter(data.test_batches(CPU)))  # given up in the middle
+    next(iter(data.test_batches(CPU)))  # abandoned iterator
     assert same(data.test_batches(CPU), first)
     assert {worker.pid for worker in multiprocessing.active_children()} == workers
 
@@ -98,7 +98,7 @@ for keep in (False, True, False):
         cycle.append(cycle)
         kept += cycle if keep else []
 workers = multiprocessing.active_children()
-# A DataLoader waits so long for a worker that it could not tell to end.
+# A DataLoader waits this long for a worker that did not receive the signal to stop.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 1000.0
 del data, batches, tested, cycle, workers
 kept.clear()
@@ -108,6 +108,6 @@ assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
-def test_loaders_that_end_in_a_cycle_of_garbage_end_their_workers(tiny):
+def test_workers_end_with_loaders_in_a_reference_cycle(tiny):
     done = subprocess.run([sys.executable, "-c", READS + FAILS, tiny], timeout=90, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

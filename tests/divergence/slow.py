@@ -1,4 +1,4 @@
-"""The metrics of arXiv 2405.05171 for whole recorded runs, weight by weight, as the words have it.
+"""Slow reference implementation of the metrics of arXiv 2405.05171, weight by weight, on recorded runs.
 
 A run is a list of lists: latent weights after each optimizer step, the initial ones first.
 """
@@ -16,7 +16,7 @@ def sequence(levels):
 
 
 def compress(entries):
-    """[(level, time, oscillation count), …]"""
+    """Compressed change-point sequence: [(level, time, oscillation count), …]."""
     stack = []
     for level, time in entries:
         stack.append([level, time, 0])
@@ -41,11 +41,11 @@ def divide(numerator, denominator):
 
 
 def metrics(levels_ref, levels, weights_ref_mapped, weights, max_):
-    """All ratios of section 4 for two recorded runs; levels and weights as [step][weight], max by weight."""
+    """All metrics that are ratios, for two recorded runs; levels and weights as [step][weight], max by weight."""
     ref = [sequence(column) for column in transpose(levels_ref)]
-    own = [sequence(column) for column in transpose(levels)]
-    ref_c, own_c = [compress(entries) for entries in ref], [compress(entries) for entries in own]
-    pairs, pairs_c = list(zip(ref, own, strict=True)), list(zip(ref_c, own_c, strict=True))
+    counterpart = [sequence(column) for column in transpose(levels)]
+    ref_c, counterpart_c = [compress(entries) for entries in ref], [compress(entries) for entries in counterpart]
+    pairs, pairs_c = list(zip(ref, counterpart, strict=True)), list(zip(ref_c, counterpart_c, strict=True))
     moved = [len(a) > 1 or len(b) > 1 for a, b in pairs]
 
     def same(pair):
@@ -54,7 +54,7 @@ def metrics(levels_ref, levels, weights_ref_mapped, weights, max_):
     equal, equal_c = [p for p in pairs if same(p)], [p for p in pairs_c if same(p)]
     changes = sum(len(a) - 1 for a, _ in equal)
     changes_c = sum(len(a) - 1 for a, _ in equal_c)
-    now = [a == b for a, b in zip(levels_ref[-1], levels[-1], strict=True)]
+    equal_levels = [a == b for a, b in zip(levels_ref[-1], levels[-1], strict=True)]
     path = sum(
         abs(after - before) / m
         for earlier, later in zip(weights, weights[1:], strict=False)
@@ -77,7 +77,7 @@ def metrics(levels_ref, levels, weights_ref_mapped, weights, max_):
         "average_oscillation_error": divide(
             sum(abs(x[2] - y[2]) for a, b in equal_c for x, y in zip(a, b, strict=True)), changes_c
         ),
-        "quantized_weight_agreement": share(now),
-        "quantized_weight_agreement_moved": share(n for n, m in zip(now, moved, strict=True) if m),
+        "quantized_weight_agreement": share(equal_levels),
+        "quantized_weight_agreement_moved": share(n for n, m in zip(equal_levels, moved, strict=True) if m),
         "weight_alignment_error": divide(distance, path),
     }

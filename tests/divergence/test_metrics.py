@@ -8,7 +8,7 @@ import torch
 from qat_ste import UniformQuantizer
 from qat_ste.divergence import Divergence, Metric, Trajectories, TrajectoryPair, sample_positions
 from qat_ste.divergence.outputs import correlation, inference_metrics, output_sums
-from qat_ste.fake_quant import flat_layout as chunks
+from qat_ste.fake_quant import flat_layout
 from qat_ste.fake_quant.flat_layout import FlatTensor, group_chunks, level_indices, split_into_chunks
 from tests.divergence import slow
 
@@ -21,34 +21,34 @@ def tensors(max_=(1.0, 1.0)) -> list[FlatTensor]:
 
 
 def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
-    """A recorded run, steps x weights: a drift, an oscillation about thresholds, or one that never moves."""
+    """A recorded run, steps x weights: random drift, oscillation around thresholds, or no level changes."""
     noise = torch.randn(STEPS, WEIGHTS, generator=generator)
     start = torch.rand(WEIGHTS, generator=generator) * 2 - 1
     if kind == "drift":
         return start + (0.08 * noise).cumsum(0)
-    if kind == "oscillation":  # a random choice of the two sides of a threshold, step by step
+    if kind == "oscillation":  # a random side of a threshold at each step
         return (torch.randint(-1, 2, (WEIGHTS,), generator=generator) * 2 / 3) + 0.02 * noise.sign() * (
             start.abs() > 0.2
         )
     return start.expand(STEPS, WEIGHTS) * 0.999
 
 
-def of(weights, at, sampled=None):
-    return Trajectories(weights, at, group_chunks(at, weights[0]), sampled)
+def make_trajectories(weights, chunks, sampled=None):
+    return Trajectories(weights, chunks, group_chunks(chunks, weights[0]), sampled)
 
 
-def look(trajectories, step):
+def observe_step(trajectories, step):
     trajectories.observe(step, level_indices(trajectories[0].chunk_groups, trajectories.weights))
 
 
-def observe(runs, flat_tensors_, weight_map=None, sampled=None, first=0, last=WEIGHTS, settled=7):
-    """The divergence of two recorded runs, over weights ``first`` to ``last``."""
+def observe(runs, flat_tensors, weight_map=None, sampled=None, first=0, last=WEIGHTS, settled=7):
+    """Divergence of two recorded runs over weights ``first`` to ``last``, settled every ``settled`` steps."""
     weights = torch.stack([run[0, first:last] for run in runs])
-    trajectories = of(weights, split_into_chunks(flat_tensors_, first, last), sampled)
-    divergence = Divergence(TrajectoryPair(*trajectories, len(flat_tensors_), weight_map))
+    trajectories = make_trajectories(weights, split_into_chunks(flat_tensors, first, last), sampled)
+    divergence = Divergence(TrajectoryPair(*trajectories, len(flat_tensors), weight_map))
     for step in range(1, STEPS):
         weights.copy_(torch.stack([run[step, first:last] for run in runs]))
-        look(trajectories, step)
+        observe_step(trajectories, step)
         if (step % settled == 0 or step == STEPS - 1) and (changes := trajectories.settle()):
             divergence.changed(*changes)
     return divergence
@@ -57,10 +57,10 @@ def observe(runs, flat_tensors_, weight_map=None, sampled=None, first=0, last=WE
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kinds", [("drift", "near"), ("drift", "drift"), ("oscillation", "near"),
                                    ("oscillation", "oscillation"), ("still", "still"), ("still", "drift")])  # fmt: skip
-def test_every_metric_is_what_a_slow_look_at_the_whole_record_gives(kinds, seed):
+def test_every_metric_equals_the_reference_implementation(kinds, seed):
     generator = torch.Generator().manual_seed(seed)
     first = random_walk(kinds[0], generator)
-    near = first.clone()  # close to the first: some weights late by a step or two
+    near = first.clone()  # like the first run, with every third weight delayed by two steps
     near[2:, ::3] = first[:-2, ::3]
     second = near if kinds[1] == "near" else random_walk(kinds[1], generator)
     max_ = torch.where(torch.arange(WEIGHTS) < 25, 1.0, 0.5).double()
@@ -68,8 +68,8 @@ def test_every_metric_is_what_a_slow_look_at_the_whole_record_gives(kinds, seed)
     quantizer = UniformQuantizer(2, max_)
     divergence = observe(runs, tensors((1.0, 0.5)), weight_map=lambda w, quantizer: w * 0.9)
     total, layers = divergence.results(list(BOUNDS))
-    found = [(slice(None), total), *((slice(*BOUNDS[name]), values) for name, values in layers.items())]
-    for tensor, values in found:
+    results = [(slice(None), total), *((slice(*BOUNDS[name]), values) for name, values in layers.items())]
+    for tensor, values in results:
         levels = [quantizer.index(run)[:, tensor].tolist() for run in runs]
         weights = [run[:, tensor].double().tolist() for run in runs]
         mapped = (runs[0][-1] * 0.9)[tensor].double().tolist()
@@ -79,54 +79,54 @@ def test_every_metric_is_what_a_slow_look_at_the_whole_record_gives(kinds, seed)
 
 
 @pytest.mark.parametrize("cuts", [(0, 60), (0, 25, 60), (0, 7, 31, 60), (0, 60, 60)])
-def test_slices_of_the_weights_add_up_to_the_whole(cuts, monkeypatch):
-    """As several ranks measure it, and in chunks however short; a range by channel as one by tensor."""
+def test_sums_over_slices_equal_the_metrics_of_all_weights(cuts, monkeypatch):
+    """For slices as on several ranks, short chunks, and ranges by channel instead of by tensor."""
     generator = torch.Generator().manual_seed(1)
     runs = [random_walk("drift", generator) for _ in range(2)]
     runs[1][:, ::2] = runs[0][:, ::2].roll(2, 0)
     whole = observe(runs, tensors((1.0, 0.5)), lambda w, quantizer: w * 0.9).results(list(BOUNDS))
-    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 9)
+    monkeypatch.setattr(flat_layout, "CHUNK_WEIGHTS", 9)
     by_channel = [FlatTensor(tensor.name, tensor.start, tensor.stop, UniformQuantizer(
         2, torch.full((tensor.stop - tensor.start,), tensor.quantizer.max).double())) for tensor in tensors((1.0, 0.5))]  # fmt: skip
     sums = []
-    for flat_tensors_ in (tensors((1.0, 0.5)), by_channel):
+    for flat_tensors in (tensors((1.0, 0.5)), by_channel):
         slices = [
-            observe(runs, flat_tensors_, lambda w, quantizer: w * 0.9, first=a, last=b) for a, b in zip(cuts, cuts[1:])
+            observe(runs, flat_tensors, lambda w, quantizer: w * 0.9, first=a, last=b) for a, b in zip(cuts, cuts[1:])
         ]
         for divergence in slices:
-            divergence._reduce = lambda found: sums.append(found) or sum(sums)
+            divergence._reduce = lambda values: sums.append(values) or sum(sums)
             total, layers = divergence.results(list(BOUNDS))
         sums.clear()
-        for found, expected in ((total, whole[0]), *((layers[name], whole[1][name]) for name in BOUNDS)):
-            assert found == pytest.approx(expected, rel=1e-6)
+        for result, expected in ((total, whole[0]), *((layers[name], whole[1][name]) for name in BOUNDS)):
+            assert result == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_saved_state_goes_on_as_if_nothing_had_been():
+def test_resuming_from_a_saved_state_changes_no_result():
     generator = torch.Generator().manual_seed(4)
     runs = [random_walk(kind, generator) for kind in ("drift", "oscillation")]
-    at = split_into_chunks(tensors(), 0, WEIGHTS)
+    chunks = split_into_chunks(tensors(), 0, WEIGHTS)
 
     def new(step):
-        trajectories = of(torch.stack([run[step] for run in runs]), at)
+        trajectories = make_trajectories(torch.stack([run[step] for run in runs]), chunks)
         return trajectories, Divergence(TrajectoryPair(*trajectories, 2))
 
-    def go(trajectories, divergence, steps):
+    def continue_run(trajectories, divergence, steps):
         for step in steps:
             trajectories.weights.copy_(torch.stack([run[step] for run in runs]))
-            look(trajectories, step)
+            observe_step(trajectories, step)
         divergence.changed(*trajectories.settle())
         return divergence
 
-    undisturbed = go(*new(0), range(1, STEPS)).results(list(BOUNDS))
-    first = go(*new(0), range(1, 30))
+    uninterrupted = continue_run(*new(0), range(1, STEPS)).results(list(BOUNDS))
+    first = continue_run(*new(0), range(1, 30))
     states = [first.pair.reference.state_dict(), first.pair.counterpart.state_dict(), first.state_dict()]
     buffers, second = new(29)
     for target, state in zip((second.pair.reference, second.pair.counterpart, second), states):
         target.load_state_dict(state)
-    assert go(buffers, second, range(30, STEPS)).results(list(BOUNDS)) == undisturbed
+    assert continue_run(buffers, second, range(30, STEPS)).results(list(BOUNDS)) == uninterrupted
 
 
-def test_unmapped_error_and_quantities_over_time():
+def test_unmapped_error_and_metrics_over_time():
     generator = torch.Generator().manual_seed(0)
     runs = [random_walk("drift", generator) for _ in range(2)]
     divergence = observe(runs, tensors(), weight_map=lambda w, quantizer: w * 0.5)
@@ -139,14 +139,14 @@ def test_unmapped_error_and_quantities_over_time():
     assert now.items() <= divergence.results(list(BOUNDS))[0].items()
 
 
-def test_two_equal_runs_are_exactly_equal():
+def test_equal_runs_agree_exactly():
     run = random_walk("oscillation", torch.Generator().manual_seed(3))
     total, _ = observe([run, run.clone()], tensors()).results(list(BOUNDS))
     for name, value in total.items():
         assert value == (1 if "agreement" in name else 0), name
 
 
-def test_nothing_to_count_is_null():
+def test_ratios_with_denominator_0_are_none():
     run = torch.rand(1, WEIGHTS).expand(STEPS, WEIGHTS) * 0.2
     total, _ = observe([run, run.clone()], tensors()).results(list(BOUNDS))
     for name in ("weight_alignment_error", "average_change_point_error", "average_oscillation_error",
@@ -155,7 +155,7 @@ def test_nothing_to_count_is_null():
     assert total["quantized_weight_agreement"] == total["change_point_sequence_agreement"] == 1
 
 
-def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
+def test_metrics_of_sampled_sequences_equal_those_of_the_sampled_weights():
     generator = torch.Generator().manual_seed(5)
     first = random_walk("drift", generator)
     second = first.clone()
@@ -174,13 +174,15 @@ def test_a_sample_of_sequences_gives_the_metrics_of_those_weights():
     assert sample_positions(tensors(), WEIGHTS, seed=0) is None
 
 
-def test_observing_changes_nothing():
+def test_observing_changes_neither_weights_nor_random_state():
     buffer = torch.randn(2, 100)
     before, state = buffer.clone(), torch.get_rng_state()
-    trajectories = of(buffer, split_into_chunks([FlatTensor("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100))
+    trajectories = make_trajectories(
+        buffer, split_into_chunks([FlatTensor("w", 0, 100, UniformQuantizer(2, 1.0))], 0, 100)
+    )
     buffer.sub_(0.5)
     before.sub_(0.5)
-    look(trajectories, 1)
+    observe_step(trajectories, 1)
     assert all(len(changes.positions) for changes in trajectories.settle())
     assert torch.equal(buffer, before)
     assert torch.equal(torch.get_rng_state(), state)
@@ -208,7 +210,7 @@ def test_a_metric_is_one_class():
         Metric.registry.remove(SameSign)
 
 
-def test_correlation_is_pearsons():
+def test_correlation_is_the_pearson_correlation():
     a, b = torch.randn(50), torch.randn(50)
     mean_a, mean_b = sum(a.tolist()) / 50, sum(b.tolist()) / 50
     covariance = sum((x - mean_a) * (y - mean_b) for x, y in zip(a.tolist(), b.tolist(), strict=True))
@@ -221,16 +223,16 @@ def test_correlation_is_pearsons():
 
 
 def test_inference_metrics_by_hand():
-    """Both right; both wrong, alike; both wrong, otherwise, twice; only the reference wrong."""
+    """Inputs: both right; both wrong, equal; both wrong, different (twice); only the reference wrong."""
     predicted_ref, predicted, targets = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 2, 0], [0, 0, 1, 1, 0]])
     reference, other = (3.0 * torch.nn.functional.one_hot(classes, 3) for classes in (predicted_ref, predicted))
     sums = output_sums(reference, other, targets)
     assert torch.equal(sum(output_sums(*(v[[i]] for v in (reference, other, targets))) for i in range(5)), sums)
     assert sums[-1] == 2
-    found = inference_metrics(sums, 5, 15)
-    assert found["inference_agreement"] == 2 / 5
-    assert found["incorrect_inference_agreement"] == pytest.approx(1 / 3)
-    assert found["logit_mse"] == pytest.approx(6 * 9 / 15)
-    assert found["logit_mae"] == pytest.approx(6 * 3 / 15)
+    metrics = inference_metrics(sums, 5, 15)
+    assert metrics["inference_agreement"] == 2 / 5
+    assert metrics["incorrect_inference_agreement"] == pytest.approx(1 / 3)
+    assert metrics["logit_mse"] == pytest.approx(6 * 9 / 15)
+    assert metrics["logit_mae"] == pytest.approx(6 * 3 / 15)
     none_wrong = inference_metrics(output_sums(reference, other, predicted_ref), 5, 15)
     assert none_wrong["incorrect_inference_agreement"] is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qat_ste.divergence.sequences import ChangeSequences, Sequences, compress
 from tests.divergence import slow
 
-VECTORS = [  # levels, times, and (level, time, oscillation count) after compression: from the paper's definition
+VECTORS = [  # levels, times, and (level, time, oscillation count) after compression, by the paper's definition
     ([0, 1, 0, 1], [0, 3, 5, 8], [(0, 0, 1), (1, 8, 0)]),
     ([0, 1, 0, 1, 0], [0, 3, 5, 8, 9], [(0, 0, 1), (1, 8, 0), (0, 9, 0)]),
     ([0, 1, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5], [(0, 0, 2), (1, 5, 0)]),
@@ -43,15 +43,15 @@ def test_all_vectors_at_once():
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60), min_size=1, max_size=8))
-def test_compression_is_the_stack_of_the_definition(runs):
+def test_compression_equals_the_reference_implementation(runs):
     sequences = [slow.sequence(run) for run in runs]
     compressed = compress(flat([[(level, time, 0) for level, time in entries] for entries in sequences]))
     assert unflat(compressed) == [slow.compress(entries) for entries in sequences]
-    assert unflat(compress(compressed)) == unflat(compressed), "compressing twice changes nothing"
+    assert unflat(compress(compressed)) == unflat(compressed), "compression is idempotent"
 
 
 @pytest.mark.parametrize("limit", [1, 50, 10**9])
-def test_events_compressed_now_and_then_are_events_compressed_once(limit):
+def test_repeated_compression_equals_one_compression_at_the_end(limit):
     torch.manual_seed(1)
     levels = [torch.randint(0, 3, (40,))]
     collected = ChangeSequences(levels[0])
@@ -65,12 +65,12 @@ def test_events_compressed_now_and_then_are_events_compressed_once(limit):
     assert unflat(collected.compressed()) == [slow.compress(slow.sequence(column)) for column in columns]
 
 
-def test_oscillation_costs_no_memory():
+def test_oscillations_take_bounded_memory():
     collected = ChangeSequences(torch.zeros(1000))
     collected.LIMIT = 5000
     everywhere = torch.arange(1000)
     for step in range(1, 200):
         collected.append(everywhere, torch.full((1000,), step), torch.full((1000,), step % 2))
-    assert collected._held <= 6000
+    assert collected._pending <= 6000
     assert len(collected.compressed().level) <= 3000
     assert collected.compressed().oscillations[0] == 99
