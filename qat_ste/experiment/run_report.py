@@ -53,8 +53,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def write_page(comparison: Comparison, folder: Path) -> bool:
-    """Writes ``weights.npz``, figures and ``report.html``; returns whether the page could be written.
+def write_page(comparison: Comparison, folder: Path) -> None:
+    """Writes ``weights.npz``, figures and ``report.html``.
 
     A full disk or a missing font must not cost a run its numbers: it costs a warning.
     """
@@ -68,8 +68,6 @@ def write_page(comparison: Comparison, folder: Path) -> bool:
             log.warning("figure %s could not be drawn: %s", figure, reason)
     except Exception as error:
         log.warning("the report could not be written: %s", of_error(error))
-        return False
-    return True
 
 
 def write_run(comparison: Comparison, folder: Path) -> Path:
