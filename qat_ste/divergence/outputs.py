@@ -19,7 +19,12 @@ def correlation(curve_ref: Tensor, curve: Tensor) -> float | None:
 
 
 def output_sums(outputs_ref: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Sums of a batch of logits (N x classes) and targets (N) for ``inference_metrics``; float64, add over batches."""
+    """Sums of a batch of logits (N x classes) and targets (N) for ``inference_metrics``; float64, add over batches.
+
+    Inputs whose target is no class, as -100 of a loss that ignores it, are left out.
+    """
+    classes = (targets >= 0) & (targets < outputs.shape[1])
+    outputs_ref, outputs, targets = outputs_ref[classes], outputs[classes], targets[classes]
     predicted_ref, predicted = outputs_ref.argmax(1), outputs.argmax(1)
     both_wrong = (predicted_ref != targets) & (predicted != targets)
     same = predicted_ref == predicted
@@ -31,17 +36,23 @@ def output_sums(outputs_ref: Tensor, outputs: Tensor, targets: Tensor) -> Tensor
         difference.square().sum(),
         difference.abs().sum(),
         (predicted == targets).sum(),
+        classes.sum(),
+        classes.new_tensor(outputs.numel(), dtype=torch.float64),
     ]
     return torch.stack([value.double() for value in sums]).cpu()
 
 
-def inference_metrics(sums: Tensor, inputs: float, logits: float) -> dict[str, float | None]:
-    """Agreement of predictions, and mean squared and absolute difference of logits (paper, metrics 9 to 11).
+def inference_metrics(sums: Tensor) -> dict[str, float | None]:
+    """Accuracy, agreement of predictions, and mean squared and absolute difference of logits (paper, metrics 9 to 11).
 
-    ``sums``: ``output_sums``, added over batches; ``inputs``: their number; ``logits``: inputs x classes.
+    Args:
+        sums: ``output_sums``, added over batches. Without a target that is a class, the result is empty.
     """
-    same, same_wrong, both_wrong, squares, absolutes, _ = sums.tolist()
+    same, same_wrong, both_wrong, squares, absolutes, correct, inputs, logits = sums.tolist()
+    if not inputs:
+        return {}
     return {
+        "accuracy": correct / inputs,
         "inference_agreement": same / inputs,
         "incorrect_inference_agreement": same_wrong / both_wrong if both_wrong else None,
         "logit_mse": squares / logits,

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qat_ste.base.text import of_value, one_line
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.member import Member
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.fake_quant.fake_quantize import packed_state
 
 log = logging.getLogger(__name__)
 
@@ -162,13 +163,31 @@ def unfit(
     for trajectory in divergence["trajectories"]:
         trajectory["sequences"] = {name: values.dtype for name, values in trajectory["sequences"].items()}
     member = next(iter(cohort.local.values()))
-    of_member = {"model": member.model.state_dict(), "optimizer": ...}
+    model = {name: values for name, values in member.model.state_dict().items() if name not in cohort.needs.resized}
+    of_member = {"model": model, "optimizer": ...}
     return (
-        misfit(state.get("members"), dict.fromkeys(range(members), of_member), "members")
+        misfit(
+            _comparable(state.get("members"), cohort.needs.resized), dict.fromkeys(range(members), of_member), "members"
+        )
         or _unfit_optimizers(state["members"], member)
         or misfit(state["ranks"][ranks.rank], {"divergence": divergence, "losses": losses}, "ranks")
         or _unfit_record(json.loads(state["record"]), members, initial)
     )
+
+
+def _comparable(members: Any, resized: Collection[str]) -> Any:
+    """Saved members without buffers that a step resizes, and with the states of quantizers as the present version."""
+
+    def tensors(model: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: values for name, values in model.items() if name not in resized or type(values) is not Tensor}
+        states = {name: packed_state(values) for name, values in kept.items() if isinstance(values, dict)}
+        return kept | states
+
+    if not isinstance(members, dict):
+        return members
+    models = {number: member.get("model") for number, member in members.items() if isinstance(member, dict)}
+    fitting = {number: tensors(model) for number, model in models.items() if isinstance(model, dict)}
+    return members | {number: members[number] | {"model": model} for number, model in fitting.items()}
 
 
 def misfit(saved: Any, now: Any, where: str) -> str | None:

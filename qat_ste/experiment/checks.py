@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.text import of_error, of_value
 from qat_ste.data.dataset import Shard
 from qat_ste.experiment.member import Loss, checked_loss
+from qat_ste.experiment.model_copy import copy_model
 from qat_ste.optimizers import MakeOptimizer
 
 
@@ -45,13 +46,17 @@ def check_model(model: object) -> nn.Module:
     """The model that ``build_model`` returned."""
     if not isinstance(model, nn.Module):
         raise ArgumentError("build_model", model, "a function that returns a torch.nn.Module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            allowed = f"a function that calls the model on a batch once ({name} has no shape before the first call)"
+            raise ArgumentError("build_model", type(model).__name__, allowed)
     return model
 
 
 def check_optimizer(make: MakeOptimizer, lr: float) -> None:
     """Whether ``make`` returns an optimizer for parameter groups and ``lr``."""
     try:
-        made = make([{"params": [torch.zeros(2, 2, requires_grad=True)]}], lr=lr)
+        made = make([{"params": [torch.zeros(2, 2, requires_grad=True)]} for _ in range(2)], lr=lr)
     except Exception as error:  # a foreign optimizer may raise anything
         allowed = f"a function that takes parameter groups and lr= ({of_error(error)})"
         raise ArgumentError("optimizer", make, allowed) from error
@@ -107,7 +112,6 @@ def explained(argument: str, batch: object, model: nn.Module, loss: Loss, accumu
         raise
 
 
-@torch.no_grad()
 def check_batch(argument: str, batch: object, model: nn.Module, loss: Loss, accumulate: int = 1) -> None:
     """Whether model and loss accept the first of ``accumulate`` parts of a batch; tried on a copy of the model.
 
@@ -116,7 +120,7 @@ def check_batch(argument: str, batch: object, model: nn.Module, loss: Loss, accu
     """
     device = next(model.parameters()).device
     inputs, targets = (values.chunk(accumulate)[0].to(device) for values in inputs_and_targets(argument, batch))
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     shape = f"{tuple(inputs.shape)} {inputs.dtype}"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +14,8 @@ from qat_ste.divergence import WeightMap
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import ADJUSTED, COUNTERPART_LIST, MemberSpec, adjust
 from qat_ste.experiment.execution import candidates, check_execution, fastest
-from qat_ste.experiment.member import Loss, Member, Update, remap
+from qat_ste.experiment.member import Loss, Member, Needs, Update, remap
+from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.fake_quant.flat_layout import FlatTensor, group_chunks, level_indices, split_into_chunks
@@ -41,7 +41,8 @@ class Cohort:
 
     Members are numbered; the reference is 0. ``names`` maps names to numbers, ``specs`` holds each member's
     specification. Counterparts with equal specifications are one run, trained once and listed under each name.
-    ``stage`` numbers the current stage of an estimator that changes. ``make_members`` makes the members.
+    ``stage`` numbers the current stage of an estimator that changes. ``needs`` says what the model needs from a
+    member; ``make_members`` makes the members.
 
     Raises:
         ArgumentError: an unknown counterpart, or CUDA graphs that cannot be used.
@@ -81,7 +82,8 @@ class Cohort:
         self.last = min(self.first + share, self.quantized_weights)
         self.device = next(model.parameters()).device
         check_execution(execution.execution, self.device, self.layout.ranks.size, training.accumulate)
-        self._model, self._optimizer, self._share = model, optimizer, share
+        self.model, self._optimizer, self._share = model, optimizer, share
+        self.needs = Needs()
         self.training, self.execution, self.mode = training, execution, execution.execution
         self._like = next(quantized_tensors(model))[1]
         self.chunk_groups = group_chunks(split_into_chunks(self.tensors, 0, self.quantized_weights), self._like)
@@ -94,7 +96,7 @@ class Cohort:
         member's weights, ``first`` to ``last``, one row per member; ``slice_chunk_groups`` lays out a row.
         """
         if self.execution.sync_batchnorm:
-            self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, self.layout.data_group)
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model, self.layout.data_group)
         numbers = [number for number in range(len(self.specs)) if self.layout.trains(number)]
         latent, self._quantized = self._new_buffers(len(numbers))
         rows = zip(numbers, latent, self._quantized, strict=True)
@@ -176,7 +178,7 @@ class Cohort:
 
     def member(self, spec: MemberSpec, latent: Tensor | None = None, quantized: Tensor | None = None) -> Member:
         """A new member of this specification, with its weights in these buffers or in new ones."""
-        model = copy.deepcopy(self._model)
+        model = copy_model(self.model)
         if latent is None or quantized is None:
             latent, quantized = (buffer[0] for buffer in self._new_buffers(1))
         weights = FlatWeights(model, spec.estimator.stages[0], self.tensors, self.chunk_groups, latent, quantized)
@@ -184,7 +186,7 @@ class Cohort:
             for chunk in split_into_chunks(self.tensors, 0, self.quantized_weights):
                 latent_chunk = weights.buffer[chunk.where]
                 latent_chunk.copy_(self.equivalent.on(chunk.quantizer).weight_map(latent_chunk))
-        settings = self.training, self.execution, self.layout
+        settings = self.training, self.execution, self.layout, self.needs
         return Member(model, weights, self._optimizer, self.lr, spec, *settings, self.equivalent)
 
     def _new_buffers(self, members: int) -> tuple[Tensor, Tensor]:

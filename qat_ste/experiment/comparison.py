@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from qat_ste.base.errors import FLAG, FUNCTION, POSITIVE, STEPS, ArgumentError, Instance, OrNone, require
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, Execution, Metrics, Quantization, Training
@@ -24,16 +26,21 @@ from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import COUNTERPART_LIST
 from qat_ste.experiment.drawn_weights import DrawnWeights
 from qat_ste.experiment.execution import find_device
-from qat_ste.experiment.lockstep import Batches, Lockstep, Record, Row, from_step, train
+from qat_ste.experiment.lockstep import Batches, BatchSource, Lockstep, Record, Row, train
 from qat_ste.experiment.member import Loss
+from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.preflight import Preflight
+from qat_ste.experiment.randomness import kept_generators, seed_everything
 from qat_ste.experiment.ranks import Ranks
 from qat_ste.experiment.results import CounterpartResult, MemberResult
 from qat_ste.experiment.schedules import schedule_of
 from qat_ste.experiment.verdict import Verdict, decide
-from qat_ste.fake_quant.fake_quantize import quantize_weights
+from qat_ste.fake_quant.fake_quantize import packed_model, quantize_weights, unpacked_model
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.optimizers import MakeOptimizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,18 @@ class Comparison:
     weights: dict[str, np.ndarray]
     models: dict[str, nn.Module]
     settings: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = {id(model): packed_model(copy_model(model)) for model in self.models.values()}
+        models = {name: packed[id(model)] for name, model in self.models.items()}
+        if any(parametrize.is_parametrized(module) for model, _ in packed.values() for module in model.modules()):
+            log.warning("the models are left out: their own parametrizations cannot be pickled (save state_dict())")
+            models = {}
+        return vars(self) | {"models": models}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        models = {id(packed): unpacked_model(*packed) for packed in state["models"].values()}
+        vars(self).update(state | {"models": {name: models[id(packed)] for name, packed in state["models"].items()}})
 
     def report(self, folder: str | Path) -> Path:
         """Writes ``results.json``, ``metrics.jsonl``, figures and ``report.html``; returns the path of the page.
@@ -138,8 +157,8 @@ def compare(
     check_optimizer(optimizer, lr)
     device, seed = find_device(execution.device), training.seed
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        stack.enter_context(kept_generators(device))
+        seed_everything(seed)
         model = check_model(build_model()).to(device)
         quantize_weights(model, quantization, estimator)
         cohort = Cohort(model, estimator, optimizer, lr, counterparts, training, execution, Ranks())
@@ -147,8 +166,7 @@ def compare(
         shard = cohort.layout.shard
         rank_batches = of_shard("batches", batches, shard, BATCHES)
         rank_validation = None if validation is None else of_shard("validation", validation, shard, VALIDATION)
-        length = len(rank_batches) if isinstance(rank_batches, Sized) else None
-        steps_per_epoch = training.steps_per_epoch or length
+        steps_per_epoch = training.steps_per_epoch or _length(rank_batches)
         if training.epochs is not None and steps_per_epoch is None:
             raise ArgumentError("steps_per_epoch", None, "given where epochs are, since the batches have no length")
         steps = training.total_steps(steps_per_epoch)
@@ -158,7 +176,9 @@ def compare(
             stack.callback(terminal.close, 0)
             on_row = _both(terminal.log_row, on_row)
         done = min(checkpoints.step, steps) if checkpoints else 0  # a step beyond the last is refused later
-        source = from_step(done, rank_batches)
+        source = BatchSource(rank_batches, done, seed)
+        if done < steps:
+            Preflight(cohort, loss, source.first(), seed).run(rank_validation, checkpoints is not None)
         cohort.make_members()
         drawn = DrawnWeights(cohort)
         monitor = DivergenceMonitor(cohort, metrics.sequence_weights, seed)
@@ -181,6 +201,14 @@ def compare(
     settings |= {"estimator": repr(estimator), "optimizer": {"name": _name(optimizer), "lr": lr}}
     settings |= {"model": type(model).__name__}
     return _summarize(cohort, monitor, record, drawn, steps, settings)
+
+
+def _length(batches: Any) -> int | None:
+    """Batches of an epoch; None where they have no length, as a stream."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
 
 
 def _both(first: Callable[[Row], None], second: Callable[[Row], None]) -> Callable[[Row], None]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.divergence.outputs import inference_metrics, output_sums
 from qat_ste.experiment.checks import explained
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.member import Loss, checked_loss
+from qat_ste.experiment.member import Loss, Outputs, checked_loss
+from qat_ste.experiment.randomness import EVALUATION, seed_noise
 
 
 @dataclass(frozen=True)
@@ -27,35 +30,40 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> list[Evaluation]:
+def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, seed: int) -> list[Evaluation]:
     """Evaluations of all members, in evaluation mode. Memory does not grow with the number of batches."""
     layout, members = cohort.layout, len(cohort.specs)
-    models = {index: member.model for index, member in cohort.local.items()}
-    was_training = {index: model.training for index, model in models.items()}
-    sums = torch.zeros(members, 9, dtype=torch.float64)  # loss, inputs, logits, and output_sums
-    for model in models.values():
-        model.eval()
-    for inputs, targets in batches:
-        with explained("validation", (inputs, targets), next(iter(models.values())), loss):
-            local = {index: member.predict(inputs) for index, member in cohort.local.items()}
-            outputs = layout.share_outputs(local, members)
-            classified = outputs[0].ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-            for index, output in enumerate(outputs):
-                sums[index, 0] += len(targets) * checked_loss(loss, output, targets).double().cpu()
-                sums[index, 1] += len(targets)
-                if classified:
-                    sums[index, 2] += output.numel()
-                    sums[index, 3:] += output_sums(outputs[0], output, targets)
-    for index, model in models.items():
-        model.train(was_training[index])
+    sums = torch.zeros(members, 10, dtype=torch.float64)  # loss, inputs, and output_sums
+    with ExitStack() as stack:
+        for member in cohort.local.values():
+            stack.enter_context(member.evaluating())
+        for number, (inputs, targets) in enumerate(batches):
+            with explained("validation", (inputs, targets), next(iter(cohort.local.values())).model, loss):
+                local = {}
+                for index, member in cohort.local.items():
+                    seed_noise(seed, number, cohort.device, layout.shard.rank, EVALUATION)
+                    local[index] = member.predict(inputs)
+                outputs = layout.share_outputs(local, members)
+                if _are_classes(outputs[0], targets):
+                    for index, output in enumerate(outputs):
+                        sums[index, 2:] += output_sums(outputs[0], output, targets)
+                for index, output in enumerate(outputs):  # last, since the loss may work in place
+                    sums[index, 0] += len(targets) * checked_loss(loss, output, targets.clone()).double().cpu()
+                    sums[index, 1] += len(targets)
     sums = layout.ranks.sum(sums if layout.group == 0 else torch.zeros_like(sums))
     return [_evaluation(row) for row in sums]
 
 
+def _are_classes(outputs: Outputs, targets: Tensor) -> bool:
+    """Whether these are logits of at least two classes, and targets that number them."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
+    return targets.ndim == 1 and not targets.is_floating_point()
+
+
 def _evaluation(sums: Tensor) -> Evaluation:
-    loss, inputs, logits = sums[:3].tolist()
+    loss, inputs = sums[:2].tolist()
     if not inputs:
-        raise ValueError("the validation batches are empty")
-    if not logits:
-        return Evaluation(loss / inputs, None, {})
-    return Evaluation(loss / inputs, sums[-1].item() / inputs, inference_metrics(sums[3:], inputs, logits))
+        raise ArgumentError("validation", "no batches", "batches that have inputs")
+    against_reference = inference_metrics(sums[2:])
+    return Evaluation(loss / inputs, against_reference.pop("accuracy", None), against_reference)

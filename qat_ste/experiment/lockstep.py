@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from itertools import islice
 from numbers import Real
 from typing import Any
@@ -24,9 +25,17 @@ from qat_ste.experiment.evaluation import Evaluation, evaluate
 from qat_ste.experiment.finiteness import FinitenessCheck, check_row
 from qat_ste.experiment.member import Loss
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.randomness import BATCHES, EVALUATION, seed_noise
 from qat_ste.experiment.schedules import Schedule
 
 Batches = Iterable[Batch] | TrainingBatches
+ACCUMULATION = (
+    "1 with this loss: the loss of a batch is not the mean of its parts' losses, as with reduction='sum', class "
+    "weights or ignored targets"
+)
+OTHER_BATCHES = (
+    "the batches are others than those it was trained on; pass a loader as new, that gives the same batches each time"
+)
 Row = dict[str, Any]
 
 
@@ -42,7 +51,7 @@ class Lockstep:
     """Steps of a whole cohort.
 
     Generators are seeded by (seed, step, shard) before each member's forward pass, so that dropout draws the same noise
-    for every member and after a resume.
+    for every member and after a resume; see ``seed_noise``.
     """
 
     def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, seed: int) -> None:
@@ -60,16 +69,6 @@ class Lockstep:
                 losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
         self.cohort.update_slices()
         return torch.stack(losses)
-
-
-def seed_noise(seed: int, step: int, device: torch.device, shard: int = 0) -> None:
-    """Seeds the generators: dropout is the same for every member and differs by step and shard."""
-    number = (seed * 1_000_003 + step + (shard << 40)) % 2**63
-    # Not torch.manual_seed: before CUDA has started it stores a stack trace at each call, a millisecond each.
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # manual_seed seeds the current one
-            torch.cuda.manual_seed(number)
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Record:
 def train(
     lockstep: Lockstep,
     monitor: DivergenceMonitor,
-    batches: Iterator[Batch],
+    source: BatchSource,
     steps: int,
     *,
     validation: Iterable[Batch] | None = None,
@@ -117,7 +116,7 @@ def train(
     """Trains the cohort for ``steps`` steps.
 
     Args:
-        batches: this rank's shard, starting at the step where ``checkpoints`` resume.
+        source: this rank's shard, starting at the step where ``checkpoints`` resume.
         validation: evaluated at the end of each epoch and of the run; iterated anew each time.
         steps_per_epoch: by default the whole run.
         log_every: steps between rows; by default a run has 200 rows.
@@ -128,13 +127,13 @@ def train(
     Raises:
         Stopped: ``stop`` returned true.
         FloatingPointError: a loss, a weight or a metric is not finite; names step, member and tensor.
-        ArgumentError: ``batches`` or ``loss`` are not usable; ValueError: the checkpoint does not fit this run.
+        ArgumentError: batches or ``loss`` are not usable; ValueError: the checkpoint does not fit this run.
     """
     cohort, ranks = lockstep.cohort, lockstep.cohort.layout.ranks
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or steps
     record = Record(torch.zeros(len(cohort.specs), steps, device=cohort.device), monitor.initial())
-    start = _restore(checkpoints, cohort, monitor, record, steps) if checkpoints else 0
+    start = _restore(checkpoints, cohort, monitor, record, steps, source) if checkpoints else 0
     finiteness = FinitenessCheck(monitor, start)
 
     def emit(row: Row) -> None:
@@ -143,7 +142,7 @@ def train(
         called("on_row", on_row, row)
 
     logged, done = start - start % log_every, start
-    for step, batch in zip(range(start, steps), _on(batches, cohort.device, "batches"), strict=False):
+    for step, batch in zip(range(start, steps), on_device(source, cohort.device, "batches"), strict=False):
         if step == start:
             with explained("batches", batch, next(iter(cohort.local.values())).model, lockstep.loss):
                 cohort.choose_mode(lockstep.loss, *batch, steps - start)
@@ -154,6 +153,7 @@ def train(
         monitor.observe(done, cohort.levels())
         if done % log_every == 0 or done == steps:
             finiteness.check(record.losses, done)
+            _check_accumulation(cohort)
             recent = cohort.layout.over_batch(record.losses[:, logged:done])
             logged = done
             lr = cohort.lr * lockstep.schedule(step)
@@ -166,12 +166,13 @@ def train(
             emit(row)
         if validation is not None and (done % steps_per_epoch == 0 or done == steps):
             finiteness.check(record.losses, done)
-            record.evaluations = evaluate(cohort, _on(validation, cohort.device, "validation"), lockstep.loss)
+            validated = on_device(seeded(validation, lockstep.seed), cohort.device, "validation")
+            record.evaluations = evaluate(cohort, validated, lockstep.loss, lockstep.seed)
             emit(_validation_row(cohort, done, done / steps_per_epoch, record))
         stopping, due = ranks.any([bool(stop()), checkpoints is not None and checkpoints.due(done)])
         if checkpoints is not None and (stopping or due or done == steps):
             finiteness.check(record.losses, done)
-            _save(checkpoints, done, cohort, monitor, record)
+            _save(checkpoints, done, cohort, monitor, record, source.digest)
         if stopping and done < steps:
             raise Stopped(done)
     if done < steps:
@@ -180,29 +181,99 @@ def train(
     return record
 
 
-def from_step(step: int, batches: Batches) -> Iterator[Batch]:
-    """Batches without end, starting at ``step``."""
-    if isinstance(batches, Iterable):
-        return islice(_repeat(batches), step, None)
-    return batches.starting_at(step)
+class BatchSource:
+    """Training batches from a step on, without end.
+
+    The generators are seeded by (seed, step) before each batch is read, so that a loader that shuffles or transforms
+    with the global generators gives the same batches after a resume.
+
+    Args:
+        step: of the first batch. A list or loader is read from its beginning.
+    """
+
+    def __init__(self, batches: Batches, step: int, seed: int) -> None:
+        self._last: Batch | None = None
+        self._repeats = isinstance(batches, Iterable)
+        if isinstance(batches, Iterable):
+            self._batches: Iterator[Batch] = islice(_repeat(batches, seed), max(step - 1, 0), None)
+            if step:  # the digest of the last batch of the run so far
+                self._last = next(self._batches)
+        else:
+            self._batches = batches.starting_at(step)
+        self.read_digest = self.digest
+        self._ahead: list[Batch] = []
+
+    def first(self) -> Batch:
+        """The next batch, which stays the next one."""
+        if not self._ahead:
+            self._ahead = list(islice(self, 1))
+        if not self._ahead:
+            raise ArgumentError("batches", "no batch", "batches that have inputs")
+        return self._ahead[0]
+
+    def __iter__(self) -> BatchSource:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._ahead:
+            return self._ahead.pop()
+        self._last = next(self._batches)
+        return self._last
+
+    @property
+    def digest(self) -> str | None:
+        """Identifies the last batch; None for ``TrainingBatches``, which depend on the step alone."""
+        if self._last is None or not self._repeats:
+            return None
+        pair = inputs_and_targets("batches", self._last)
+        bits = [values.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for values in pair]
+        return sha256(b"".join(values.numpy().tobytes() for values in bits)).hexdigest()[:16]
 
 
-def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _repeat(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
+    step = 0
     while True:
-        empty = True
-        for batch in batches:
-            empty = False
+        first = step
+        for batch in seeded(batches, seed, step, BATCHES):
             yield batch
-        if empty:
+            step += 1
+        if step == first:
             raise ArgumentError("batches", batches, "a list or loader that can be iterated again")
 
 
-def _on(batches: Iterable[Batch], device: torch.device, argument: str) -> Iterator[Batch]:
+def seeded(batches: Iterable[Batch], seed: int, step: int = 0, purpose: int = EVALUATION) -> Iterator[Batch]:
+    """The batches, with the generators seeded by (seed, step) before each is read."""
+    cpu = torch.device("cpu")
+    seed_noise(seed, step, cpu, purpose=purpose)
+    iterator = iter(batches)
+    while True:
+        seed_noise(seed, step, cpu, purpose=purpose)
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+        step += 1
+
+
+def on_device(batches: Iterable[Batch], device: torch.device, argument: str) -> Iterator[Batch]:
+    """Inputs and targets on the device.
+
+    Raises:
+        ArgumentError: a batch of this argument is no pair of tensors, or has no inputs.
+    """
     for batch in batches:
         inputs, targets = inputs_and_targets(argument, batch)
         if not inputs.numel():
             raise ArgumentError(argument, tuple(inputs.shape), "batches that have inputs")
         yield inputs.to(device), targets.to(device)
+
+
+def _check_accumulation(cohort: Cohort) -> None:
+    """Raises ArgumentError on all ranks if the loss of a batch was not the mean of its parts' losses."""
+    if cohort.training.accumulate > 1:
+        wrong = any(bool(member.accumulated_wrong) for member in cohort.local.values())
+        if any(cohort.layout.ranks.any([wrong])):
+            raise ArgumentError("accumulate", cohort.training.accumulate, ACCUMULATION)
 
 
 def _validation_row(cohort: Cohort, step: int, epoch: float, record: Record) -> Row:
@@ -215,7 +286,9 @@ def _validation_row(cohort: Cohort, step: int, epoch: float, record: Record) -> 
     return row
 
 
-def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: DivergenceMonitor, record: Record) -> None:
+def _save(
+    checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: DivergenceMonitor, record: Record, digest: str | None
+) -> None:
     """Rank 0 gathers and writes: each member from one of the ranks that train it, metrics and losses from all."""
     layout = cohort.layout
     members = cohort.local if layout.shard.rank == 0 else {}
@@ -226,17 +299,24 @@ def _save(checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: Divergen
     }
     if layout.ranks.size > 1:  # pickled one by one: a view would take all of its buffer along
         of_rank = tree_map_only(Tensor, lambda values: values.detach().cpu().clone(), of_rank)
-    gathered = layout.ranks.gather(of_rank)
+    gathered, digests = layout.ranks.gather(of_rank), layout.ranks.gather(digest)
     if gathered is None:
         return checkpoints.save(None)
     states: dict[int, Any] = {}
     for of_rank in gathered:
         states |= of_rank.pop("members")
     state = {"step": step, "names": cohort.names, "mode": cohort.mode, "record": record.plain()}
-    return checkpoints.save(state | {"members": states, "ranks": gathered})
+    return checkpoints.save(state | {"members": states, "ranks": gathered, "digests": digests})
 
 
-def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonitor, record: Record, steps: int) -> int:
+def _restore(
+    checkpoints: Checkpoints,
+    cohort: Cohort,
+    monitor: DivergenceMonitor,
+    record: Record,
+    steps: int,
+    source: BatchSource,
+) -> int:
     """The number of steps done. Batches and generators need no state: they are functions of (seed, step)."""
     state, ranks = checkpoints.take(), cohort.layout.ranks
     step = state["step"] if state else 0
@@ -246,7 +326,11 @@ def _restore(checkpoints: Checkpoints, cohort: Cohort, monitor: DivergenceMonito
         return 0
 
     def check() -> str | None:
-        return unfit(state, cohort, monitor, record.losses, record.initial)
+        if problem := unfit(state, cohort, monitor, record.losses, record.initial):
+            return problem
+        digests = state.get("digests")  # older versions have none
+        same = digests is None or digests[ranks.rank] in (None, source.read_digest)
+        return None if same else OTHER_BATCHES
 
     def resume() -> None:
         cohort.mode = state["mode"]

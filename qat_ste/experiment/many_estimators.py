@@ -18,8 +18,9 @@ from qat_ste.divergence.alignment import WeightAlignmentError
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import MemberSpec
-from qat_ste.experiment.lockstep import Batches, from_step, seed_noise
+from qat_ste.experiment.lockstep import Batches, BatchSource
 from qat_ste.experiment.member import Loss
+from qat_ste.experiment.randomness import kept_generators, seed_noise
 from qat_ste.experiment.schedules import schedule_of
 from qat_ste.experiment.verdict import decide
 from qat_ste.fake_quant.fake_quantize import quantize_weights
@@ -72,7 +73,7 @@ def train_cells(
     runs: dict[object, _Run] = {}
     cells: dict[str, Cell | _EstimatorRuns] = {}
     steps, seed = training.steps, training.seed
-    with torch.random.fork_rng(devices=[]):
+    with kept_generators(torch.device("cpu")):
         for name, estimator in estimators.items():
             torch.manual_seed(seed)
             try:
@@ -84,7 +85,7 @@ def train_cells(
             except Exception as error:  # a foreign estimator may raise anything
                 cells[name] = Cell(fault=of_error(error))
         schedule = schedule_of(training, steps)
-        for step, (inputs, targets) in zip(range(steps), from_step(0, batches), strict=False):
+        for step, (inputs, targets) in zip(range(steps), BatchSource(batches, 0, seed), strict=False):
             for run in runs.values():
                 seed_noise(seed, step, inputs.device)
                 run.step(step, inputs, targets, loss, schedule(step))

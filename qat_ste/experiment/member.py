@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -11,9 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.sections import Execution, Training
+from qat_ste.base.text import of_error
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.execution import executed
@@ -24,10 +26,11 @@ from qat_ste.fake_quant.flat_weights import FlatWeights
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
 from qat_ste.theory.equivalence import SteEquivalent
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Outputs = Any  # a tensor, or tensors in tuples, lists, dictionaries or objects
+Loss = Callable[[Outputs, Tensor], Tensor]
 
 
-def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+def checked_loss(loss: Loss, outputs: Outputs, targets: Tensor) -> Tensor:
     """The loss, a scalar that depends on weights.
 
     Raises:
@@ -86,6 +89,23 @@ class Update:
         return any(change is not None for change in mirrored_changes[equivalence])
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a model needs from its member, as found before training.
+
+    Attributes:
+        gradients: evaluation takes derivatives.
+        unused: some parameters get no gradient.
+        parallel: the passes are those of a shard of the batch, so gradients are averaged over the ranks.
+        resized: names of buffers that a step makes, removes or resizes.
+    """
+
+    gradients: bool = False
+    unused: bool = False
+    parallel: bool = True
+    resized: frozenset[str] = frozenset()
+
+
 class Member:
     """One model of the cohort with its optimizer."""
 
@@ -99,10 +119,12 @@ class Member:
         training: Training,
         execution: Execution,
         layout: Layout,
+        needs: Needs,
         equivalent: SteEquivalent | None = None,
     ) -> None:
-        self.model, self.weights, self.accumulate = model, weights, training.accumulate
+        self.model, self.weights, self.accumulate, self.needs = model, weights, training.accumulate, needs
         self.update = Update.of(training)
+        self.accumulated_wrong = weights.buffer.new_zeros((), dtype=torch.bool)  # whether a loss was no mean of parts
         self._spec, self._equivalent, self._lr = spec, equivalent, lr * spec.lr_jitter
         quantized = {id(parameter) for parameter in weights.parameters}
         others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
@@ -110,8 +132,11 @@ class Member:
         self.optimizer = optimizer([group for group in groups if group["params"]], lr=self._lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = None
-        if layout.shard.ranks > 1:
-            self._parallel = DistributedDataParallel(model, process_group=layout.data_group)
+        if layout.shard.ranks > 1 and needs.parallel:
+            self._parallel = DistributedDataParallel(
+                model, process_group=layout.data_group, find_unused_parameters=needs.unused
+            )
+        self._set_optimizer_mode("train")
         self.execute(execution.execution)
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if execution.precision == "bf16":
@@ -135,6 +160,8 @@ class Member:
             group["lr"] = lr * lr_factor
         self.optimizer.zero_grad()
         value: Tensor | float = 0.0
+        parts: list[Outputs] = []
+        inputs, targets = inputs.clone(), targets.clone()  # the model or the loss may work in place
         micro_batches = [(inputs, targets)]
         if self.accumulate > 1:
             chunks = (values.chunk(self.accumulate) for values in (inputs, targets))
@@ -144,20 +171,38 @@ class Member:
                 wait = self._parallel is not None and number < len(micro_batches)
                 with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
                     with self._autocast():
-                        share = checked_loss(loss, self._forward(micro_inputs), micro_targets)
+                        outputs = self._forward(micro_inputs)
+                        if len(micro_batches) > 1:
+                            parts.append(tree_map_only(Tensor, lambda values: values.detach().clone(), outputs))
+                        share = checked_loss(loss, outputs, micro_targets)
                     if len(micro_batches) > 1:
                         share = share * (len(micro_inputs) / len(inputs))
                     share.backward()
                 value = value + share.detach()
+        if parts:
+            self._compare_with_whole(parts, targets, loss, cast(Tensor, value))
         self._prepare_step()
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ArithmeticError) as error:
-            allowed = f"one that can take a step with lr={self.lrs[0] * lr_factor:g} ({error})"
+        except Exception as error:  # a foreign optimizer may raise anything
+            allowed = f"one that can take a step with lr={self.lrs[0] * lr_factor:g} ({of_error(error)})"
             raise ArgumentError("optimizer", type(self.optimizer).__name__, allowed) from error
         return cast(Tensor, value)
+
+    @torch.no_grad()
+    def _compare_with_whole(self, parts: list[Outputs], targets: Tensor, loss: Loss, value: Tensor) -> None:
+        """Notes whether the loss of the batch differs from ``value``, the weighted mean of its parts' losses."""
+        try:
+            with self._autocast():
+                whole = checked_loss(loss, tree_map(lambda *values: torch.cat(values), *parts), targets)
+        except (RuntimeError, TypeError, ValueError) as error:
+            allowed = f"1, since the outputs of a batch cannot be joined from those of its parts ({of_error(error)})"
+            raise ArgumentError("accumulate", self.accumulate, allowed) from error
+        lowest = min((leaf.dtype for leaf in tree_leaves(parts) if leaf.is_floating_point()), key=_bits)
+        tolerance = max(1e-4, 4 * torch.finfo(lowest).eps)
+        self.accumulated_wrong |= (whole - value).abs() > tolerance * (whole.abs() + value.abs())
 
     def _prepare_step(self) -> None:
         l2, weight_decay, clipping = self.update.l2, self.update.weight_decay, self.update.clipping
@@ -176,10 +221,30 @@ class Member:
         if weight_decay is not None:
             weight_decay.shrink(self.model, self.optimizer, instead if self._spec.remap else {})
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Outputs in the precision of training, as float32."""
-        with self._autocast():
-            return self.model(inputs).float()
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Context in which model and optimizer are in evaluation mode; afterwards each module is in its own again."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self._set_optimizer_mode("eval")
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            self._set_optimizer_mode("train")
+
+    def _set_optimizer_mode(self, mode: str) -> None:
+        """Calls ``train`` or ``eval`` of an optimizer that has both, as those without a schedule do."""
+        if all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval")):
+            getattr(self.optimizer, mode)()
+            self.weights.forget()
+
+    def predict(self, inputs: Tensor) -> Outputs:
+        """Outputs in the precision of training; those below float32 as float32."""
+        with torch.set_grad_enabled(self.needs.gradients), self._autocast():
+            outputs = self.model(inputs.clone())
+        return tree_map_only(Tensor, _at_least_float32, outputs)
 
     def state_dict(self) -> dict[str, Any]:
         """State of model and optimizer."""
@@ -187,8 +252,21 @@ class Member:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a saved state."""
+        for name in self.needs.resized:
+            module, _, buffer = name.rpartition(".")
+            values = state["model"].get(name)
+            on_device = None if values is None else values.to(self.weights.buffer.device, copy=True)
+            self.model.get_submodule(module)._buffers[buffer] = on_device
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from qat_ste.base.errors import OneOf, require
+from qat_ste.base.errors import ArgumentError, OneOf, require
 from qat_ste.base.sections import PLACEMENTS
 from qat_ste.data.dataset import Shard
 
@@ -100,14 +101,25 @@ class Layout:
         slices = list(buffer.split(len(out))) if buffer is not None and owner == self.ranks.rank else None
         dist.scatter(out, slices, src=owner)
 
-    def share_outputs(self, outputs: dict[int, Tensor], members: int) -> list[Tensor]:
-        """The outputs of all members on this rank's batch, from the outputs of the members trained here."""
+    def share_outputs(self, outputs: dict[int, Any], members: int) -> list[Any]:
+        """The outputs of all members on this rank's batch, from the outputs of the members trained here.
+
+        Raises:
+            ArgumentError: an output is neither a tensor nor made of tensors in tuples, lists and dictionaries.
+        """
         if self.groups == 1:
             return [outputs[member] for member in range(members)]
         like = next(iter(outputs.values()))
-        shared = [outputs.get(member, like).contiguous().clone() for member in range(members)]
-        for member, values in enumerate(shared):
-            dist.broadcast(values, src=self._owner(member, self.shard.rank), group=self.peers)
+        shared = []
+        for member in range(members):
+            leaves, form = tree_flatten(outputs.get(member, like))
+            if others := [leaf for leaf in leaves if not isinstance(leaf, Tensor)]:
+                allowed = f"together where the model returns a {type(others[0]).__name__}"
+                raise ArgumentError("placement", "spread", allowed)
+            leaves = [leaf.contiguous().clone() for leaf in leaves]
+            for leaf in leaves:
+                dist.broadcast(leaf, src=self._owner(member, self.shard.rank), group=self.peers)
+            shared.append(tree_unflatten(leaves, form))
         return shared
 
     def _owner(self, member: int, place: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qat_ste.experiment.counterparts import jitter_percent
@@ -45,7 +45,7 @@ def decide(
     covered: bool = True,
     *,
     seed: int | None = None,
-    breaks: Sequence[str] = (),
+    breaks: Mapping[str, str] | None = None,
     steps: int | None = None,
 ) -> Verdict:
     """Decides whether the estimator mattered in one run.
@@ -55,7 +55,7 @@ def decide(
         equivalence: "remap", "keep", "exact" or "none": what was adjusted for the STE.
         covered: whether the theorem covers the estimator.
         seed: of the run, for the statement.
-        breaks: settings that break the equivalence (docs/equivalence.md), in words, as
+        breaks: remedies by the setting that breaks the equivalence (docs/equivalence.md), in words, as
             "gradient clipping (train.clip_norm=1)".
         steps: length of the run; the statement warns where there are few.
     """
@@ -80,7 +80,7 @@ def decide(
         distance = f"{_times(ste_ratio)} as far from the reference as a {yardstick:g} % higher learning rate does"
         if len(jitters) > 1:
             distance += f" (like a change of {percent:.2g} %)"
-        statement = f"{run} {_sentences(outcome, distance, ste_ratio, control, equivalence, breaks)}"
+        statement = f"{run} {_sentences(outcome, distance, ste_ratio, control, equivalence, breaks or {})}"
         if not covered:
             statement += " The theorem does not cover this estimator; the distance measured says how much that matters."
     if steps is not None and steps < FEW_STEPS:
@@ -126,7 +126,12 @@ def _outcome(ste_ratio: float, control: float | None, covered: bool) -> str:
 
 
 def _sentences(
-    outcome: str, distance: str, ste_ratio: float, control: float | None, equivalence: str, breaks: Sequence[str]
+    outcome: str,
+    distance: str,
+    ste_ratio: float,
+    control: float | None,
+    equivalence: str,
+    breaks: Mapping[str, str],
 ) -> str:
     """What follows "In this run"; ``control`` is the ratio of ``naive``, where the adjustment made a difference."""
     adjusted = {
@@ -149,14 +154,14 @@ def _sentences(
     return f"{text} {_broken(breaks)}".rstrip() if outcome == "mattered" else text
 
 
-def _broken(breaks: Sequence[str]) -> str:
+def _broken(breaks: Mapping[str, str]) -> str:
     if not breaks:
         return ""
-    names = " and ".join(breaks)
+    names, remedies = " and ".join(breaks), " ".join(dict.fromkeys(breaks.values()))
+    verb = "break" if len(breaks) > 1 else "breaks"
     return (
-        f"{names[0].upper()}{names[1:]} {'break' if len(breaks) > 1 else 'breaks'} the equivalence: a distance remains "
-        "that no smaller learning rate removes. The counterpart 'mirrored', on which train.l2, train.weight_decay and "
-        "train.clip_norm act as on the reference, shows what is left."
+        f"{names[0].upper()}{names[1:]} {verb} the equivalence: a distance remains that no smaller learning rate "
+        f"removes. {remedies}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -57,14 +58,28 @@ class FakeQuantize(nn.Module):
         """Assigning to the weight sets the latent weight."""
         return w
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.quantizer.state
+    def get_extra_state(self) -> Tensor:
+        return packed_state(self.quantizer.state)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.quantizer = make_quantizer(**state)
+    def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
+        self.quantizer = make_quantizer(**(unpacked_state(state) if isinstance(state, Tensor) else state))
 
     def extra_repr(self) -> str:
         return f"{self.quantizer}, {self.estimator}"
+
+
+def packed_state(state: dict[str, Any]) -> Tensor:
+    """The state of a quantizer as JSON in bytes: many tools expect a ``state_dict`` to hold tensors alone."""
+    text = json.dumps(state, default=lambda tensor: {"dtype": str(tensor.dtype), "values": tensor.tolist()})
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def unpacked_state(packed: Tensor) -> dict[str, Any]:
+    """The state of a quantizer; an average of equal states, as float, is rounded."""
+    state: dict[str, Any] = json.loads(bytes(packed.round().to(torch.uint8).tolist()))
+    if isinstance(max_ := state["max"], dict):
+        state["max"] = torch.tensor(max_["values"], dtype=getattr(torch, max_["dtype"].removeprefix("torch.")))
+    return state
 
 
 def quantizer_of(quantization: Quantization, max: float | Tensor) -> Quantizer:
@@ -85,12 +100,16 @@ def quantize_weights(
 ) -> nn.Module:
     """Quantizes the weights of the chosen modules in place; returns the model.
 
+    The weight of a module is its parameter ``weight``; without one, its parameters with "weight" in their names, as
+    those of attention; without these, its parameters with at least two dimensions.
+
     Args:
         max: the end of the range, a function of the latent weight, called once.
 
     Raises:
         ArgumentError: a pattern names no module, nothing is left to quantize, a weight is already parametrized or has
-            less than float32, or the estimator does not accept these levels. The model stays unchanged.
+            less than float32, a module has no weight or does not read it through its attribute, or the estimator does
+            not accept these levels. The model stays unchanged.
     """
     modules = list(model.named_modules())
     for argument in ("include", "exclude"):
@@ -104,18 +123,41 @@ def quantize_weights(
         included = any(_matches(name, module, pattern) for pattern in quantization.include)
         if not included or any(_matches(name, module, pattern) for pattern in quantization.exclude):
             continue
-        for tensor_name in ("weight", "bias") if quantization.biases else ("weight",):
-            w = getattr(module, tensor_name, None)
-            if w is None or not w.numel():  # a layer without outputs has empty weights
+        for tensor_name in _tensor_names(name, module, quantization):
+            w = getattr(module, tensor_name)
+            if not w.numel():  # a layer without outputs has empty weights
                 continue
             quantizer = _checked_quantizer(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
             chosen.append((module, tensor_name, FakeQuantize(quantizer, estimator)))
     if not chosen:
         allowed = "patterns that leave a weight to quantize, together with exclude"
         raise ArgumentError("include", quantization.include, allowed)
-    for module, tensor_name, fake_quantize in chosen:
-        parametrize.register_parametrization(module, tensor_name, fake_quantize)
+    for done, (module, tensor_name, fake_quantize) in enumerate(chosen):
+        try:
+            parametrize.register_parametrization(module, tensor_name, fake_quantize)
+        except Exception:
+            for earlier, earlier_name, _ in chosen[:done]:
+                _remove_parametrizations(earlier, earlier_name, leave_parametrized=False)
+            raise
     return model
+
+
+def _tensor_names(name: str, module: nn.Module, quantization: Quantization) -> list[str]:
+    """The tensors of a chosen module that are quantized."""
+    if isinstance(module, nn.RNNBase):
+        problem = f"{type(module).__name__} does not read its weights from its attributes; use cells, as nn.LSTMCell"
+        raise _refused(quantization, f"{name}: {problem}")
+    parameters = dict(module.named_parameters(recurse=False))
+    matrices = [key for key, values in parameters.items() if values.ndim >= 2 and "bias" not in key]
+    weights = list(_weights(module)) or matrices
+    if parameters and not weights:
+        problem = f"its parameters {', '.join(parameters)} are neither called weight nor matrices or kernels"
+        raise _refused(quantization, f"{name}: {problem}")
+    return weights + [key for key in parameters if "bias" in key and quantization.biases]
+
+
+def _refused(quantization: Quantization, reason: str) -> ArgumentError:
+    return ArgumentError("include", quantization.include, f"patterns of modules that can be quantized ({reason})")
 
 
 def _checked_quantizer(
@@ -127,19 +169,21 @@ def _checked_quantizer(
     max: Callable[[Tensor], float | Tensor],
 ) -> Quantizer:
     """The quantizer of the tensor ``name``, if the tensor can be quantized with it."""
-
-    def refuse(reason: str) -> ArgumentError:
-        return ArgumentError("include", quantization.include, f"patterns of modules that can be quantized ({reason})")
-
     if parametrize.is_parametrized(module, name.rpartition(".")[2]):
-        raise refuse(f"{name} is parametrized already")
+        raise _refused(quantization, f"{name} is parametrized already")
     if all(w is not tensor for tensor in (*module.parameters(False), *module.buffers(False))):
-        raise refuse(f"{name} is neither a parameter nor a buffer of its module")
+        raise _refused(quantization, f"{name} is neither a parameter nor a buffer of its module")
     try:
         check_latent(w.dtype, name)
     except ValueError as error:
-        raise refuse(str(error)) from None
-    quantizer = quantizer_of(quantization, max(w))
+        raise _refused(quantization, str(error)) from None
+    with torch.no_grad():
+        max_ = max(w.detach())
+    try:
+        quantizer = quantizer_of(quantization, max_.detach().clone() if isinstance(max_, Tensor) else max_)
+    except ArgumentError as error:
+        where = f" ({name})" if error.name == "max" else ""
+        raise ArgumentError(error.name, error.value, f"{error.allowed}{where}") from None
     try:
         estimator.check(quantizer)
     except ValueError as error:
@@ -170,13 +214,42 @@ def remove_quantizers(model: nn.Module) -> nn.Module:
     """Makes a plain module again, in place: every quantized tensor becomes a parameter that holds its levels."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            # torch deletes the property from the module's class, which copies of the module share.
-            shared = type(module)
-            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             for tensor_name, parametrizations in list(_parametrizations(module)):
                 if any(isinstance(parametrization, FakeQuantize) for parametrization in parametrizations):
-                    parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=True)
+                    _remove_parametrizations(module, tensor_name, leave_parametrized=True)
     return model
+
+
+def packed_model(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str, FakeQuantize]]]:
+    """The model, changed in place, without its quantizers, and each quantizer with the names of module and tensor.
+
+    Parametrized modules cannot be pickled; ``unpacked_model`` makes the quantized model again.
+    """
+    fake_quantizes = [
+        (module_name, tensor_name, parametrization)
+        for module_name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for tensor_name, parametrizations in _parametrizations(module)
+        for parametrization in parametrizations
+        if isinstance(parametrization, FakeQuantize)
+    ]
+    for module_name, tensor_name, _ in fake_quantizes:
+        _remove_parametrizations(model.get_submodule(module_name), tensor_name, leave_parametrized=False)
+    return model, fake_quantizes
+
+
+def unpacked_model(model: nn.Module, fake_quantizes: list[tuple[str, str, FakeQuantize]]) -> nn.Module:
+    """The quantized model, from what ``packed_model`` returned."""
+    for module_name, tensor_name, fake_quantize in fake_quantizes:
+        parametrize.register_parametrization(model.get_submodule(module_name), tensor_name, fake_quantize)
+    return model
+
+
+def _remove_parametrizations(module: nn.Module, tensor_name: str, leave_parametrized: bool) -> None:
+    # torch deletes the property from the module's class, which copies of the module share.
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=leave_parametrized)
 
 
 def _parametrizations(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -187,9 +260,16 @@ def _matches(name: str, module: nn.Module, pattern: Pattern) -> bool:
     if not isinstance(pattern, str):
         return isinstance(module, pattern)
     # A name may stand for a whole block: of its modules those with matrices or kernels, not the normalization.
-    weight = getattr(module, "weight", None)
-    named = fnmatchcase(name, pattern) and isinstance(weight, Tensor) and weight.ndim >= 2
+    named = fnmatchcase(name, pattern) and any(w.ndim >= 2 for w in _weights(module).values())
     return named or pattern in {kind.__name__ for kind in type(module).__mro__}
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """The module's ``weight``; without it, its parameters with "weight" in their names, as those of attention."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):  # perhaps computed by a parametrization
+        return {"weight": weight}
+    return {name: values for name, values in module.named_parameters(recurse=False) if "weight" in name}
 
 
 def _kinds(model: nn.Module, most: int = 5) -> str:

@@ -8,9 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
 from qat_ste.fake_quant.flat_layout import ChunkGroup, FlatTensor
+
+UNCHANGED = (
+    "a function that returns a model whose forward pass leaves quantized weights as they are (change them in the "
+    "optimizer's step, or leave the layer out with exclude)"
+)
 
 
 def flat_tensors(model: nn.Module) -> list[FlatTensor]:
@@ -50,6 +56,9 @@ def _check_weights(model: nn.Module) -> None:
         if id(parameter) in quantized and plain_name(name) == name:
             tied = quantized[id(parameter)][0]
             raise ValueError(f"include: {name} is tied to {tied}, which is quantized: quantize both or none")
+        if id(parameter) in quantized and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
+            allowed = f"a function that returns a model without hooks on quantized weights ({plain_name(name)} has one)"
+            raise ArgumentError("build_model", "a hook", f"{allowed}: they would be called before the estimator")
 
 
 class FlatWeights:
@@ -103,20 +112,46 @@ class FlatWeights:
         """Marks the quantized buffer as current, until a weight changes."""
         self._quantized_versions = self._versions()
 
+    def forget(self) -> None:
+        """Marks the quantized buffer as outdated, after a change that torch does not count, as one of ``.data``."""
+        self._quantized_versions = []
+
     @contextmanager
     def quantized(self) -> Iterator[None]:
         """Context in which the parameters hold their quantized values, so gradients are taken at these.
 
         Forward and backward passes are those of the plain network; quantizer and estimator add only a few operations
         on flat buffers.
+
+        Raises:
+            ArgumentError: the optimizer replaced a weight's tensor before, or the model does so inside.
         """
+        if replaced := self._replaced(self._latent_views):
+            raise ArgumentError("optimizer", replaced, "one that changes weights in place")
         if self._quantized_versions != self._versions():
             self._quantize()
         self._set_parameters(self._quantized_views, True)
         try:
             yield
+            if replaced := self._replaced(self._quantized_views):
+                raise ArgumentError("build_model", f"a new tensor for {replaced}", UNCHANGED)
         finally:
             self._set_parameters(self._latent_views, False)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """``quantized``, and compares the weights afterwards with those before.
+
+        Raises:
+            ArgumentError: the code inside changes a quantized weight.
+        """
+        with self.quantized():
+            before = self._quantized.clone()
+            yield
+            for tensor in self.tensors:
+                where = slice(tensor.start, tensor.stop)
+                if not torch.equal(before[where], self._quantized[where]):
+                    raise ArgumentError("build_model", f"a change of {tensor.name}", UNCHANGED)
 
     @torch.no_grad()
     def estimate(self) -> None:
@@ -130,6 +165,8 @@ class FlatWeights:
         with_gradient = [(parameter.grad, values) for parameter, values in pairs if parameter.grad is not None]
         if not with_gradient:
             raise ValueError("include: the loss depends on none of the quantized weights, so they get no gradient")
+        if any(gradient.layout is not torch.strided for gradient, _ in with_gradient):
+            raise ArgumentError("build_model", "sparse gradients", "a function whose quantized weights get dense ones")
         # The quantized values are no longer needed: their buffer now takes g, or all gradients side by side.
         self._quantized_versions = []
         gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]
@@ -147,6 +184,11 @@ class FlatWeights:
     def _quantize(self) -> None:
         for quantizer, latent, quantized in self._chunk_groups:
             quantized.copy_(quantizer(latent))
+
+    def _replaced(self, views: Sequence[Tensor]) -> str:
+        """The first tensor whose parameter is no longer one of these views; empty if there is none."""
+        pairs = zip(self.parameters, views, self.tensors, strict=True)
+        return next((tensor.name for p, view, tensor in pairs if p.data_ptr() != view.data_ptr()), "")
 
     def _versions(self) -> list[int]:
         return [parameter._version for parameter in self.parameters]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, optim
@@ -94,6 +95,8 @@ def _path(make: MakeOptimizer, gradients: Tensor, lr: float = LR) -> Tensor:
     torch.manual_seed(1)  # for optimizers that draw random numbers
     weights = (WEIGHT * torch.randn(SHAPE, dtype=torch.float64)).requires_grad_()
     optimizer = make([{"params": [weights], "lr": lr}], lr=lr)
+    if callable(getattr(optimizer, "eval", None)):  # some step only in training mode
+        cast(Any, optimizer).train()
     path = [weights.detach().clone()]
     for gradient in gradients:
         weights.grad = gradient.clone()

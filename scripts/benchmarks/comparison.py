@@ -78,7 +78,7 @@ def phases(setting: Setting, bars: Mapping[str, float]) -> list[Figure]:
             "bare": Members(setting.build(), members, batch, unwatched, metrics=False).step,
             "full": full.step,
             "data": partial(next, data.starting_at(0)),
-            "validation": lambda: evaluate(full.cohort, [batch], F.cross_entropy),
+            "validation": lambda: evaluate(full.cohort, [batch], F.cross_entropy, 0),
             "row": full.row,
             "log": log,
         }

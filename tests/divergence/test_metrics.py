@@ -228,11 +228,21 @@ def test_inference_metrics_by_hand():
     reference, other = (3.0 * torch.nn.functional.one_hot(classes, 3) for classes in (predicted_ref, predicted))
     sums = output_sums(reference, other, targets)
     assert torch.equal(sum(output_sums(*(v[[i]] for v in (reference, other, targets))) for i in range(5)), sums)
-    assert sums[-1] == 2
-    metrics = inference_metrics(sums, 5, 15)
+    metrics = inference_metrics(sums)
+    assert metrics["accuracy"] == 2 / 5
     assert metrics["inference_agreement"] == 2 / 5
     assert metrics["incorrect_inference_agreement"] == pytest.approx(1 / 3)
     assert metrics["logit_mse"] == pytest.approx(6 * 9 / 15)
     assert metrics["logit_mae"] == pytest.approx(6 * 3 / 15)
-    none_wrong = inference_metrics(output_sums(reference, other, predicted_ref), 5, 15)
+    none_wrong = inference_metrics(output_sums(reference, other, predicted_ref))
     assert none_wrong["incorrect_inference_agreement"] is None
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_targets_that_are_no_classes_count_nowhere(ignored):
+    outputs = torch.eye(3)[[0, 1, 2, 0]] * torch.tensor([1.0, 1.0, 1.0, 50.0])[:, None]
+    targets = torch.tensor([0, 1, 1, ignored])
+    metrics = inference_metrics(output_sums(outputs, 2 * outputs, targets))
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["logit_mse"] == pytest.approx(3 / 9)
+    assert inference_metrics(output_sums(outputs, outputs, torch.full((4,), ignored))) == {}

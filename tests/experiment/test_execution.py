@@ -12,7 +12,7 @@ from torch import nn
 from qat_ste import Execution
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.execution import Graphed, candidates, check_execution, fastest
-from qat_ste.experiment.lockstep import seed_noise
+from qat_ste.experiment.randomness import seed_noise
 from tests.experiment.tiny import batches, network, run
 
 

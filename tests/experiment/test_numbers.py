@@ -38,10 +38,13 @@ class Spoiled(torch.autograd.Function):
 
 
 class SpoilsGradient:
-    """A loss whose gradient is not finite for one member (of four) at one step, counted from 1."""
+    """A loss whose gradient is not finite for one member (of four) at one step, counted from 1.
 
-    def __init__(self, step: int, member: int, factor: float = math.nan) -> None:
-        self.call, self.factor, self.calls = (step - 1) * MEMBERS + member, factor, -1
+    Before the first step it is called ``checks`` times on copies.
+    """
+
+    def __init__(self, step: int, member: int, factor: float = math.nan, checks: int = 2) -> None:
+        self.call, self.factor, self.calls = (step - 1) * MEMBERS + member, factor, -1 - checks
 
     def __call__(self, outputs, targets):
         loss = F.cross_entropy(outputs, targets)
@@ -68,7 +71,7 @@ def test_what_is_not_finite_is_neither_evaluated_nor_saved(tmp_path):
         folder.mkdir()
         with pytest.raises(FloatingPointError, match="a weight of naive .* between steps"):
             run(
-                steps=20, every=20, loss=SpoilsGradient(14, 2), on_row=rows.append,
+                steps=20, every=20, loss=SpoilsGradient(14, 2, checks=4), on_row=rows.append,
                 checkpoints=Checkpoints(folder, {}, CheckpointSchedule(every_steps=7)), **changes,
             )  # fmt: skip
         assert len(rows) == known
@@ -104,7 +107,8 @@ def test_infinities_that_were_there_before_may_stay():
 
 def test_an_optimizer_that_cannot_step_is_told():
     with pytest.raises(
-        ValueError, match=r"optimizer must be one that can take a step with lr=\S+ \(value cannot be converted"
+        ValueError,
+        match=r"optimizer must be one that can take a step with lr=\S+ \(RuntimeError: value cannot be converted",
     ):
         run(lr=1e38, optimizer=ADAM, steps=1, schedule=lambda step: 1.0)
 

@@ -31,7 +31,20 @@ def with_batch_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
 
 
+class WithUnused(nn.Module):
+    """Has a layer that no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.unused = with_batch_norm(), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model(x)
+        return out
+
+
 SCENARIOS = {
+    "unused": {"build_model": WithUnused, "counterparts": ["ste", "replica"], "steps": 8},
     "together": {},
     "spread": {"placement": "spread"},
     "batch norm": {"build_model": with_batch_norm, "counterparts": ["ste", "replica"], "steps": 8},
@@ -157,6 +170,13 @@ def test_batch_norm_by_rank_leaves_the_replica_exactly_equal(two):
     assert replica["weight_alignment_error"] == replica["logit_mse"] == 0
     assert replica["quantized_weight_agreement"] == 1
     assert ste["weight_alignment_error"] > 0
+
+
+def test_a_parameter_that_gets_no_gradient_does_not_stop_two_ranks(two):
+    """The numbers of the same network without that parameter, which is drawn last, but for the order of sums."""
+    errors = {key: two[0][key]["ste"]["weight_alignment_error"] for key in ("unused", "batch norm")}
+    assert errors["unused"] == pytest.approx(errors["batch norm"], rel=1e-3)
+    assert two[0]["unused"]["replica"]["weight_alignment_error"] == 0
 
 
 def test_resumed_on_two_ranks_is_undisturbed_bit_for_bit(two):

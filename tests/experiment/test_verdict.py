@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 
+from qat_ste import Training
+from qat_ste.estimators import Tanh
+from qat_ste.experiment.breaking_changes import breaking_changes
+from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.verdict import decide, equivalent_jitter
+from qat_ste.fake_quant.fake_quantize import quantize_weights
+from qat_ste.optimizers import Muon, SignSGD
+from tests.arguments import WEIGHTS
+from tests.experiment.tiny import network
 
 
 def test_ratios_and_equivalent_jitter_from_one_run():
@@ -90,6 +100,7 @@ def test_a_failed_claim_says_which_of_the_two_is_farther(ste, words):
     assert f", {words} the STE swapped in without adjustment (2.5 times as far)" in statement
 
 
+MEND = "Use train.l2=0.025."
 DECAY, CLIPPING = "weight decay (optimizer.weight_decay=0.05)", "gradient clipping (train.clip_norm=1)"
 
 
@@ -103,22 +114,23 @@ DECAY, CLIPPING = "weight decay (optimizer.weight_decay=0.05)", "gradient clippi
 )
 def test_a_broken_equivalence_is_named_where_the_ste_is_far(errors, equivalence):
     plain = decide(errors, equivalence)
-    one = decide(errors, equivalence, breaks=[DECAY])
+    one = decide(errors, equivalence, breaks={DECAY: MEND})
     assert one.outcome == plain.outcome
     assert (
         "Weight decay (optimizer.weight_decay=0.05) breaks the equivalence: a distance remains that no smaller learning "
-        "rate removes. The counterpart 'mirrored', " in one.statement
+        f"rate removes. {MEND}" in one.statement
     )
     assert "may help" not in one.statement
-    two = decide(errors, equivalence, breaks=[DECAY, CLIPPING])
-    assert f"W{DECAY[1:]} and {CLIPPING} break the equivalence" in two.statement
+    two = decide(errors, equivalence, breaks={DECAY: MEND, CLIPPING: MEND, "a third": "Leave it."})
+    assert f"W{DECAY[1:]} and {CLIPPING} and a third break the equivalence" in two.statement
+    assert two.statement.endswith(f"removes. {MEND} Leave it.")
     assert "equivalence" not in plain.statement
 
 
 @pytest.mark.parametrize("ste", [0.0, 0.03, 0.07])
 def test_a_broken_equivalence_is_not_blamed_where_the_ste_is_near(ste):
     errors = {"ste": ste, "naive": 0.25, "jitter": 0.02}
-    assert decide(errors, "remap", breaks=[DECAY]) == decide(errors, "remap")
+    assert decide(errors, "remap", breaks={DECAY: MEND}) == decide(errors, "remap")
 
 
 @pytest.mark.parametrize(
@@ -148,3 +160,43 @@ def test_only_the_distance_counts_where_the_theorem_does_not_hold(equivalence, n
     assert "claim fails" not in verdict.statement
     assert "The theorem does not cover" not in decide(errors, equivalence).statement
     assert "The theorem" not in decide({"ste": 0.0, "jitter": 0.02}, "exact", covered=False).statement
+
+
+L2 = "the counterpart 'mirrored' decays as the reference does"
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "remedy"),
+    [
+        ({"optimizer": partial(torch.optim.SGD, weight_decay=0.05)}, "weight decay (optimizer.weight_decay=0.05)",
+         f"Use train.l2=0.025 in its place; then {L2}."),
+        ({"optimizer": partial(torch.optim.Adam, weight_decay=0.05)}, "weight decay (optimizer.weight_decay=0.05)",
+         f"Use train.l2=0.025 in its place; then {L2}."),
+        ({"optimizer": torch.optim.SGD, "weight_decay": 0.05}, "weight decay (train.weight_decay=0.05)", f"T{L2[1:]}."),
+        ({"optimizer": torch.optim.Adam, "l2": 0.05}, "the L2 penalty (train.l2=0.05)", f"T{L2[1:]}."),
+        ({"optimizer": torch.optim.SGD, "clip_norm": 0.1}, "gradient clipping (train.clip_norm=0.1)",
+         "Use train.clip_at=quantized; or the counterpart 'mirrored', which is clipped as the reference is."),
+        ({"optimizer": Muon}, "an optimizer without a known adjustment (Muon)", "SGD and Adam have one."),
+    ],
+)  # fmt: skip
+def test_what_breaks_the_equivalence_of_a_run_is_named_with_its_remedy(changes, setting, remedy):
+    assert breaking_changes(cohort(**changes)) == {setting: remedy}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": torch.optim.SGD},
+        {"optimizer": partial(torch.optim.AdamW, weight_decay=0.1)},
+        {"optimizer": torch.optim.Adam, "weight_decay": 0.05},
+        {"optimizer": torch.optim.SGD, "clip_norm": 0.1, "clip_at": "quantized"},
+        {"optimizer": SignSGD, "clip_norm": 0.1},
+    ],
+)
+def test_what_leaves_the_equivalence_whole_is_not_named(changes):
+    assert breaking_changes(cohort(**changes)) == {}
+
+
+def cohort(optimizer, **training):
+    model = quantize_weights(network(), WEIGHTS, Tanh(5.5))
+    return Cohort(model, Tanh(5.5), optimizer, 0.1, ["ste"], Training(steps=1, **training)).make_members()
