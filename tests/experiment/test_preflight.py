@@ -92,7 +92,7 @@ SOUND = {
 
 
 LINEAR = ("LSTM", "weight norm", "tied weights", "attention", "transformer")
-INCLUDED = dict.fromkeys(LINEAR, ["Linear"]) | {"outputs in a dictionary": ["Conv2d", "ConvTranspose2d"]}
+INCLUDED = {key: ["Linear"] for key in LINEAR} | {"outputs in a dictionary": ["Conv2d", "ConvTranspose2d"]}
 
 
 @pytest.mark.parametrize("name", SOUND)

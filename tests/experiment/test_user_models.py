@@ -89,7 +89,7 @@ def test_modules_that_the_user_put_into_evaluation_mode_stay_there():
     )
     for comparison in (with_validation, without):
         assert comparison.models["reference"][1].num_batches_tracked == 0
-    assert torch.equal(*(each.models["reference"][5].weight for each in (with_validation, without)))
+    assert torch.equal(*(each.models["reference"][5].bias for each in (with_validation, without)))
     assert run(steps=20, steps_per_epoch=5).models["reference"][1].num_batches_tracked == 20, "control: training mode"
 
 
@@ -436,7 +436,7 @@ class Averaged(torch.optim.Optimizer):
 def test_an_optimizer_with_modes_is_evaluated_at_its_average():
     averaged, plain = (run(optimizer=optimizer, steps=10, validation=batches(2), steps_per_epoch=5,
                            build_model=partial(network, 0.0)) for optimizer in (Averaged, torch.optim.SGD))  # fmt: skip
-    assert torch.equal(averaged.models["reference"][0].weight, plain.models["reference"][0].weight), "the same path"
+    assert torch.equal(averaged.models["reference"][0].bias, plain.models["reference"][0].weight), "the same path"
     assert averaged.reference.test_loss != plain.reference.test_loss
 
 
