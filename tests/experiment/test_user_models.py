@@ -436,7 +436,7 @@ class Averaged(torch.optim.Optimizer):
 def test_an_optimizer_with_modes_is_evaluated_at_its_average():
     averaged, plain = (run(optimizer=optimizer, steps=10, validation=batches(2), steps_per_epoch=5,
                            build_model=partial(network, 0.0)) for optimizer in (Averaged, torch.optim.SGD))  # fmt: skip
-    assert torch.equal(averaged.models["reference"][0].bias, plain.models["reference"][0].weight), "the same path"
+    assert torch.equal(averaged.models["reference"][0].bias, plain.models["reference"][0].bias), "the same path"
     assert averaged.reference.test_loss != plain.reference.test_loss
 
 
