@@ -69,6 +69,17 @@ class _Schedule(OneOf):
         return callable(value) or super().__contains__(value)
 
 
+class _Segments:
+    """A number of steps, or several that differ."""
+
+    def __contains__(self, value: Any) -> bool:
+        lengths = value if isinstance(value, list | tuple) and value else [value]
+        return value is None or (all(length in COUNT for length in lengths) and len({*lengths}) == len(lengths))
+
+    def __str__(self) -> str:
+        return "None, a whole number of at least 1, or a list of different ones"
+
+
 @dataclass(frozen=True)
 class Training(Parameters):
     """Length, schedule and regularization of training; section ``train`` of the configuration.
@@ -84,6 +95,8 @@ class Training(Parameters):
         l2, l2_include: see ``L2Penalty``; the theorem does not cover it, the counterpart ``mirrored`` does.
         weight_decay: see ``WeightDecay``; acts on the tensors of ``l2_include``.
         accumulate: parts that a batch is split into; their gradients are added up.
+        segment: lengths in steps; for each, every counterpart is trained once more, from the reference's mapped
+            state every so many steps (docs/segments.md).
         seed: of weights, batches and dropout.
 
     Raises:
@@ -113,6 +126,14 @@ class Training(Parameters):
     l2_include: list[Any] = parameter(["*"], NAMES, "name patterns of the tensors that l2 and weight_decay act on")
     accumulate: int = parameter(1, COUNT, "parts that a batch is split into, their gradients added up")
     seed: int = parameter(42, SEED, "of weights, batches and dropout")
+    segment: Any = parameter(
+        None, _Segments(), "lengths of segments, in steps: counterparts start again from the reference's state", 5
+    )
+
+    @property
+    def segments(self) -> list[int]:
+        """Lengths of the segments, ascending."""
+        return sorted(self.segment if isinstance(self.segment, list | tuple) else filter(None, [self.segment]))
 
     def total_steps(self, steps_per_epoch: int | None) -> int:
         """Optimizer steps of the run, where one pass over the data takes ``steps_per_epoch``."""

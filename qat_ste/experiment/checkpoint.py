@@ -21,6 +21,7 @@ from qat_ste.base.text import of_value, one_line
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.member import Member
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.segments import Segments
 from qat_ste.fake_quant.fake_quantize import packed_state
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,12 @@ ANY_NUMBERS: dict[str, float] = {}  # in an example: any keys whose values are n
 
 
 def unfit(
-    state: Mapping[str, Any], cohort: Cohort, monitor: DivergenceMonitor, losses: Tensor, initial: list[Any]
+    state: Mapping[str, Any],
+    cohort: Cohort,
+    monitor: DivergenceMonitor,
+    losses: Tensor,
+    initial: list[Any],
+    segments: Segments | None,
 ) -> str | None:
     """Why the state does not fit this run, in words; None if it fits. Restore the members of ``cohort`` afterwards.
 
@@ -165,12 +171,16 @@ def unfit(
     member = next(iter(cohort.local.values()))
     model = {name: values for name, values in member.model.state_dict().items() if name not in cohort.needs.resized}
     of_member = {"model": model, "optimizer": ...}
+    of_rank: dict[str, Any] = {"divergence": divergence, "losses": losses}
+    trained = members
+    if segments is not None:
+        of_rank["segments"] = segments.example(state["step"])
+        trained += len(segments.parts)
+    saved = _comparable(state.get("members"), cohort.needs.resized)
     return (
-        misfit(
-            _comparable(state.get("members"), cohort.needs.resized), dict.fromkeys(range(members), of_member), "members"
-        )
+        misfit(saved, dict.fromkeys(range(trained), of_member), "members")
         or _unfit_optimizers(state["members"], member)
-        or misfit(state["ranks"][ranks.rank], {"divergence": divergence, "losses": losses}, "ranks")
+        or misfit(state["ranks"][ranks.rank], of_rank, "ranks")
         or _unfit_record(json.loads(state["record"]), members, initial)
     )
 

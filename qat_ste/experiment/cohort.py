@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -152,29 +153,35 @@ class Cohort:
 
     def weight_map(self, number: int) -> WeightMap | None:
         """R: M of the stage that the member was last re-mapped for; None (identity) if it never was."""
-        equivalent, spec = self.equivalent, self.specs[number]
-        if equivalent is None or not spec.remap:
+        spec = self.specs[number]
+        if self.equivalent is None or not spec.remap:
             return None
-        return lambda w, quantizer: equivalent.at(self.stage if spec.follows else 0).on(quantizer).weight_map(w)
+        return lambda w, quantizer: self.equivalent_now(spec).on(quantizer).weight_map(w)
+
+    def equivalent_now(self, spec: MemberSpec) -> SteEquivalent:
+        """The equivalence that a member with this specification was last adjusted for."""
+        return cast(SteEquivalent, self.equivalent).at(self.stage if spec.follows else 0)
 
     def enter(self, step: int, steps: int) -> bool:
         """Switches to the estimator of this step; returns whether it changed, which may re-map weights."""
-        stages = self.specs[0].estimator.stages
-        stage = step * len(stages) // steps
+        stage = step * len(self.specs[0].estimator.stages) // steps
         if stage == self.stage:
             return False
         before, self.stage = self.stage, stage
         for number, member in self.local.items():
-            spec = self.specs[number]
-            if spec.follows and self.equivalent is not None:
-                equivalent = self.equivalent.at(stage)
-                member.use(equivalent.counterpart(spec.remap), equivalent)
-                if spec.remap:
-                    remap(member, self.equivalent.at(before), equivalent)
-            elif len(spec.estimator.stages) > 1:
-                member.use(stages[stage])
+            self.switch(member, self.specs[number], before)
         self.update_slices()
         return True
+
+    def switch(self, member: Member, spec: MemberSpec, before: int) -> None:
+        """Switches one member from stage ``before`` to the current stage."""
+        if spec.follows and self.equivalent is not None:
+            equivalent = self.equivalent.at(self.stage)
+            member.use(equivalent.counterpart(spec.remap), equivalent)
+            if spec.remap:
+                remap(member, self.equivalent.at(before), equivalent)
+        elif len(spec.estimator.stages) > 1:
+            member.use(spec.estimator.stages[self.stage])
 
     def member(self, spec: MemberSpec, latent: Tensor | None = None, quantized: Tensor | None = None) -> Member:
         """A new member of this specification, with its weights in these buffers or in new ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from qat_ste.experiment.randomness import kept_generators, seed_everything
 from qat_ste.experiment.ranks import Ranks
 from qat_ste.experiment.results import CounterpartResult, MemberResult
 from qat_ste.experiment.schedules import schedule_of
+from qat_ste.experiment.segment_results import SegmentResults
+from qat_ste.experiment.segments import Segments
 from qat_ste.experiment.verdict import Verdict, decide
 from qat_ste.fake_quant.fake_quantize import packed_model, quantize_weights, unpacked_model
 from qat_ste.loggers.terminal import TerminalLogger
@@ -57,6 +59,7 @@ class Comparison:
         rows: the metrics along the run, as ``on_row`` received them.
         weights: initial, final and re-mapped latent weights of up to 50,000 positions, over the range.
         models: the trained networks of this rank, by name; ``reference`` is one of them.
+        segments: the results of segments, where ``training.segment`` asks for them.
         settings: the arguments as plain values, by section.
     """
 
@@ -73,6 +76,7 @@ class Comparison:
     weights: dict[str, np.ndarray]
     models: dict[str, nn.Module]
     settings: dict[str, Any]
+    segments: SegmentResults | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         packed = {id(model): packed_model(copy_model(model)) for model in self.models.values()}
@@ -180,6 +184,11 @@ def compare(
         if done < steps:
             Preflight(cohort, loss, source.first(), seed).run(rank_validation, checkpoints is not None)
         cohort.make_members()
+        segments = None
+        if lengths := training.segments:
+            if lengths[-1] >= steps:
+                raise ArgumentError("segment", training.segment, f"shorter than the run of {steps} steps")
+            segments = Segments(cohort, lengths, steps)
         drawn = DrawnWeights(cohort)
         monitor = DivergenceMonitor(cohort, metrics.sequence_weights, seed)
         record = train(
@@ -193,6 +202,7 @@ def compare(
             on_row=on_row,
             stop=stop,
             checkpoints=checkpoints,
+            segments=segments,
         )
     sections = {"quantizer": quantization, "train": training, "metrics": metrics, "runtime": execution}
     settings: dict[str, Any] = {name: _plain(vars(section)) for name, section in sections.items()} | {
@@ -200,7 +210,8 @@ def compare(
     }
     settings |= {"estimator": repr(estimator), "optimizer": {"name": _name(optimizer), "lr": lr}}
     settings |= {"model": type(model).__name__}
-    return _summarize(cohort, monitor, record, drawn, steps, settings)
+    comparison = _summarize(cohort, monitor, record, drawn, steps, settings)
+    return comparison if segments is None else replace(comparison, segments=SegmentResults.of(segments))
 
 
 def _length(batches: Any) -> int | None:

@@ -23,10 +23,11 @@ from qat_ste.experiment.checks import called, explained, inputs_and_targets
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.evaluation import Evaluation, evaluate
 from qat_ste.experiment.finiteness import FinitenessCheck, check_row
-from qat_ste.experiment.member import Loss
+from qat_ste.experiment.member import Loss, Member
 from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.experiment.randomness import BATCHES, EVALUATION, seed_noise
 from qat_ste.experiment.schedules import Schedule
+from qat_ste.experiment.segments import Segments
 
 Batches = Iterable[Batch] | TrainingBatches
 ACCUMULATION = (
@@ -57,8 +58,11 @@ class Lockstep:
     def __init__(self, cohort: Cohort, loss: Loss, schedule: Schedule, seed: int) -> None:
         self.cohort, self.loss, self.schedule, self.seed = cohort, loss, schedule, seed
 
-    def step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Optimizer step ``step`` (0, 1, …) of every member; returns the losses, 0 for members trained elsewhere."""
+    def step(self, step: int, inputs: Tensor, targets: Tensor, segments: Segments | None = None) -> Tensor:
+        """Optimizer step ``step`` (0, 1, …) of every member; returns the losses, 0 for members trained elsewhere.
+
+        ``segments`` record the losses of their members themselves.
+        """
         factor: Any = called("schedule", self.schedule, step)
         if not (isinstance(factor, Real) and math.isfinite(factor)):
             raise ArgumentError("schedule", factor, f"a function that returns finite numbers (step {step})")
@@ -67,6 +71,8 @@ class Lockstep:
             seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
             with explained("batches", (inputs, targets), member.model, self.loss, member.accumulate):
                 losses[number] = member.step(inputs, targets, self.loss, float(factor)).float()
+        if segments is not None:
+            segments.step(step, inputs, targets, self.loss, float(factor), self.seed)
         self.cohort.update_slices()
         return torch.stack(losses)
 
@@ -112,6 +118,7 @@ def train(
     on_row: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
     checkpoints: Checkpoints | None = None,
+    segments: Segments | None = None,
 ) -> Record:
     """Trains the cohort for ``steps`` steps.
 
@@ -123,6 +130,7 @@ def train(
         on_row: called with each row.
         stop: called after each step; true stops the run.
         checkpoints: resumes the run, and saves it when a checkpoint is due, when stopped, and at the end.
+        segments: counterparts that start again, trained and measured beside the cohort.
 
     Raises:
         Stopped: ``stop`` returned true.
@@ -133,7 +141,7 @@ def train(
     log_every = log_every or max(1, steps // 200)
     steps_per_epoch = steps_per_epoch or steps
     record = Record(torch.zeros(len(cohort.specs), steps, device=cohort.device), monitor.initial())
-    start = _restore(checkpoints, cohort, monitor, record, steps, source) if checkpoints else 0
+    start = _restore(checkpoints, cohort, monitor, record, steps, source, segments) if checkpoints else 0
     finiteness = FinitenessCheck(monitor, start)
 
     def emit(row: Row) -> None:
@@ -141,19 +149,31 @@ def train(
         record.lines.append(json.dumps(row))
         called("on_row", on_row, row)
 
+    def emit_segments() -> None:
+        for row in segments.report(record.losses) if segments is not None else ():
+            emit({"step": row["step"], "epoch": row["step"] / steps_per_epoch} | row)
+
     logged, done = start - start % log_every, start
     for step, batch in zip(range(start, steps), on_device(source, cohort.device, "batches"), strict=False):
         if step == start:
             with explained("batches", batch, next(iter(cohort.local.values())).model, lockstep.loss):
                 cohort.choose_mode(lockstep.loss, *batch, steps - start)
+        before = cohort.stage
         if cohort.enter(step, steps):
             monitor.remapped()
-        record.losses[:, step] = lockstep.step(step, *batch)
+            if segments is not None:
+                segments.enter(before)
+        if segments is not None:
+            segments.restart(step)
+        record.losses[:, step] = lockstep.step(step, *batch, segments)
         done = step + 1
         monitor.observe(done, cohort.levels())
+        if segments is not None:
+            segments.observe(done)
         if done % log_every == 0 or done == steps:
             finiteness.check(record.losses, done)
             _check_accumulation(cohort)
+            emit_segments()
             recent = cohort.layout.over_batch(record.losses[:, logged:done])
             logged = done
             lr = cohort.lr * lockstep.schedule(step)
@@ -166,13 +186,15 @@ def train(
             emit(row)
         if validation is not None and (done % steps_per_epoch == 0 or done == steps):
             finiteness.check(record.losses, done)
+            emit_segments()
             validated = on_device(seeded(validation, lockstep.seed), cohort.device, "validation")
             record.evaluations = evaluate(cohort, validated, lockstep.loss, lockstep.seed)
             emit(_validation_row(cohort, done, done / steps_per_epoch, record))
         stopping, due = ranks.any([bool(stop()), checkpoints is not None and checkpoints.due(done)])
         if checkpoints is not None and (stopping or due or done == steps):
             finiteness.check(record.losses, done)
-            _save(checkpoints, done, cohort, monitor, record, source.digest)
+            emit_segments()
+            _save(checkpoints, done, cohort, monitor, record, source.digest, segments)
         if stopping and done < steps:
             raise Stopped(done)
     if done < steps:
@@ -287,16 +309,22 @@ def _validation_row(cohort: Cohort, step: int, epoch: float, record: Record) -> 
 
 
 def _save(
-    checkpoints: Checkpoints, step: int, cohort: Cohort, monitor: DivergenceMonitor, record: Record, digest: str | None
+    checkpoints: Checkpoints,
+    step: int,
+    cohort: Cohort,
+    monitor: DivergenceMonitor,
+    record: Record,
+    digest: str | None,
+    segments: Segments | None,
 ) -> None:
     """Rank 0 gathers and writes: each member from one of the ranks that train it, metrics and losses from all."""
     layout = cohort.layout
-    members = cohort.local if layout.shard.rank == 0 else {}
+    members = cohort.local | _segment_members(cohort, segments) if layout.shard.rank == 0 else {}
     of_rank = {
         "members": {number: member.state_dict() for number, member in members.items()},
         "divergence": monitor.state_dict(),
         "losses": record.losses,
-    }
+    } | ({} if segments is None else {"segments": segments.state_dict()})
     if layout.ranks.size > 1:  # pickled one by one: a view would take all of its buffer along
         of_rank = tree_map_only(Tensor, lambda values: values.detach().cpu().clone(), of_rank)
     gathered, digests = layout.ranks.gather(of_rank), layout.ranks.gather(digest)
@@ -309,6 +337,12 @@ def _save(
     return checkpoints.save(state | {"members": states, "ranks": gathered, "digests": digests})
 
 
+def _segment_members(cohort: Cohort, segments: Segments | None) -> dict[int, Member]:
+    """The members of segments that this rank trains, numbered after those of the whole run."""
+    parts = enumerate(segments.parts if segments is not None else (), len(cohort.specs))
+    return {number: part.member for number, part in parts if part.member is not None}
+
+
 def _restore(
     checkpoints: Checkpoints,
     cohort: Cohort,
@@ -316,6 +350,7 @@ def _restore(
     record: Record,
     steps: int,
     source: BatchSource,
+    segments: Segments | None,
 ) -> int:
     """The number of steps done. Batches and generators need no state: they are functions of (seed, step)."""
     state, ranks = checkpoints.take(), cohort.layout.ranks
@@ -326,7 +361,7 @@ def _restore(
         return 0
 
     def check() -> str | None:
-        if problem := unfit(state, cohort, monitor, record.losses, record.initial):
+        if problem := unfit(state, cohort, monitor, record.losses, record.initial, segments):
             return problem
         digests = state.get("digests")  # older versions have none
         same = digests is None or digests[ranks.rank] in (None, source.read_digest)
@@ -334,12 +369,16 @@ def _restore(
 
     def resume() -> None:
         cohort.mode = state["mode"]
-        cohort.enter(step - 1, steps)  # the loaded state belongs to this stage
-        for number, member in cohort.local.items():
+        before = cohort.stage
+        if cohort.enter(step - 1, steps) and segments is not None:  # the loaded state belongs to this stage
+            segments.enter(before)
+        for number, member in (cohort.local | _segment_members(cohort, segments)).items():
             member.load_state_dict(state["members"][number])
         cohort.update_slices()
         of_rank = state["ranks"][ranks.rank]
         monitor.load_state_dict(of_rank["divergence"])
+        if segments is not None:
+            segments.load_state_dict(of_rank["segments"], step)
         record.restore(state["record"], of_rank["losses"])
 
     for action in (check, resume):

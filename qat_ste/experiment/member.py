@@ -127,8 +127,11 @@ class Member:
         self.accumulated_wrong = weights.buffer.new_zeros((), dtype=torch.bool)  # whether a loss was no mean of parts
         self._spec, self._equivalent, self._lr = spec, equivalent, lr * spec.lr_jitter
         quantized = {id(parameter) for parameter in weights.parameters}
-        others = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
-        groups = [{"params": weights.parameters, "lr": self._lr * spec.lr_factor}, {"params": others, "lr": self._lr}]
+        self.other_parameters = [p for p in model.parameters() if id(p) not in quantized and p.requires_grad]
+        groups = [
+            {"params": weights.parameters, "lr": self._lr * spec.lr_factor},
+            {"params": self.other_parameters, "lr": self._lr},
+        ]
         self.optimizer = optimizer([group for group in groups if group["params"]], lr=self._lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = None

@@ -101,6 +101,11 @@ class Layout:
         slices = list(buffer.split(len(out))) if buffer is not None and owner == self.ranks.rank else None
         dist.scatter(out, slices, src=owner)
 
+    def broadcast(self, member: int, values: Tensor) -> None:
+        """Sends a tensor of a member from the ranks that train it to those that do not, in place."""
+        if self.groups > 1:
+            dist.broadcast(values, src=self._owner(member, self.shard.rank), group=self.peers)
+
     def share_outputs(self, outputs: dict[int, Any], members: int) -> list[Any]:
         """The outputs of all members on this rank's batch, from the outputs of the members trained here.
 

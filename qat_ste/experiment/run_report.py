@@ -38,7 +38,7 @@ def results_of(comparison: Comparison) -> dict[str, Any]:
         "counterparts": {name: result.as_dict() for name, result in comparison.counterparts.items()},
         "verdict": vars(comparison.verdict),
         "metrics": metric_titles(),
-    }
+    } | (comparison.segments.as_dict() if comparison.segments else {})
 
 
 def versions() -> dict[str, str]:
