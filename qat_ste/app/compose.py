@@ -32,6 +32,7 @@ ConfigStore.instance().store(name="schema", node=schema(RunConfig))
 ConfigStore.instance().store(name="atlas_schema", node=atlas_schema())
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: an unknown option of a group
+EXTRAS = {"joblib": "joblib", "submitit": "slurm"}  # of this package, by the launcher that it installs
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _KINDS = {bool: KINDS["Boolean"], int: KINDS["Integer"], float: KINDS["Float"], dict: "keys and values"}
 
@@ -110,8 +111,10 @@ def composition_problems(
         overrides = [single for override in overrides for single in _singles(override)]
     user = user_dir(arguments)
     chosen = [*search_path(user), *valid]  # options of groups, on which the existing keys depend
-    reasons, composing = {}, []
+    reasons, composing = dict[str, str](), list[str]()
     for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
+        if any(override.startswith(f"{_group(choice)}.".replace("/", ".")) for choice in reasons):
+            continue  # a key of an option that is not there
         try:
             compose_file(config_dir, [*chosen, override], primary)
         except COMPOSE_ERRORS as fault:
@@ -119,7 +122,8 @@ def composition_problems(
             reasons[override] = _reason(fault, options(_group(override), config_dir, user), override, default)
         else:
             composing.append(override)
-            if _is_choice(config_dir, override) and not sweeping:
+            options_of_group = [other for other in overrides if _group(other) == _group(override)]
+            if _is_choice(config_dir, override) and len(options_of_group) == 1:
                 chosen.append(override)
     problems = [f"{shown(override)}: {reasons[override]}" for override in overrides if override in reasons]
     if primary == "config" and not sweeping:  # a sweep's values belong to different runs
@@ -207,6 +211,10 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(error: Exception) -> str:
+    if missing := re.search(r"Could not (?:load|find) '(hydra/\w+)/(\w+)'", f"{error} {error.__cause__ or ''}"):
+        extra = EXTRAS.get(missing[2].partition("_")[0])
+        remedy = f"pip install -e '.[{extra}]'" if extra else "no plugin of Hydra that is installed has it"
+        return f"there is no {missing[1]}={missing[2]} here: {remedy}"
     return shown(" ".join(line for line in str(error).splitlines() if "object_type=" not in line), 500)
 
 
