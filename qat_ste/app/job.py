@@ -63,7 +63,9 @@ class Job:
         from qat_ste.app.validate import RunValidator
         from qat_ste.experiment.ranks import Ranks
 
+        logging.disable(logging.WARNING if rank else logging.NOTSET)  # rank 0 warns
         components, folder = RunValidator(self.cfg, self.default).components(), self.folder
+        logging.disable(logging.NOTSET)
         if rank is not None:
             join(components.device)
             folder = Ranks().broadcast(folder)  # its name holds the time, which differs by rank
