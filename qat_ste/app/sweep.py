@@ -184,6 +184,7 @@ def run_of_sweep(job: Job, launcher: DictConfig, in_launching_process: bool) -> 
     Raises:
         SystemExit: a signal stopped the launching process.
     """
+    os.environ.pop("WANDB_RUN_ID", None)  # one id for all jobs would make them one run of W&B
     if in_launching_process:
         exit_code = _run(job)
     else:
