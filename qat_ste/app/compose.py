@@ -19,12 +19,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.app.job import locked_or_leave, outer_rank, refuse
 from qat_ste.app.schema import ConfigError, RunConfig, atlas_schema, problems_in, schema
 from qat_ste.app.value_checks import unusable
+from qat_ste.base.files import home_path
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, SECTIONS
 from qat_ste.base.text import shown
 
@@ -48,10 +49,15 @@ def config_dir() -> str:
 
 def user_dir(arguments: Sequence[str]) -> str | None:
     """The folder of YAML files that a command line names with --config-dir."""
+    return split_user_dir(arguments)[0]
+
+
+def split_user_dir(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """``user_dir`` and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    folder: str | None = parser.parse_known_args(arguments)[0].config_dir
-    return folder
+    parser.add_argument("--config-dir", "-cd", type=os.path.expanduser)
+    parsed, others = parser.parse_known_args(arguments)
+    return parsed.config_dir, others
 
 
 def add_modules_beside(user_dir: str) -> None:
@@ -222,12 +228,18 @@ class RunStart(Callback):
     """Hydra's callback before it creates the run folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Exits with code 2 if a value is unusable, ``paths`` has a problem, or the folder is in use."""
+        """Expands ``~`` in the folder.
+
+        Raises:
+            SystemExit: a value is unusable, ``paths`` has a problem, or the folder is in use.
+        """
         cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         default = packaged_default(config_dir(), dict(config.hydra.runtime.choices))
         if unusable(cfg, default) or problems_in(cfg, "paths"):
             refuse([] if outer_rank() else value_problems(config_dir(), config))
-        folder = Path(config.hydra.run.dir)
+        folder = home_path(config.hydra.run.dir)
+        with read_write(config.hydra):
+            config.hydra.run.dir = str(folder)
         if folder.is_dir() and not outer_rank():
             with locked_or_leave(folder, "hydra.run.dir"):
                 pass

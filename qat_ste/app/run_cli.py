@@ -27,6 +27,7 @@ from qat_ste.app.compose import (
     options,
     packaged_default,
     search_path,
+    split_user_dir,
     user_dir,
 )
 from qat_ste.app.help_text import run_help
@@ -130,8 +131,10 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv):
         _print_help(sys.argv[1:])
         return
-    if user := user_dir(sys.argv[1:]):
+    user, others = split_user_dir(sys.argv[1:])
+    if user:
         add_modules_beside(user)
+        sys.argv[1:] = [f"--config-dir={user}", *others]  # with ~ expanded
     if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     if "dry_run=true" in sys.argv:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qat_ste.app.job import Job, locked_or_leave, tell_fault
-from qat_ste.base.files import read_json, write_json
+from qat_ste.app.job import Job, locked_or_leave, quoted, tell_fault
+from qat_ste.base.files import home_path, read_json, write_json
 from qat_ste.base.text import of_error
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,12 @@ class Sweep(Callback):
         Raises:
             SystemExit: another sweep is running there. Hydra turns other exceptions into warnings.
         """
-        self.folder = Path(config.hydra.sweep.dir).absolute()
+        folder = str(home_path(config.hydra.sweep.dir))
+        if folder != config.hydra.sweep.dir:
+            with read_write(config.hydra):
+                config.hydra.sweep.dir = folder
+                config.hydra.overrides.hydra.append(quoted("hydra.sweep.dir", folder))  # for the jobs
+        self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         if not config.dry_run:
             self._lock.enter_context(locked_or_leave(self.folder, "hydra.sweep.dir"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qat_ste.base.files import write
+from qat_ste.base.files import home_path, write
 from qat_ste.base.text import of_error
 from qat_ste.divergence import metric_titles
 from qat_ste.experiment.comparison import Comparison
@@ -71,7 +71,12 @@ def write_page(comparison: Comparison, folder: Path) -> None:
 
 
 def write_run(comparison: Comparison, folder: Path) -> Path:
-    """The files of ``Comparison.report``."""
+    """Writes the files of ``Comparison.report`` and returns the path of the page.
+
+    Raises:
+        RuntimeError: the page could not be written; all other files are.
+    """
+    folder = home_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = RunFolder(folder)
     for row in comparison.rows:
