@@ -90,7 +90,9 @@ class Job:
 
     @staticmethod
     def _say_finished(folder: Path) -> int:
-        print(f"finished already: {folder / 'report.html'}")  # noqa: T201
+        page = folder / "report.html"
+        shown = page if page.is_file() else f"{folder}; its page: qat-report {shlex.quote(str(folder))}"
+        print(f"finished already: {shown}")  # noqa: T201
         return 0
 
 
