@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from qat_ste.app.compose import (
 from qat_ste.app.help_text import commented
 from qat_ste.app.job import refuse
 from qat_ste.app.schema import ConfigError
-from qat_ste.base.files import FolderInUse, locked, write_json
+from qat_ste.base.files import FolderInUse, home_path, locked, write_json
 from qat_ste.base.text import of_error
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration below")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with your YAML files")
+    parser.add_argument("--config-dir", type=home_path, metavar="DIR", help="a folder with your YAML files")
     parser.add_argument("--dry-run", action="store_true", help="check everything, list the jobs, train nothing")
     return parser
 

@@ -18,6 +18,7 @@ from qat_ste.app.atlas_jobs import Job
 from qat_ste.app.compose import COMPOSE_ERRORS, compose_file, composition_problems, config_dir, packaged_default
 from qat_ste.app.schema import ConfigError
 from qat_ste.app.validate import RunComponents, RunValidator
+from qat_ste.base.files import home_path
 from qat_ste.base.sections import Quantization, TrainConfig
 from qat_ste.data.dataset import Dataset
 from qat_ste.estimators import Estimator
@@ -114,7 +115,7 @@ def grid_of(overrides: list[str]) -> Grid:
     lrs = {label: (entry.node["lr"], entry.node["lr"] / atlas["smaller"]) for label, entry in optimizers.items()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(atlas["workers"] or cores, len(jobs))
-    return Grid(jobs, training, Path(atlas["output"]), workers, lrs, {**shared, "atlas": atlas})
+    return Grid(jobs, training, home_path(atlas["output"]), workers, lrs, {**shared, "atlas": atlas})
 
 
 class _Entry:

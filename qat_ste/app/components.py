@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from qat_ste.app.schema import ConfigError, Problem, section_problems
-from qat_ste.app.value_checks import OPEN, reset_to_default, unusable, wrong_types
+from qat_ste.app.value_checks import OPEN, expand_home, reset_to_default, unusable, wrong_types
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.text import shown
 from qat_ste.estimators import Estimator
@@ -90,6 +90,7 @@ class ComponentBuilder:
             if not all(isinstance(self.cfg._get_node(group), DictConfig) and self.cfg[group] for group in OPEN):
                 raise ConfigError(self.problems)
             reset_to_default(self.cfg, new, default)
+        expand_home(self.cfg)
 
     def add(self, key: str, allowed: str, example: Any = None) -> None:
         """Adds a problem with a key, one per key; the example is the packaged default unless given."""

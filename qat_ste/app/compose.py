@@ -19,12 +19,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.app.job import locked_or_leave, outer_rank, refuse
 from qat_ste.app.schema import ConfigError, RunConfig, atlas_schema, problems_in, schema
 from qat_ste.app.value_checks import unusable
+from qat_ste.base.files import home_path
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, SECTIONS
 from qat_ste.base.text import shown
 
@@ -32,6 +33,7 @@ ConfigStore.instance().store(name="schema", node=schema(RunConfig))
 ConfigStore.instance().store(name="atlas_schema", node=atlas_schema())
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: an unknown option of a group
+EXTRAS = {"joblib": "joblib", "submitit": "slurm"}  # of this package, by the launcher that it installs
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _KINDS = {bool: KINDS["Boolean"], int: KINDS["Integer"], float: KINDS["Float"], dict: "keys and values"}
 
@@ -47,10 +49,15 @@ def config_dir() -> str:
 
 def user_dir(arguments: Sequence[str]) -> str | None:
     """The folder of YAML files that a command line names with --config-dir."""
+    return split_user_dir(arguments)[0]
+
+
+def split_user_dir(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """``user_dir`` and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    folder: str | None = parser.parse_known_args(arguments)[0].config_dir
-    return folder
+    parser.add_argument("--config-dir", "-cd", type=os.path.expanduser)
+    parsed, others = parser.parse_known_args(arguments)
+    return parsed.config_dir, others
 
 
 def add_modules_beside(user_dir: str) -> None:
@@ -110,8 +117,10 @@ def composition_problems(
         overrides = [single for override in overrides for single in _singles(override)]
     user = user_dir(arguments)
     chosen = [*search_path(user), *valid]  # options of groups, on which the existing keys depend
-    reasons, composing = {}, []
+    reasons, composing = dict[str, str](), list[str]()
     for override in sorted(overrides, key=lambda override: not _is_choice(config_dir, override)):
+        if any(override.startswith(f"{_group(choice)}.".replace("/", ".")) for choice in reasons):
+            continue  # a key of an option that is not there
         try:
             compose_file(config_dir, [*chosen, override], primary)
         except COMPOSE_ERRORS as fault:
@@ -119,7 +128,8 @@ def composition_problems(
             reasons[override] = _reason(fault, options(_group(override), config_dir, user), override, default)
         else:
             composing.append(override)
-            if _is_choice(config_dir, override) and not sweeping:
+            options_of_group = [other for other in overrides if _group(other) == _group(override)]
+            if _is_choice(config_dir, override) and len(options_of_group) == 1:
                 chosen.append(override)
     problems = [f"{shown(override)}: {reasons[override]}" for override in overrides if override in reasons]
     if primary == "config" and not sweeping:  # a sweep's values belong to different runs
@@ -207,6 +217,10 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(error: Exception) -> str:
+    if missing := re.search(r"Could not (?:load|find) '(hydra/\w+)/(\w+)'", f"{error} {error.__cause__ or ''}"):
+        extra = EXTRAS.get(missing[2].partition("_")[0])
+        remedy = f"pip install -e '.[{extra}]'" if extra else "no plugin of Hydra that is installed has it"
+        return f"there is no {missing[1]}={missing[2]} here: {remedy}"
     return shown(" ".join(line for line in str(error).splitlines() if "object_type=" not in line), 500)
 
 
@@ -214,12 +228,18 @@ class RunStart(Callback):
     """Hydra's callback before it creates the run folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Exits with code 2 if a value is unusable, ``paths`` has a problem, or the folder is in use."""
+        """Expands ``~`` in the folder.
+
+        Raises:
+            SystemExit: a value is unusable, ``paths`` has a problem, or the folder is in use.
+        """
         cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         default = packaged_default(config_dir(), dict(config.hydra.runtime.choices))
         if unusable(cfg, default) or problems_in(cfg, "paths"):
             refuse([] if outer_rank() else value_problems(config_dir(), config))
-        folder = Path(config.hydra.run.dir)
+        folder = home_path(config.hydra.run.dir)
+        with read_write(config.hydra):
+            config.hydra.run.dir = str(folder)
         if folder.is_dir() and not outer_rank():
             with locked_or_leave(folder, "hydra.run.dir"):
                 pass

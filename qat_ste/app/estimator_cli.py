@@ -31,6 +31,7 @@ from qat_ste.app.compose import (
 )
 from qat_ste.app.job import refuse
 from qat_ste.app.schema import ConfigError, Problem
+from qat_ste.base.files import home_path
 from qat_ste.base.text import of_error, shown
 
 if TYPE_CHECKING:
@@ -97,9 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, as for qat-run"
     )
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with your YAML files")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.png", help="file of the figure (default: NAME.png in the current folder)"
+        "--config-dir", "-cd", type=os.path.expanduser, metavar="DIR", help="a folder with your YAML files"
+    )
+    parser.add_argument(
+        "--output",
+        type=home_path,
+        metavar="FILE.png",
+        help="file of the figure (default: NAME.png in the current folder)",
     )
     return parser
 

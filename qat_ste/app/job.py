@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from qat_ste.base.errors import Number
 from qat_ste.base.files import FolderInUse, locked, write_json
 from qat_ste.base.run_config import CheckpointMismatch, finished
-from qat_ste.base.text import of_error
+from qat_ste.base.text import of_error, one_line
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,9 @@ class Job:
         from qat_ste.app.validate import RunValidator
         from qat_ste.experiment.ranks import Ranks
 
+        logging.disable(logging.WARNING if rank else logging.NOTSET)  # rank 0 warns
         components, folder = RunValidator(self.cfg, self.default).components(), self.folder
+        logging.disable(logging.NOTSET)
         if rank is not None:
             join(components.device)
             folder = Ranks().broadcast(folder)  # its name holds the time, which differs by rank
@@ -86,7 +90,9 @@ class Job:
 
     @staticmethod
     def _say_finished(folder: Path) -> int:
-        print(f"finished already: {folder / 'report.html'}")  # noqa: T201
+        page = folder / "report.html"
+        shown = page if page.is_file() else f"{folder}; its page: qat-report {shlex.quote(str(folder))}"
+        print(f"finished already: {shown}")  # noqa: T201
         return 0
 
 
@@ -141,17 +147,53 @@ def tell_fault(error: Exception, folder: Path | None) -> int:
 
 
 def outer_rank() -> int | None:
-    """This process's rank if torchrun or srun started several, else None; sets the variables that torch reads."""
+    """This process's rank if torchrun or srun started several, else None; sets the variables that torch reads.
+
+    Raises:
+        SystemExit: one of these variables is missing or has an impossible value.
+    """
     env = os.environ
     # The step's variables, since a batch script has the task's too.
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-        )
-        env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = (
-            env[name] for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-        )
-        env["LOCAL_WORLD_SIZE"] = env["SLURM_STEP_TASKS_PER_NODE"].partition("(")[0].partition(",")[0]
-        env.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
-        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
-    return int(env["RANK"]) if int(env.get("WORLD_SIZE", 1)) > 1 else None
+    if env.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1") and not env.get("RANK"):
+        _take_from_slurm(env)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if env.get(name):
+            _number(env, name)
+    if not env.get("RANK") and env.get("WORLD_SIZE") in (None, "", "1"):
+        return None
+    size = _number(env, "WORLD_SIZE", 1)
+    rank = _number(env, "RANK", 0, size - 1)
+    if size == 1:
+        return None
+    _number(env, "MASTER_PORT", 1, 65_535)
+    if not env.get("MASTER_ADDR"):
+        _refuse_variable("MASTER_ADDR", "the host of rank 0", "")
+    return rank
+
+
+def _take_from_slurm(env: MutableMapping[str, str]) -> None:
+    size = _number(env, "SLURM_STEP_NUM_TASKS", 1)
+    rank, local_rank = _number(env, "SLURM_PROCID", 0, size - 1), _number(env, "SLURM_LOCALID", 0, size - 1)
+    if not env.get("MASTER_PORT"):
+        env["MASTER_PORT"] = str(20_000 + _number(env, "SLURM_JOB_ID") % 20_000)
+    if not env.get("MASTER_ADDR"):
+        command = ["scontrol", "show", "hostnames", env.get("SLURM_STEP_NODELIST", "")]
+        try:
+            env["MASTER_ADDR"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError):
+            _refuse_variable("MASTER_ADDR", "the host of rank 0, since scontrol cannot name it here", "")
+    if local_size := re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        env["LOCAL_WORLD_SIZE"] = local_size[0]
+    env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = str(rank), str(local_rank), str(size)
+
+
+def _number(env: Mapping[str, str], name: str, lowest: int = 0, highest: float = math.inf) -> int:
+    text = env.get(name, "")
+    if not re.fullmatch("[0-9]{1,10}", text) or not lowest <= int(text) <= highest:
+        _refuse_variable(name, Number(lowest, highest), text)
+    return int(text)
+
+
+def _refuse_variable(name: str, allowed: object, text: str) -> NoReturn:
+    value = f"{name}={one_line(text, 200)}" if text else f"{name} is not set"
+    refuse([f"{value}: it must be {allowed}. torchrun and srun set it; for one process, unset RANK and WORLD_SIZE"])

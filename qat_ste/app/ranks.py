@@ -104,7 +104,9 @@ def _rank(
         logging.config.dictConfig(job_logging)
     try:
         cfg = OmegaConf.create(plain)
+        logging.disable(logging.WARNING)  # the launching process has warned
         components = RunValidator(cfg).components()
+        logging.disable(logging.NOTSET)
         join(components.device, init_method, rank, size)
         code = run(cfg, components, folder, origin)
         if code != 2:  # all ranks have the same exit code: wait for each other

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qat_ste.base.files import home_path
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -52,17 +54,17 @@ def _parser() -> argparse.ArgumentParser:
         "paper's claims hold. Unfinished and broken folders are reported and skipped.",
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="RUN_OR_SWEEP", help="a run folder, or a folder of runs"
+        "folders", nargs="*", type=home_path, metavar="RUN_OR_SWEEP", help="a run folder, or a folder of runs"
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=home_path,
         metavar="DIR",
         help="folder for the page, tables and figures (default: the given folder if there is one, else report/)",
     )
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="also write all numbers as a small JSON file")
+    parser.add_argument("--summary", type=home_path, metavar="FILE", help="also write all numbers as a small JSON file")
     parser.add_argument(
-        "--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two runs or sweeps side by side"
+        "--diff", nargs=2, type=home_path, metavar=("A", "B"), help="compare two runs or sweeps side by side"
     )
     return parser
 

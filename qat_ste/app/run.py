@@ -122,9 +122,9 @@ def run(cfg: DictConfig, components: RunComponents, folder: Path, origin: dict[s
             }
             for logger in loggers:
                 logger.log_results(results)
-            write_page(comparison, folder)
-            files.set_status("done")
-            exit_code = 0
+            problem = write_page(comparison, folder)
+            files.set_status("done", problem)
+            exit_code = 1 if problem else 0
         except Stopped as stopped:
             name = signal.Signals(stop.exit_code - 128).name
             resume = shlex.quote(quoted("hydra.run.dir", str(folder)))

@@ -27,17 +27,19 @@ from qat_ste.app.compose import (
     options,
     packaged_default,
     search_path,
+    split_user_dir,
     user_dir,
 )
 from qat_ste.app.help_text import run_help
 from qat_ste.app.job import Job, outer_rank, quoted, refuse, tell, tell_fault
-from qat_ste.app.sweep import Sweep, folder_name, run_of_sweep, sweep_name
+from qat_ste.app.sweep import Sweep, folder_name, job_folder_name, run_of_sweep, sweep_name
 from qat_ste.base.process import run_program
 from qat_ste.base.text import of_error
 
 _launching_process: int | None = None
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("job_folder_name", job_folder_name, replace=True)
 # Cached like Hydra's ${now:}, so that jobs in other processes get the launching process's name.
 OmegaConf.register_new_resolver("sweep_name", lambda: sweep_name(sys.argv[1:]), replace=True, use_cache=True)
 
@@ -130,8 +132,10 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv):
         _print_help(sys.argv[1:])
         return
-    if user := user_dir(sys.argv[1:]):
+    user, others = split_user_dir(sys.argv[1:])
+    if user:
         add_modules_beside(user)
+        sys.argv[1:] = [f"--config-dir={user}", *others]  # with ~ expanded
     if outer_rank():  # rank 0 keeps the run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     if "dry_run=true" in sys.argv:

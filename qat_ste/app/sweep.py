@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import signal
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -17,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qat_ste.app.job import Job, locked_or_leave, tell_fault
-from qat_ste.base.files import read_json, write_json
+from qat_ste.app.job import Job, locked_or_leave, quoted, tell_fault
+from qat_ste.base.files import home_path, read_json, write_json
 from qat_ste.base.text import of_error
 
 log = logging.getLogger(__name__)
@@ -33,12 +35,42 @@ STYLES = {"done": "green", "skipped": "dim", "failed": "bold red", "preempted": 
 WATCH_SECONDS, LINE_SECONDS = 2.0, 60.0
 
 
-def folder_name(overrides: str) -> str:
-    """Makes a folder name of overrides: without special characters, and of limited length."""
+def folder_name(overrides: str, distinct: bool = False) -> str:
+    """Makes a folder name of overrides: without special characters, and of limited length.
+
+    Args:
+        distinct: whether overrides that differ in special characters alone get different names, by a hash.
+    """
     name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-")
-    if len(name) > 120:  # W&B allows 128
-        name = f"{name[:110].rstrip('-,')}-{sha256(name.encode()).hexdigest()[:8]}"
+    hashed = overrides if distinct else name
+    if name != hashed or len(name) > 120:  # W&B allows 128
+        name = f"{name[:110].rstrip('-,')}-{sha256(os.fsencode(hashed)).hexdigest()[:8]}"
     return name or "default"
+
+
+def job_folder_name(overrides: str, sweep: str, left_out: Sequence[str]) -> str:
+    """The name of a job's folder: the one that an older version gave it if that folder is there, else a distinct name.
+
+    Args:
+        overrides: of the job, sorted and joined by commas.
+        sweep: folder of the sweep.
+        left_out: keys that are not in ``overrides``.
+    """
+    name = folder_name(overrides)
+    with suppress(Exception):  # there is no such folder, or its files may hold anything
+        made_with = _overrides(Path(sweep, name))
+        kept = [override for override in made_with if re.split("[=@]", override.lstrip("+~"))[0] not in left_out]
+        if ",".join(sorted(kept)) == overrides:
+            return name
+    return folder_name(overrides, distinct=True)
+
+
+def _overrides(folder: Path) -> list[str]:
+    """The overrides of the run in a folder; those of Hydra's file may belong to a later job that was rejected."""
+    with suppress(FileNotFoundError):
+        return shlex.split(read_json(folder / "results.json")["command"])[1:]
+    overrides: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    return list(overrides)
 
 
 def sweep_name(arguments: list[str]) -> str:
@@ -73,7 +105,12 @@ class Sweep(Callback):
         Raises:
             SystemExit: another sweep is running there. Hydra turns other exceptions into warnings.
         """
-        self.folder = Path(config.hydra.sweep.dir).absolute()
+        folder = str(home_path(config.hydra.sweep.dir))
+        if folder != config.hydra.sweep.dir:
+            with read_write(config.hydra):
+                config.hydra.sweep.dir = folder
+                config.hydra.overrides.hydra.append(quoted("hydra.sweep.dir", folder))  # for the jobs
+        self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         if not config.dry_run:
             self._lock.enter_context(locked_or_leave(self.folder, "hydra.sweep.dir"))
@@ -184,6 +221,7 @@ def run_of_sweep(job: Job, launcher: DictConfig, in_launching_process: bool) -> 
     Raises:
         SystemExit: a signal stopped the launching process.
     """
+    os.environ.pop("WANDB_RUN_ID", None)  # one id for all jobs would make them one run of W&B
     if in_launching_process:
         exit_code = _run(job)
     else:

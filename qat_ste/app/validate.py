@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from qat_ste.app.components import ComponentBuilder, made_optimizer, make_estimator, make_logger, make_optimizer
 from qat_ste.app.schema import ConfigError, parameters, problem_of
@@ -167,7 +167,11 @@ class RunValidator:
         def make_tested_builder(node: DictConfig) -> Callable[[], nn.Module]:
             build = make_builder(node)
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                build()(images)
+                outputs = build()(images)
+            if not _are_logits(outputs, len(images), dataset.num_classes):
+                shape = f" of shape {'x'.join(map(str, outputs.shape))}" if isinstance(outputs, Tensor) else ""
+                allowed = f"a tensor of images x {dataset.num_classes} classes"
+                raise TypeError(f"in training it must return {allowed}, not {type(outputs).__name__}{shape}")
             return build
 
         if self.builder.build("model", make_builder) is None:
@@ -232,3 +236,10 @@ class RunValidator:
         if needed > free:
             allowed = f"has {free / 1e9:.2g} GB free, and a checkpoint takes about {needed / 1e9:.2g} GB"
             self.builder.add("paths.output", allowed, "FOLDER_WITH_MORE_ROOM")
+
+
+def _are_logits(outputs: object, images: int, classes: int) -> bool:
+    """Whether the cross-entropy accepts these outputs of a network; it allows more classes than the data have."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        return False
+    return outputs.is_floating_point() and outputs.shape[0] == images and outputs.shape[1] >= classes

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from qat_ste.app.schema import Problem
+from qat_ste.base.files import home_path
 from qat_ste.base.text import shown
 
 Default = Callable[[str], Any]  # the packaged value of a key; None where there is none
@@ -57,6 +58,14 @@ def reset_to_default(cfg: DictConfig, problems: Sequence[Problem], default: Defa
     for problem in problems:
         with suppress(OmegaConfBaseException):  # there is no packaged value, and None is not allowed
             OmegaConf.update(cfg, problem.key, default(problem.key), merge=False, force_add=True)
+
+
+def expand_home(cfg: DictConfig) -> None:
+    """Replaces a leading ``~`` of the paths by the home folder: keys of ``paths``, and texts of ``dataset``."""
+    for section in ("paths", "dataset"):
+        for key, value in _leaves(cfg[section], lambda key: None, f"{section}."):
+            if isinstance(value, str) and value.startswith("~"):
+                OmegaConf.update(cfg, key, str(home_path(value)))
 
 
 def _leaves(node: DictConfig, default: Default, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,11 @@ LOCK = ".lock"
 MOST_BYTES = 16 << 20  # limit for JSON files that are read
 
 
+def home_path(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading ``~`` replaced by the home folder, where there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where there is no home)
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     """Opens a temporary file that replaces ``path`` at the end; after an error ``path`` is unchanged.

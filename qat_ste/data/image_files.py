@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EXTENSIONS = (".jpeg", ".jpg", ".png")
+EXTENSIONS = (".gif", ".jfif", ".jpeg", ".jpg", ".png", ".webp")  # of the formats that decode_image reads
+OF_SYSTEMS = ("desktop.ini", "thumbs.db")  # put there by the operating system
+MOST_ENDINGS = 5  # named in a warning
+
+log = logging.getLogger(__name__)
 
 
 class BrokenImageError(ValueError):
@@ -47,7 +53,7 @@ class ImageFiles:
         return f"{self.folder}/{os.fsdecode(self.names[index])}"
 
     def read(self, index: int) -> Tensor:
-        """Decodes an image: RGB, uint8, 3 x height x width.
+        """Decodes an image: RGB, uint8, 3 x height x width. Of an animated GIF it takes the first frame.
 
         Raises:
             BrokenImageError: the file is missing or not an image of 8 bits per channel.
@@ -59,19 +65,26 @@ class ImageFiles:
             image = decode_image(path, ImageReadMode.RGB)
         except RuntimeError as error:  # message: "function, file.cpp:line, reason"
             raise BrokenImageError(path, re.sub(r"^\w+, \S+:\d+, ", "", " ".join(str(error).split()))) from None
+        if image.ndim == 4:
+            image = image[0]
         if image.dtype != torch.uint8 or image.ndim != 3:
             raise BrokenImageError(path, f"{image.ndim} dimensions of {image.dtype}, expected 3 of torch.uint8")
         return image
 
 
 def find_images(root: Path) -> tuple[ImageFiles, ImageFiles]:
-    """Finds the training and the test images of a folder.
+    """Finds the training and the test images of a folder; warns of other files in the folders of classes.
 
     Raises:
         FileNotFoundError: a folder or its images are missing.
         ValueError: the splits have different classes.
     """
-    train, val = (_find_split(root, split) for split in ("train", "val"))
+    others = Counter[str]()
+    train, val = (_find_split(root, split, others) for split in ("train", "val"))
+    if others:
+        endings = ", ".join(f"{number} {ending}" for ending, number in others.most_common(MOST_ENDINGS))
+        more = ", …" if len(others) > MOST_ENDINGS else ""
+        log.warning("%s: %d entries in the folders of classes are not used: %s%s", root, others.total(), endings, more)
     for split, other in ((train, val), (val, train)):
         missing = sorted(set(split.classes) - set(other.classes))
         if missing:
@@ -83,16 +96,25 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles]:
     return train, val
 
 
-def _find_split(root: Path, split: str) -> ImageFiles:
+def _find_split(root: Path, split: str, others: Counter[str]) -> ImageFiles:
+    """The images of one split; counts the other entries of its classes by ending."""
     folder = root / split
     if not folder.is_dir():
         raise FileNotFoundError(f"{root} has no folder {split}: expected {split}/<class>/*{'|*'.join(EXTENSIONS)}")
     classes: list[str] = []
     names: list[bytes] = []
     labels: list[int] = []
-    for name in _sorted_names(folder, folders=True):
-        images = [image for image in _sorted_names(folder / name) if image.lower().endswith(EXTENSIONS)]
+    for name in sorted(entry.name for entry in _visible(folder) if entry.is_dir()):
+        images = []
+        for entry in _visible(folder / name):
+            if not entry.is_file():
+                others["folders"] += 1
+            elif entry.name.lower().endswith(EXTENSIONS):
+                images.append(entry.name)
+            elif entry.name.lower() not in OF_SYSTEMS:
+                others[Path(entry.name).suffix.lower() or "without an ending"] += 1
         if images:
+            images.sort()
             names += [os.fsencode(f"{name}/{image}") for image in images]
             labels += [len(classes)] * len(images)
             classes.append(name)
@@ -101,11 +123,7 @@ def _find_split(root: Path, split: str) -> ImageFiles:
     return ImageFiles(folder, classes, np.array(names), torch.tensor(labels))
 
 
-def _sorted_names(folder: Path, folders: bool = False) -> list[str]:
-    """Lists visible files or folders; scandir avoids a stat call per file."""
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are not hidden; scandir avoids a stat call per file."""
     with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
-        )
+        return [entry for entry in entries if not entry.name.startswith(".")]

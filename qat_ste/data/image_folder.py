@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from qat_ste.base.errors import Number, OneOf, OrNone, require
+from qat_ste.base.files import home_path
 from qat_ste.data.crops import CentreCrops, ImageSource, RandomCrops, training_keys
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_free_space, make_cache
@@ -62,13 +63,13 @@ class ImageFolderDataset:
         require(Number(image_size), resize=resize)
         require(WORKERS, workers=workers)
         require(ON_ERROR, on_error=on_error)
-        self.train, self.val = find_images(Path(root))
+        self.train, self.val = find_images(home_path(root))
         self.num_classes = len(self.train.classes)
         self.image_shape = (3, image_size, image_size)
         self.resize, self.mean, self.std = resize, mean, std
         self.workers = min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS) if workers is None else workers
         self.skip = on_error == "skip"
-        self.cache = None if cache is None else Path(cache)
+        self.cache = None if cache is None else home_path(cache)
         self._skipped: set[str] = set()
         self._test_loaders: dict[Shard, BatchLoader] = {}
         if not self.skip:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.base.files import remove_unfinished, replacing
+from qat_ste.base.files import home_path, remove_unfinished, replacing
 from qat_ste.base.run_config import CheckpointMismatch, completed, differences
 from qat_ste.base.sections import EXECUTIONS, CheckpointSchedule
 from qat_ste.base.text import of_value, one_line
@@ -44,9 +44,10 @@ class Checkpoints:
         config: Mapping[str, Any] | None = None,
         schedule: CheckpointSchedule = CheckpointSchedule(),
     ) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder = home_path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         names = ["checkpoint.pt", *(f"checkpoint.{age}.pt" for age in range(1, schedule.keep))]
-        self.paths = [Path(folder) / name for name in names]
+        self.paths = [folder / name for name in names]
         self.config = json.loads(json.dumps(config or {}))
         self.schedule = schedule
         self._saved_at = time.monotonic()

@@ -6,13 +6,14 @@ import io
 import logging
 import os
 import platform
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qat_ste.base.files import write
+from qat_ste.base.files import home_path, write
 from qat_ste.base.text import of_error
 from qat_ste.divergence import metric_titles
 from qat_ste.experiment.comparison import Comparison
@@ -53,25 +54,33 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def write_page(comparison: Comparison, folder: Path) -> None:
-    """Writes ``weights.npz``, figures and ``report.html``.
+def write_page(comparison: Comparison, folder: Path) -> str | None:
+    """Writes ``weights.npz``, figures and ``report.html``; returns why the page could not be written, if so.
 
     A full disk or a missing font must not cost a run its numbers: it costs a warning.
     """
     try:
-        from qat_ste.report.run.page import write_report  # imports matplotlib
-
         weights = io.BytesIO()
         np.savez(weights, **comparison.weights)  # type: ignore[arg-type]
         write(folder / "weights.npz", weights.getvalue())
+        from qat_ste.report.run.page import write_report  # imports matplotlib
+
         for figure, reason in write_report(folder).items():
             log.warning("figure %s could not be drawn: %s", figure, reason)
     except Exception as error:
-        log.warning("the report could not be written: %s", of_error(error))
+        reason = f"the report could not be written: {of_error(error)}"
+        log.warning("%s; this command writes it later: qat-report %s", reason, shlex.quote(str(folder)))
+        return reason
+    return None
 
 
 def write_run(comparison: Comparison, folder: Path) -> Path:
-    """The files of ``Comparison.report``."""
+    """Writes the files of ``Comparison.report`` and returns the path of the page.
+
+    Raises:
+        RuntimeError: the page could not be written; all other files are.
+    """
+    folder = home_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = RunFolder(folder)
     for row in comparison.rows:
@@ -81,7 +90,9 @@ def write_run(comparison: Comparison, folder: Path) -> Path:
     choices["model"] = settings["model"]
     origin = {"choices": choices, "config": settings, "device": str(settings["runtime"]["device"])}
     files.log_results(origin | {"wall_seconds": files.wall_seconds, "skipped_images": 0} | results_of(comparison))
-    write_page(comparison, folder)
-    files.set_status("done")
+    problem = write_page(comparison, folder)
+    files.set_status("done", problem)
     files.close(0)
+    if problem:
+        raise RuntimeError(problem)
     return folder / "report.html"

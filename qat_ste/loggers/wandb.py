@@ -148,7 +148,7 @@ def _forget_service() -> None:
 
 
 def _run_id(folder: Path) -> str:
-    """The id of the W&B run in this folder, so that a resumed run stays one; else W&B's agent's, or a new id."""
+    """The id of the W&B run in this folder, so that a resumed run stays one; else the environment's or a new id."""
     ids = [path.stem.removeprefix("run-") for path in (folder / "wandb").glob("*run-*-*/run-*.wandb")]
     return ids[0] if ids else os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 

@@ -15,7 +15,7 @@ INITIALIZATIONS = ("he_uniform", "torchvision")
 def torchvision_model(
     name: str = "resnet50", initialization: str = "he_uniform", image_size: int = 224, num_classes: int = 1000
 ) -> nn.Module:
-    """Builds a network of ``torchvision.models`` without pretrained weights.
+    """Builds a network of ``torchvision.models`` without pretrained weights and without auxiliary outputs.
 
     Args:
         name: name in torchvision: resnet18, mobilenet_v2, vit_b_16, …
@@ -31,7 +31,11 @@ def torchvision_model(
         raise ArgumentError("name", name, "a torchvision network such as resnet18, mobilenet_v2 or vit_b_16")
     require(OneOf(INITIALIZATIONS), initialization=initialization)
     arguments: dict[str, Any] = {"num_classes": num_classes}
-    if "vit" in name:  # the size of their position embedding depends on it
+    if name.startswith("vit"):  # the size of their position embedding depends on it
         arguments["image_size"] = image_size
+    elif name.startswith("maxvit"):
+        arguments["input_size"] = (image_size, image_size)
+    elif name in ("googlenet", "inception_v3"):
+        arguments |= {"aux_logits": False, "init_weights": initialization == "torchvision"}
     model: nn.Module = models.get_model(name, weights=None, **arguments)
     return he_uniform_(model, biases=False) if initialization == "he_uniform" else model

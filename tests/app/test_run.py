@@ -4,9 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from qat_ste.app import report_cli
+from qat_ste.report.run.figures import FIGURES
 from tests.conftest import SHORT
 
 
@@ -169,9 +172,33 @@ def test_a_report_that_fails_costs_no_numbers(qat_run, monkeypatch):
 
     monkeypatch.setattr("numpy.savez", full)
     run = qat_run(*SHORT, "logger=none")
-    assert run.code == 0
-    assert "the report could not be written: OSError: No space left on device" in run.err
+    assert run.code == 1
+    reason = "the report could not be written: OSError: No space left on device"
+    assert run.err == f"{reason}; this command writes it later: qat-report {run.folder}\n"
+    assert "report.html" not in run.out
     assert run.read("results.json")["counterparts"]["ste"]["weight_alignment_error"] > 0
+    assert run.read("status.json") | {"wall_seconds": 0} == {
+        "status": "done", "step": 24, "wall_seconds": 0, "error": reason,
+    }  # fmt: skip
+    again = qat_run(*SHORT, "logger=none")
+    assert (again.code, again.out) == (0, f"finished already: {run.folder}; its page: qat-report {run.folder}\n")
+
+
+def test_a_page_that_could_not_be_written_can_be_written_later(qat_run, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setitem(sys.modules, "matplotlib.figure", None)  # its import raises
+        for name in [name for name in sys.modules if name.startswith("qat_ste.report.run.")]:
+            broken.delitem(sys.modules, name)
+        broken.delitem(sys.modules, "qat_ste.report.pages", raising=False)
+        run = qat_run("-m", *SHORT, "logger=none", "hydra.sweep.dir=sweep")
+    assert run.code == 1
+    (folder,) = Path("sweep").resolve().glob("*/")
+    assert "failed" in run.out and "the report could not be written: ModuleNotFoundError" in " ".join(run.out.split())
+    assert run.out.splitlines()[-1] == f"1 failed: {folder.parent}"
+    monkeypatch.setattr(sys, "argv", ["qat-report", str(folder)])
+    report_cli.main()
+    assert {path.stem for path in (folder / "figures").iterdir()} == set(FIGURES)
+    assert (folder / "report.html").is_file()
 
 
 def test_a_figure_that_fails_costs_nothing_else(qat_run, monkeypatch):

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +19,11 @@ from qat_ste.data import image_folder
 from qat_ste.data.crops import RandomCrops
 from qat_ste.data.dataset import Shard
 from qat_ste.data.image_batches import Normalise
-from qat_ste.data.image_files import BrokenImageError
+from qat_ste.data.image_files import BrokenImageError, find_images
 from qat_ste.data.imagenet import imagenet
 from tests.data.images import CPU, same, training
+
+FORMATS = {"gif": "GIF", "jfif": "JPEG", "jpeg": "JPEG", "jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 # Content of batches
 
@@ -248,3 +251,49 @@ def test_batches_on_cuda_equal_those_on_the_cpu(tiny):
         torch.testing.assert_close(images.cpu(), expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(labels.cpu(), wanted)
     assert sum(len(labels) for _, labels in data.test_batches(cuda)) == 6
+
+
+# Formats of files
+
+
+@pytest.mark.parametrize("ending", ["gif", "jfif", "jpeg", "JPG", "png", "webp", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_torchvision_reads_is_used(tiny, ending, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tiny / "train" / "ant" / f"0.{ending}", FORMATS[ending.lower()])
+    files, _ = find_images(tiny)
+    index = [files.path(number) for number in range(len(files))].index(f"{tiny}/train/ant/0.{ending}")
+    assert files.read(index).shape == (3, 40, 50)
+
+
+def test_the_first_frame_of_an_animated_gif_is_used(tiny):
+    frames = [Image.new("RGB", (50, 40), color) for color in ("red", "blue")]
+    frames[0].save(tiny / "train" / "ant" / "0.gif", save_all=True, append_images=frames[1:])
+    files, _ = find_images(tiny)
+    assert files.path(0).endswith("/0.gif")
+    assert torch.equal(files.read(0), torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 40, 50))
+
+
+def test_other_files_are_counted_in_one_warning(tiny, caplog):
+    assert len(find_images(tiny)[0]) == 16
+    assert not caplog.messages
+    for name in (".hidden", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tiny / "train" / "ant" / name).touch()
+    (tiny / "train" / "labels.csv").touch()  # not in the folder of a class
+    find_images(tiny)
+    assert not caplog.messages
+    for split, kind, name in (("train", "ant", "a.bmp"), ("train", "bee", "b.BMP"), ("val", "bee", "c.tiff"),
+                              ("val", "ant", "README"), ("train", "ant", "d.bmp")):  # fmt: skip
+        (tiny / split / kind / name).touch()
+    (tiny / "train" / "bee" / "more").mkdir()
+    assert len(find_images(tiny)[0]) == 16
+    (message,) = caplog.messages
+    start, _, counts = message.partition(": 6 entries in the folders of classes are not used: 3 .bmp, ")
+    assert start == str(tiny)
+    assert sorted(counts.split(", ")) == ["1 .tiff", "1 folders", "1 without an ending"]
+    caplog.clear()
+    for number in range(9):
+        (tiny / "val" / "ant" / f"x.e{number}").touch()
+    find_images(tiny)
+    (message,) = caplog.messages
+    assert message.count(" 1 ") == 4 and message.endswith(", …")

@@ -13,7 +13,9 @@ import qat_ste
 from qat_ste import ArgumentError, CounterpartResult
 from qat_ste.divergence import metric_titles
 from qat_ste.experiment import results
+from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.loggers.terminal import TerminalLogger
+from qat_ste.report.run import page
 from tests.experiment.tiny import run
 
 
@@ -45,8 +47,7 @@ def test_numbers_without_a_field_are_kept():
 
 
 def test_the_page_is_written_from_python(comparison, tmp_path):
-    page = comparison.report(tmp_path / "run")
-    text = page.read_text()
+    text = comparison.report(tmp_path / "run").read_text()
     assert comparison.verdict.statement in text
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert saved["counterparts"]["ste"] == comparison.counterparts["ste"].as_dict()
@@ -54,6 +55,25 @@ def test_the_page_is_written_from_python(comparison, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(comparison.rows)
     assert sorted(path.stem for path in (tmp_path / "run" / "figures").iterdir()) == [
         "alignment_error", "alignment_scatter", "curves", "movement_scatter"]  # fmt: skip
+
+
+def test_a_page_that_cannot_be_written_raises_after_the_numbers_are_written(comparison, tmp_path, monkeypatch):
+    def broken(folder):
+        raise ImportError("no fonts")
+
+    monkeypatch.setattr(page, "write_report", broken)
+    with pytest.raises(RuntimeError, match="^the report could not be written: ImportError: no fonts$"):
+        comparison.report(tmp_path)
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "done"
+    assert {"results.json", "metrics.jsonl", "weights.npz"} < {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_home_folder_is_expanded(comparison, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert comparison.report("~/run") == tmp_path / "run" / "report.html"
+    assert Checkpoints("~/saved").paths[0] == tmp_path / "saved" / "checkpoint.pt"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "saved"]
 
 
 def test_progress_is_shown_on_request_alone(monkeypatch):

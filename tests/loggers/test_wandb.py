@@ -69,6 +69,24 @@ def test_offline_run_holds_the_figures_and_the_page(finished_run):
         assert (files / last[f"{key}.path"]).read_bytes() == path.read_bytes(), key
 
 
+def test_the_environments_id_is_that_of_a_single_run_but_not_of_a_sweep(qat_run, monkeypatch):
+    ids = []
+    monkeypatch.setattr(WandbLogger, "_start", lambda self, mode, arguments: ids.append(arguments["id"]))
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    few = ("train.steps=2", "metrics.every=2", "train.steps_per_epoch=2")
+    assert qat_run(*few).code == 0
+    assert ids == ["abc123"]
+    assert qat_run("-m", *few, "train.seed=1,2", "hydra.sweep.dir=sweep").code == 0
+    assert len({*ids}) == 3 and len(ids) == 3
+
+
+def test_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
+    (tmp_path / "wandb" / "offline-run-20260101_000000-old1").mkdir(parents=True)
+    (tmp_path / "wandb" / "offline-run-20260101_000000-old1" / "run-old1.wandb").touch()
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    assert wandb_logger._run_id(tmp_path) == "old1"
+
+
 @pytest.mark.parametrize("exit_code", [0, 143])
 def test_media_are_logged_after_a_finished_run_only(tmp_path, exit_code):
     """The page of an unfinished run would be that of an earlier one."""

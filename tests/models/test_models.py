@@ -147,3 +147,29 @@ def test_channels_last_changes_only_the_memory_layout(channels):
     assert torch.equal(converted, images)
     assert converted.stride()[1] == 1
     assert nn.Conv2d(channels, 8, 3)(converted).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("initialization", ["he_uniform", "torchvision"])
+def test_networks_with_two_heads_are_built_with_one(name, initialization, recwarn):
+    with torch.device("meta"):
+        model = torchvision_model(name, initialization, num_classes=7)
+        assert model.training
+        assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 7)
+    assert not [module for module, _ in model.named_modules() if module.lower().startswith("aux")]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(("name", "size"), [("maxvit_t", 64 * 7), ("vit_b_16", 64), ("swin_t", 64)])
+def test_networks_whose_layers_depend_on_the_size_of_the_images(name, size):
+    with torch.device("meta"):
+        model = torchvision_model(name, image_size=size, num_classes=7)
+        assert model(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name", ["fasterrcnn_resnet50_fpn", "fcn_resnet50", "r3d_18", "raft_small", "quantized_resnet18"]
+)
+def test_networks_that_classify_no_images_are_refused(name):
+    with pytest.raises(ArgumentError, match=f"^name must be a torchvision network such as .*, got '{name}'$"):
+        torchvision_model(name)

@@ -159,14 +159,25 @@ def test_names_in_figures_are_not_clipped(many, draw):
     assert min(axis.get_window_extent(renderer).height for axis in figure.axes) > 1.2 * figure.dpi
 
 
-@pytest.mark.parametrize("page", ["run", "sweep", "atlas"])
-def test_a_notebooks_backend_does_not_matter(page, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+@pytest.mark.parametrize("module", ["run.page", "sweep.page", "atlas.page", "card.figure"])
+def test_a_backend_that_is_missing_does_not_matter(module, backend, monkeypatch):
+    """A notebook passes MPLBACKEND on to the commands that it starts."""
+    monkeypatch.setenv("MPLBACKEND", backend)
     code = (
-        f"import qat_ste.report.{page}.page; from qat_ste.report.pages import png; from matplotlib.figure import Figure; "
-        "png(Figure())"
+        f"import os, qat_ste.report.{module}; from qat_ste.report.pages import png; "
+        f"from matplotlib.figure import Figure; png(Figure()); assert os.environ['MPLBACKEND'] == {backend!r}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    if find_spec("matplotlib_inline") is None:
+    if backend == "nonsense" or find_spec("matplotlib_inline") is None:
         control = subprocess.run([sys.executable, "-c", "import matplotlib"], capture_output=True, text=True)
         assert "is not a valid value for backend" in control.stderr
+
+
+def test_the_backend_of_a_notebook_stays_its_own(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "svg")
+    code = (
+        "import os, qat_ste.report.run.page, matplotlib, matplotlib.pyplot as plt; "
+        "assert (os.environ['MPLBACKEND'], matplotlib.rcParams['backend'], plt.get_backend()) == ('svg',) * 3"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
