@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.app.job import quoted
-from qat_ste.app.schema import parameters
+from qat_ste.app.schema import ConfigError, parameters
 from qat_ste.app.validate import RunComponents
+from qat_ste.base.errors import ArgumentError
 from qat_ste.base.files import locked
 from qat_ste.base.process import keep_freed_memory
 from qat_ste.base.run_config import identity
+from qat_ste.base.sections import SECTIONS
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.comparison import Comparison, compare
@@ -195,10 +197,32 @@ def _compare(
         for logger in loggers:
             logger.log_row(row)
 
-    training, ranks, dataset = components.training, Ranks(), components.dataset
-    batches = training.batch_size, training.shuffle, training.seed, components.device
+    ranks, dataset = Ranks(), components.dataset
     dataset.prepare()
-    comparison = compare(
+    try:
+        comparison = _compared(cfg, components, checkpoints, on_row, stop)
+    except ArgumentError as error:
+        raise ConfigError([f"{_key(error.name)}: {error}"]) from error
+    return comparison, len(set().union(*(ranks.gather(list(dataset.skipped)) or [])))
+
+
+def _key(argument: str) -> str:
+    """The key of the configuration that sets an argument of ``compare``."""
+    groups = {"build_model": "model", "loss": "model", "batches": "dataset", "validation": "dataset"}
+    sections = (f"{section}.{argument}" for section, kind in SECTIONS.items() if argument in kind.defaults())
+    return groups.get(argument) or next(sections, argument)
+
+
+def _compared(
+    cfg: DictConfig,
+    components: RunComponents,
+    checkpoints: Checkpoints,
+    on_row: Callable[[Row], None],
+    stop: StopRequest,
+) -> Comparison:
+    training, dataset = components.training, components.dataset
+    batches = training.batch_size, training.shuffle, training.seed, components.device
+    return compare(
         components.build_model,
         lambda shard: dataset.train_batches(*batches, shard),
         loss=F.cross_entropy,
@@ -215,4 +239,3 @@ def _compare(
         on_row=on_row,
         stop=lambda: bool(stop),
     )
-    return comparison, len(set().union(*(ranks.gather(list(dataset.skipped)) or [])))
