@@ -255,17 +255,14 @@ class Segments:
         return [rows[key] for key in sorted(rows)]
 
     def _loss_differences(self, losses: Tensor, new: list[tuple[Segmented, int]]) -> list[float]:
+        """Mean loss of each segment less the reference's; losses are 0 on ranks that do not train a member."""
         means = []
         for part, place in new:
             steps = slice(part.steps[place] - part.length, part.steps[place])
-            difference = self.losses[self.parts.index(part), steps] - losses[0, steps]
-            means.append(difference.mean())
-        if self.cohort.layout.groups > 1:  # each on the ranks that train the member
-            means = [
-                mean if part.member is not None else torch.zeros_like(mean)
-                for mean, (part, _) in zip(means, new, strict=True)
-            ]
-        return self.cohort.layout.over_batch(torch.stack(means)).tolist()
+            row = self.parts.index(part)
+            means.append(torch.stack([self.losses[row, steps].mean(), losses[0, steps].mean()]))
+        own, reference = self.cohort.layout.over_batch(torch.stack(means)).T
+        return (own - reference).tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank measured; call ``report`` before."""

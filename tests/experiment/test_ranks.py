@@ -49,6 +49,8 @@ SCENARIOS = {
     "spread": {"placement": "spread"},
     "batch norm": {"build_model": with_batch_norm, "counterparts": ["ste", "replica"], "steps": 8},
     "sampled": {"sequence_weights": 3000},
+    "segments": {"segment": [4, 10]},
+    "segments spread": {"segment": [4, 10], "placement": "spread"},
 }
 
 
@@ -75,7 +77,8 @@ def scenario(name: str, folder=None) -> dict:
         arguments["checkpoints"] = checkpoints()
     found = compare(**sorted_arguments(arguments))
     numbers = {name: vars(numbers) for name, numbers in found.counterparts.items()}
-    return numbers | {"reference": vars(found.reference), "rows": found.rows, "drawn": len(found.weights)}
+    numbers |= {"reference": vars(found.reference), "rows": found.rows, "drawn": len(found.weights)}
+    return numbers | (found.segments.as_dict() if found.segments else {})
 
 
 def work(rank: int, size: int, folder: str, names: list[str]) -> None:
@@ -83,7 +86,7 @@ def work(rank: int, size: int, folder: str, names: list[str]) -> None:
     dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=size, timeout=timedelta(seconds=60))
     found = {name: scenario(name) for name in names}
     if size == 2:
-        found |= {"resumed " + name: scenario(name, folder) for name in ("spread",)}
+        found |= {"resumed " + name: scenario(name, f"{folder}/{name}") for name in ("spread", "segments spread")}
     every = Ranks().gather(found)
     if rank == 0:
         torch.save(every, f"{folder}/found.pt")
@@ -97,7 +100,7 @@ def on_ranks(size: int, folder, names: list[str]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one() -> dict:
-    return {name: scenario(name) for name in ("together", "sampled")}
+    return {name: scenario(name) for name in ("together", "sampled", "segments")}
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +184,19 @@ def test_a_parameter_that_gets_no_gradient_does_not_stop_two_ranks(two):
 
 def test_resumed_on_two_ranks_is_undisturbed_bit_for_bit(two):
     for rank in two:
-        assert rank["resumed spread"] == rank["spread"]
+        for name in ("spread", "segments spread"):
+            assert rank[f"resumed {name}"] == rank[name]
+
+
+@pytest.mark.parametrize("name", ["segments", "segments spread"])
+def test_segments_on_two_ranks_are_those_of_one(one, two, name):
+    for row, other in zip(two[0][name]["rows"], one["segments"]["rows"], strict=True):
+        assert row == pytest.approx(other, rel=2e-3, abs=1e-5), row["step"]
+    for length, results in one["segments"]["segments"].items():
+        for counterpart, expected in results.items():
+            found = two[0][name]["segments"][length][counterpart]
+            assert found["segments"] == expected["segments"]
+            assert found["weight_alignment_error"] == pytest.approx(expected["weight_alignment_error"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
