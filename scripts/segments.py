@@ -17,14 +17,14 @@ from qat_ste import Execution, Quantization, Training, compare
 from qat_ste.data.dataset import Shard
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Estimator, Ewgs, Tanh
-from qat_ste.experiment import cohort as cohort_module
 from qat_ste.experiment.comparison import Comparison
-from qat_ste.experiment.counterparts import MemberSpec
+from qat_ste.experiment.counterparts import MemberSpec, adjust
 from qat_ste.models import small_resnet
 from qat_ste.theory.equivalence import SteEquivalent
 
 CPU = torch.device("cpu")
 SGD = partial(torch.optim.SGD, momentum=0.9)
+TANH = Tanh(5.5)
 LENGTHS = (5, 20, 50)
 
 
@@ -34,7 +34,7 @@ def run(
     seed: int,
     *,
     optimizer: Callable[..., torch.optim.Optimizer] = SGD,
-    estimator: Estimator = Tanh(5.5),
+    estimator: Estimator = TANH,
     lengths: Sequence[int] = LENGTHS,
     counterparts: Sequence[str] = ("ste", "naive", "jitter"),
     order: int | None = None,
@@ -92,28 +92,27 @@ def wrong_factor() -> Iterator[None]:
         values = vars(spec) | ({"lr_factor": 1.1 * spec.lr_factor} if spec.remap else {})
         return MemberSpec(**values)
 
-    with mock.patch.object(cohort_module.MemberSpec, "of", wrong):
+    with mock.patch.object(MemberSpec, "of", wrong):
         yield
 
 
 @contextmanager
 def wrong_map() -> Iterator[None]:
     """M of tanh with k = 4.5, α of k = 5.5."""
-    adjust, factor = cohort_module.adjust, Tanh(5.5)
 
     def wrong(adjustment: Any, estimator: Estimator, quantizer: Any) -> Any:
         adjusted, equivalent = adjust(adjustment, Tanh(4.5), quantizer)
-        alpha = SteEquivalent(factor, quantizer).lr_factor
-        equivalent._maps.lr_factor = alpha
+        assert equivalent is not None
+        equivalent._maps.lr_factor = SteEquivalent(estimator, quantizer).lr_factor
         return adjusted, equivalent
 
-    with mock.patch.object(cohort_module, "adjust", wrong):
+    with mock.patch("qat_ste.experiment.cohort.adjust", wrong):
         yield
 
 
 def controls() -> None:
     """Runs that have to fail, at η/5."""
-    settings = {"lr": 0.002, "steps": 400, "seed": 1}
+    settings: dict[str, Any] = {"lr": 0.002, "steps": 400, "seed": 1}
     rows = {"tanh": run(**settings)}
     with wrong_factor():
         rows["α too large by 10 %"] = run(**settings)
@@ -145,7 +144,7 @@ def coverage() -> None:
         results = comparison.segments.by_length[length]
         errors.append([results[name].weight_alignment_error for name in ("ste", "jitter")])
     for place, name in enumerate(("ste", "jitter")):
-        intervals = [each[place] for each in errors]
+        intervals: list[Any] = [each[place] for each in errors]
         mean = float(np.mean([interval.value for interval in intervals]))
         held = sum(interval.low <= mean <= interval.high for interval in intervals)
         print(f"{name}: mean {mean:.4g}, held by {held} of 40 intervals")
