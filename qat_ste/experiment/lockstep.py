@@ -158,6 +158,8 @@ def train(
         if step == start:
             with explained("batches", batch, next(iter(cohort.local.values())).model, lockstep.loss):
                 cohort.choose_mode(lockstep.loss, *batch, steps - start)
+                if segments is not None:
+                    segments.execute(cohort.mode)
         before = cohort.stage
         if cohort.enter(step, steps):
             monitor.remapped()

@@ -78,8 +78,11 @@ class Segments:
         self._state_map = STATE_MAPS.get(type(optimizer), {})
         self.state_known = type(optimizer) in STATE_MAPS
         self.losses = torch.zeros(len(self.parts), steps, device=cohort.device)  # on this rank's share of the batch
+
+    def execute(self, mode: str) -> None:
+        """Computes the passes of all members in this way of ``EXECUTIONS`` from now on."""
         for member in self._members:
-            member.execute(cohort.mode)
+            member.execute(mode)
 
     def step(self, step: int, inputs: Tensor, targets: Tensor, loss: Loss, factor: float, seed: int) -> None:
         """Optimizer step ``step`` (0, 1, …) of every member."""
