@@ -69,7 +69,11 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param(make, id=name, marks=pytest.mark.slow if name in ("Nesterov", "Keras") else ())
+     for name, make in OPTIMIZERS.items()],
+)  # fmt: skip
 def test_the_adjusted_ste_is_of_second_order_and_the_naive_one_of_first(optimizer):
     found = orders(optimizer, 1e-5)
     assert 1.9 <= found["ste"] <= 2.1
@@ -148,20 +152,26 @@ def test_naive_under_keep_is_the_same_run_as_ste():
     assert results["naive"] == results["ste"]
 
 
+DISTURBED = {
+    "SGD": {},
+    "Adam": {"optimizer": ADAM, "lr": 1e-3},
+    "Keras": {"optimizer": partial(KerasSGD, momentum=0.9)},
+    "accumulation": {
+        "accumulate": 2,
+        "build_model": lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(128, 4)),
+    },
+    "decay": {"l2": 1e-3, "counterparts": ["ste", "mirrored", "jitter"]},
+    "clipping": {"clip_norm": 0.5, "counterparts": ["ste", "mirrored", "jitter"]},
+    "annealed": {"estimator": ANNEALED, "counterparts": ["ste", "ste_once", "naive"]},
+    "bf16": {"precision": "bf16"},
+}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"optimizer": ADAM, "lr": 1e-3},
-        {"optimizer": partial(KerasSGD, momentum=0.9)},
-        {"accumulate": 2, "build_model": lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(128, 4))},
-        {"l2": 1e-3, "counterparts": ["ste", "mirrored", "jitter"]},
-        {"clip_norm": 0.5, "counterparts": ["ste", "mirrored", "jitter"]},
-        {"estimator": ANNEALED, "counterparts": ["ste", "ste_once", "naive"]},
-        {"precision": "bf16"},
-    ],
-    ids=["SGD", "Adam", "Keras", "accumulation", "decay", "clipping", "annealed", "bf16"],
-)
+    [pytest.param(changes, id=name, marks=() if name in ("SGD", "annealed") else pytest.mark.slow)
+     for name, changes in DISTURBED.items()],
+)  # fmt: skip
 def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(changes, tmp_path):
     arguments = {"steps": 24, "steps_per_epoch": 6, "segment": [3, 8], "every": 4} | changes
     whole = run(**arguments)
