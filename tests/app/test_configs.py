@@ -69,12 +69,13 @@ def test_experiments_are_the_papers():
 
 def test_imagenet_is_trained_as_in_the_paper_however_it_is_selected():
     by_groups = composed("dataset=imagenet", "model=resnet50", "estimator=tanh", "optimizer=sgd")
-    assert by_groups == composed("experiment=imagenet_sgd")
+    assert by_groups == composed("experiment=imagenet_sgd", "train.segment=null")
+    assert composed("experiment=imagenet_sgd").train.segment == [20, 80]
     train = by_groups.train
     assert (train.epochs, train.batch_size, train.warmup, train.l2) == (100, 256, 0.05, 5e-5)
     assert (by_groups.optimizer.lr, by_groups.optimizer.momentum) == (0.1, 0.9)
     adam = composed("experiment=imagenet_adam")
-    assert adam == composed("dataset=imagenet", "model=resnet50", "optimizer=adam")
+    assert adam == composed("dataset=imagenet", "model=resnet50", "optimizer=adam", "train.segment=[20,80]")
     assert (list(adam.optimizer.betas), adam.train.epochs) == ([0.9, 0.95], 100)
     assert composed("dataset=imagenet", "train.batch_size=64").train.batch_size == 64
     assert composed("optimizer=sgd").train.batch_size == 64, "other data sets keep the defaults"
