@@ -76,6 +76,8 @@ class TerminalLogger:
                 self.console.print()
         for verdict in results.get("segment_summary", {}).get("verdicts", {}).values():
             self.say(verdict["statement"], wrap=True)
+            with _ignore_closed_terminal():
+                self.console.print()
         self.say(results["verdict"]["statement"], style="bold", wrap=True)
 
     def say(self, line: str, style: str | None = None, wrap: bool = False) -> None:

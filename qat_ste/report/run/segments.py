@@ -9,8 +9,8 @@ from qat_ste.report.run.run_files import RunFiles
 from qat_ste.report.tables import shown, shown_estimate, steps
 
 TITLES = (
-    "alignment error (95\xa0% interval)",
-    "× jitter (95\xa0% interval)",
+    "alignment error (95\xa0%\xa0interval)",
+    "× jitter (95\xa0%\xa0interval)",
     "segments",
     "auto\xadcorrelation",  # may break there
     "quantized agreement",
@@ -24,7 +24,12 @@ NOTES = {
 
 
 def section(run: RunFiles) -> dict[str, Any]:
-    """Returns ``titles``, ``rows`` (title, marks, whether it is the first of its length, cells), ``notes`` and names of ``tensors`` for the page."""
+    """Returns the content of the section.
+
+    Returns:
+        ``titles`` of the columns; ``rows``: title, marks, whether it is the first of its length, cells; ``notes`` below
+        the table; names of ``tensors``.
+    """
     summary = run.results["segment_summary"]
     rows = list(_rows(run))
     marked = [mark for mark in NOTES if any(mark in marks for _, marks, *_ in rows)]
