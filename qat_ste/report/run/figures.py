@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def alignment_error(run: RunFiles) -> Figure:
 def segment_growth(run: RunFiles) -> Figure:
     """Draws the error of segments against their length, with its interval, for all counterparts."""
     lengths = [*run.segments]
+    nearest = min((math.log(b / a) for a, b in pairwise(lengths)), default=1.0)
+    shift = min(0.06, 0.4 * nearest / len(run.counterparts))  # so that bars do not hide each other
     figure = Figure(figsize=(4.6, 2.8))
     axis = figure.subplots()
     for number, name in enumerate(run.counterparts):
@@ -89,7 +92,7 @@ def segment_growth(run: RunFiles) -> Figure:
         if not errors:
             axis.plot([], [], label=f"{plain(name)} (exactly 0)" if of_lengths else plain(name), **style)
             continue
-        beside = math.exp(0.06 * (number - (len(run.counterparts) - 1) / 2))  # so that bars do not hide each other
+        beside = math.exp(shift * (number - (len(run.counterparts) - 1) / 2))
         x, values = np.array([*errors]) * beside, np.array([error["value"] for error in errors.values()])
         ends = [[error[end] or error["value"] for error in errors.values()] for end in ("low", "high")]
         axis.plot(x, values, label=plain(name), marker="o", ms=3.5, **style)
