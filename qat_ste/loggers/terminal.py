@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -97,7 +97,7 @@ class TerminalLogger:
             self._progress.stop()
 
 
-def _tables(results: dict[str, Any], width: int) -> Iterator[Table]:
+def _tables(results: dict[str, Any], width: int) -> Iterator[RenderableType]:
     """The results, and those of segments, as tables of at most ``width`` characters."""
     titles = table_rows(results["metrics"])
     members = {"reference": results["reference"], **results["counterparts"]}
@@ -117,7 +117,7 @@ def _tables(results: dict[str, Any], width: int) -> Iterator[Table]:
 
 def _that_fit(
     titles: list[str], columns: dict[str, list[str]], width: int, *, repeated: int = 0, title: str | None = None
-) -> Iterator[Table]:
+) -> Iterator[RenderableType]:
     """Tables of as many columns as fit, each with the titles of the rows and the first ``repeated`` columns."""
     gap = 2
     widths = {name: max(map(len, (name, *column))) + gap for name, column in columns.items()}
@@ -126,14 +126,14 @@ def _that_fit(
     room = width - title_width - sum(widths[name] for name in fixed)
     per_table = max(1, room // max((widths[name] for name in names), default=1))
     for start in range(0, max(1, len(names)), per_table):
-        table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+        table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("", width=title_width, no_wrap=True)
         shown_here = (*fixed, *names[start : start + per_table])
         for name in shown_here:
             table.add_column(name, justify="right", no_wrap=True)
         for row, text in enumerate(titles):
             table.add_row(Text(text), *(columns[name][row] for name in shown_here))
-        yield table
+        yield table if title is None else Group(Text(title), table)  # rich's own title is no wider than the table
 
 
 def _ignore_closed_terminal() -> suppress:
