@@ -66,8 +66,18 @@ def check_run() -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """One short run of the installed command with offline W&B."""
-    output = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "qat_ste.app.run_cli", *SHORT, "logger=wandb", f"paths.output={output}"]
+    return trained(tmp_path_factory.mktemp("finished"), *SHORT, "logger=wandb")
+
+
+@pytest.fixture(scope="session")
+def segment_run(tmp_path_factory) -> Path:
+    """One short run of the installed command with 12 segments of 2 steps, which have intervals, and 4 of 6 steps."""
+    return trained(tmp_path_factory.mktemp("segments"), *SHORT, "logger=none", "train.segment=[6,2]")
+
+
+def trained(output: Path, *overrides: str) -> Path:
+    """The folder of one run of the installed command."""
+    command = [sys.executable, "-m", "qat_ste.app.run_cli", *overrides, f"paths.output={output}"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     environment["PYTHONPATH"] = str(Path(cli.__file__).parents[2])
     done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=environment, timeout=300)

@@ -175,6 +175,11 @@ def _say_special_settings(
 ) -> None:
     if checkpoints.step:
         terminal.say(f"resumes after step {checkpoints.step}")
+    if lengths := components.training.segments:
+        text = ", ".join(map(str, lengths))
+        networks = "network" if components.in_segments == 1 else "networks"
+        unit = "step" if lengths == [1] else "steps"
+        terminal.say(f"segments of {text} {unit}: {components.in_segments} more {networks}")
     adjustment = components.adjustment
     if adjustment.tested or adjustment.equivalence is Equivalence.NONE:
         source = "found by testing" if adjustment.tested else "no adjustment is known"

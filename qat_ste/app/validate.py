@@ -31,7 +31,11 @@ from qat_ste.quantizers.quantizer import Quantizer
 
 @dataclass(frozen=True)
 class RunComponents:
-    """The checked arguments of ``compare``; ``training`` has steps in place of epochs, ``members`` counts networks."""
+    """The checked arguments of ``compare``; ``training`` has steps in place of epochs.
+
+    Attributes:
+        members: networks, of which ``in_segments`` are trained in segments.
+    """
 
     estimator: Estimator
     optimizer: MakeOptimizer
@@ -44,6 +48,7 @@ class RunComponents:
     device: torch.device
     adjustment: Adjustment
     members: int
+    in_segments: int
 
 
 class RunValidator:
@@ -95,11 +100,12 @@ class RunValidator:
             MemberSpec.of(name, estimator, adjustment.equivalence, equivalent, mirrors) for name in cfg.counterparts
         ]
         # The reference and its counterparts; equal specifications are one run.
-        members = 1 + len([spec for number, spec in enumerate(specs) if spec not in specs[:number]])
+        counterparts = len([spec for number, spec in enumerate(specs) if spec not in specs[:number]])
+        in_segments = counterparts * len(training.segments)
         metrics, execution = parameters(cfg, "metrics"), parameters(cfg, "runtime")
         return RunComponents(
             estimator, optimizer, dataset, build_model, quantization, training, metrics, execution, device, adjustment,
-            members,
+            1 + counterparts + in_segments, in_segments,
         )  # fmt: skip
 
     def rule(self) -> tuple[Estimator, Quantizer, MakeOptimizer]:
@@ -147,6 +153,11 @@ class RunValidator:
         if steps not in STEPS:
             key = "train.steps" if train.epochs is None else "train.epochs"
             self.builder.add(key, f"comes to {steps} steps; the number of steps must be {STEPS}", "10")
+            return None
+        if train.segments and train.segments[-1] >= steps:
+            self.builder.add(
+                "train.segment", f"must be shorter than the run of {steps} steps", str(max(1, steps // 10))
+            )
             return None
         return replace(train, steps=steps, epochs=None, steps_per_epoch=per_epoch, length_scale=1.0, share=1.0)
 
@@ -230,7 +241,8 @@ class RunValidator:
         """Adds a problem if a checkpoint, by a rough estimate, does not fit on the disk."""
         weights = sum(parameter.numel() for parameter in model.parameters())
         quantized = sum(latent.numel() for _, latent, _ in quantized_tensors(model))
-        needed = (1 + len(self.cfg.counterparts)) * (8 * weights + 20 * quantized)
+        trained = 1 + len(self.cfg.counterparts) * (1 + len(parameters(self.cfg, "train").segments))
+        needed = trained * (8 * weights + 20 * quantized)
         output = Path(self.cfg.paths.output).absolute()
         free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
         if needed > free:

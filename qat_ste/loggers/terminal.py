@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from qat_ste.loggers import Row
-from qat_ste.report.tables import shown, table_rows
+from qat_ste.report.tables import shown, shown_estimate, steps, table_rows
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,10 @@ class TerminalLogger:
             for table in _tables(results, self.console.width):
                 self.console.print(table)
                 self.console.print()
+        for verdict in results.get("segment_summary", {}).get("verdicts", {}).values():
+            self.say(verdict["statement"], wrap=True)
+            with _ignore_closed_terminal():
+                self.console.print()
         self.say(results["verdict"]["statement"], style="bold", wrap=True)
 
     def say(self, line: str, style: str | None = None, wrap: bool = False) -> None:
@@ -93,26 +97,43 @@ class TerminalLogger:
             self._progress.stop()
 
 
-def _tables(results: dict[str, Any], width: int) -> Iterator[Table]:
-    """The results as tables of at most ``width`` characters: the reference and as many counterparts as fit."""
+def _tables(results: dict[str, Any], width: int) -> Iterator[RenderableType]:
+    """The results, and those of segments, as tables of at most ``width`` characters."""
     titles = table_rows(results["metrics"])
     members = {"reference": results["reference"], **results["counterparts"]}
     columns = {name: [shown(numbers.get(key)) for key in titles] for name, numbers in members.items()}
+    yield from _that_fit(list(titles.values()), columns, width, repeated=1)
+    if segments := results.get("segments"):
+        columns = {
+            name: [
+                shown_estimate({**of_name[name], "value": of_name[name]["weight_alignment_error"]}, digits=2)
+                for of_name in segments.values()
+            ]
+            for name in results["counterparts"]
+        }
+        title = "alignment error in segments (95 % interval)"
+        yield from _that_fit([steps(int(length)) for length in segments], columns, width, title=title)
+
+
+def _that_fit(
+    titles: list[str], columns: dict[str, list[str]], width: int, *, repeated: int = 0, title: str | None = None
+) -> Iterator[RenderableType]:
+    """Tables of as many columns as fit, each with the titles of the rows and the first ``repeated`` columns."""
     gap = 2
     widths = {name: max(map(len, (name, *column))) + gap for name, column in columns.items()}
-    title_width = min(max(map(len, titles.values())), width // 2)
-    reference, *counterparts = columns
-    room = width - title_width - widths[reference]
-    per_table = max(1, room // max((widths[name] for name in counterparts), default=1))
-    for start in range(0, max(1, len(counterparts)), per_table):
-        names = (reference, *counterparts[start : start + per_table])
+    title_width = min(max(map(len, titles)), width // 2)
+    fixed, names = [*columns][:repeated], [*columns][repeated:]
+    room = width - title_width - sum(widths[name] for name in fixed)
+    per_table = max(1, room // max((widths[name] for name in names), default=1))
+    for start in range(0, max(1, len(names)), per_table):
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("", width=title_width, no_wrap=True)
-        for name in names:
+        shown_here = (*fixed, *names[start : start + per_table])
+        for name in shown_here:
             table.add_column(name, justify="right", no_wrap=True)
-        for row, title in enumerate(titles.values()):
-            table.add_row(Text(title), *(columns[name][row] for name in names))
-        yield table
+        for row, text in enumerate(titles):
+            table.add_row(Text(text), *(columns[name][row] for name in shown_here))
+        yield table if title is None else Group(Text(title), table)  # rich's own title is no wider than the table
 
 
 def _ignore_closed_terminal() -> suppress:

@@ -57,8 +57,15 @@ class WandbLogger:
             log.warning("W&B is left out: %s", reason)
 
     def log_row(self, row: Row) -> None:
-        """Logs the row under keys like ``weight_alignment_error/ste``: W&B makes one section of charts per metric."""
-        values = {"/".join(reversed(key.split("/", 1))): value for key, value in row.items() if value is not None}
+        """Logs the row under keys like ``weight_alignment_error/ste``: W&B makes one section of charts per metric.
+
+        The length of a segment is left out, since keys hold it: ``weight_alignment_error/ste@5``.
+        """
+        values = {
+            "/".join(reversed(key.split("/", 1))): value
+            for key, value in row.items()
+            if value is not None and key != "segment"
+        }
         if self._run is not None:
             self._guard(lambda: self._run.log(values))
 

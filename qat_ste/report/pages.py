@@ -71,6 +71,15 @@ def png(figure: Figure, colors: int = 256) -> bytes:
     return content.getvalue()
 
 
+def with_pdf(draw: Callable[[], Figure], path: Path) -> Figure:
+    """Draws a figure and also writes it as a PDF file."""
+    figure, content = draw(), BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):  # fonts as text, which journals ask for
+        figure.savefig(content, format="pdf", metadata={"CreationDate": None})
+    write(path, content.getvalue())
+    return figure
+
+
 def fill(template: str, **values: Any) -> str:
     """Fills a template of this package; returns HTML in which every value is escaped."""
     loader = PackageLoader("qat_ste.report", ".")

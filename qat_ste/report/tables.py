@@ -59,3 +59,24 @@ def shown(value: float | None) -> str:
     if size < 1e-3:
         return f"{value:.2e}"
     return f"{value:.4f}" if size < 10 else f"{value:.1f}"
+
+
+def shown_estimate(interval: Mapping[str, float | None] | None, digits: int = 3) -> str:
+    """Formats an estimate and the ends of its interval, if it has one, as "0.514 (0.511 to 0.517)"; None as "–".
+
+    Args:
+        interval: ``value``, ``low`` and ``high``.
+        digits: significant digits.
+    """
+    if interval is None or interval["value"] is None:
+        return "–"
+    value, low, high = (
+        "0" if number == 0 else f"{number:#.{digits}g}".removesuffix(".")
+        for number in (interval["value"], interval["low"] or 0.0, interval["high"] or 0.0)
+    )
+    return value if interval["low"] is None else f"{value} ({low} to {high})"
+
+
+def steps(length: int) -> str:
+    """Formats the length of a segment."""
+    return "1 step" if length == 1 else f"{length:,} steps"

@@ -39,4 +39,24 @@ def test_a_model_that_cannot_be_followed_is_refused_by_its_key(qat_run, tmp_path
 def test_segments_as_long_as_the_run_are_refused(qat_run, tmp_path: Path):
     run = qat_run("train.steps=20", "train.segment=[5,20]", f"hydra.run.dir={tmp_path / 'run'}")
     assert run.code == 2
-    assert "train.segment: segment must be shorter than the run of 20 steps, got [5, 20]" in run.err
+    assert "qat-run: train.segment=[5,20]: must be shorter than the run of 20 steps" in run.err
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_dry_run_counts_the_networks_of_segments(qat_run):
+    """Under Adam ``naive`` is the same run as ``ste``: one network."""
+    few = ("train.steps=40", "dry_run=true")
+    for overrides, members in [
+        ((), 4),
+        (("train.segment=5",), 7),
+        (("train.segment=[5,20]",), 10),
+        (("train.segment=[5,20]", "optimizer=adam"), 7),
+    ]:
+        run = qat_run(*few, *overrides)
+        assert run.out.strip().endswith(f"# {members} members x 40 steps of 64")
+
+
+def test_a_run_with_segments_says_their_cost_before_it_starts(segment_run, finished_run):
+    printed = (segment_run / "stdout.txt").read_text()
+    assert "segments of 2, 6 steps: 6 more networks" in printed.partition("step 6/24")[0].splitlines()
+    assert "segments of" not in (finished_run / "stdout.txt").read_text()

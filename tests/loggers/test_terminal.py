@@ -89,3 +89,52 @@ def test_lines_of_progress_without_a_terminal(capsys):
     assert len(lines) == 2
     assert lines[0] == "step 10/100  loss 0.500  alignment error ste 0.0200"
     assert re.match(r"step 20/100  \d+ steps/s  \d+ s left  loss 0.500  alignment error ste 0.0200", lines[1])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_errors_of_segments_fit_the_width(segment_run, width, count):
+    results = json.loads((segment_run / "results.json").read_text())
+    names, wide = COUNTERPARTS[:count], {"weight_alignment_error": 3.2e-5, "low": 1.1e-5, "high": 4.3e-5}
+    for members in (results["counterparts"], *results["segments"].values()):
+        members |= dict.fromkeys(names[3:], members["ste"] | wide)
+    results["counterparts"] = {name: results["counterparts"][name] for name in names}
+    logger = logger_of(False, width)
+    logger.log_results(results)
+    lines = [line.rstrip() for line in printed(logger)]
+    assert max(map(len, lines)) <= width
+    titles = [row for row, line in enumerate(lines) if line == "alignment error in segments (95 % interval)"]
+    assert [name for row in titles for name in lines[row + 1].split()] == list(names)
+    for length in ("2", "6"):
+        rows = " ".join(line for line in lines[titles[0] :] if line.startswith(f"{length} steps"))
+        cells = [name for name in names[:3] if shown_error(results["segments"][length][name]) in rows]
+        assert cells == list(names[:3]), "no cell is wrapped or cut"
+        assert rows.count("3.2e-05 (1.1e-05 to 4.3e-05)") == len(names[3:])
+    statements = [verdict["statement"] for verdict in results["segment_summary"]["verdicts"].values()]
+    after = " ".join(" ".join(lines).split())
+    places = [after.index(" ".join(text.split())) for text in (*statements, results["verdict"]["statement"])]
+    assert len(places) == 3 and places == sorted(places), "the verdict of the whole run comes last"
+
+
+def shown_error(values: dict) -> str:
+    """With two significant digits."""
+    numbers = [f"{values[key]:#.2g}" for key in ("weight_alignment_error", "low", "high") if values[key] is not None]
+    return numbers[0] if len(numbers) == 1 else "{} ({} to {})".format(*numbers)
+
+
+def test_runs_without_segments_print_no_table_of_them(results):
+    logger = logger_of(False, 80)
+    logger.log_results(results)
+    assert "segments" not in " ".join(printed(logger))
+
+
+def test_rows_of_segments_do_not_change_the_progress_line(segment_run):
+    with_segments, without = logger_of(False, 200), logger_of(False, 200)
+    rows = [json.loads(line) for line in (segment_run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        with_segments.log_row(row)
+        if "segment" not in row:
+            without.log_row(row)
+    texts = [[line.rpartition("loss ")[2] for line in printed(logger) if line] for logger in (with_segments, without)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 4 < len(rows)

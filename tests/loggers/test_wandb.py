@@ -158,6 +158,21 @@ def test_an_error_while_logging_does_not_reach_the_run(tmp_path, caplog):
     assert [message for message in caplog.messages if "W&B" in message] == ["W&B is left out from here on: disk full"]
 
 
+def test_rows_of_segments_have_charts_of_their_own_and_none_of_the_length(segment_run, tmp_path):
+    logger = WandbLogger(tmp_path, "name", {}, mode="disabled")
+    logged = []
+    logger._run.log = logged.append
+    rows = [json.loads(line) for line in (segment_run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        logger.log_row(row)
+    of_length = [len([row for row in logged if f"weight_alignment_error/ste@{length}" in row]) for length in (2, 6)]
+    assert of_length == [12, 4]
+    assert all("step" in row for row in logged)
+    assert not any("segment" in row for row in logged)
+    assert any("segment" in row for row in rows)
+    logger.close(1)
+
+
 def test_close_does_not_wait_forever(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 0.2)
     logger = WandbLogger(tmp_path, "name", {}, mode="disabled")

@@ -112,6 +112,10 @@ def test_fuzz(finished_run, tmp_path, file, inputs):
     fuzz(finished_run, tmp_path, file, inputs)
 
 
+def test_fuzz_results_with_segments(segment_run, tmp_path):
+    fuzz(segment_run, tmp_path, "results.json", 60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", READERS)
 def test_fuzz_longer(finished_run, tmp_path, file):

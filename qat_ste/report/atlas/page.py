@@ -6,10 +6,9 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from qat_ste.base.files import write
@@ -31,7 +30,7 @@ from qat_ste.report.atlas.cells import (
 )
 from qat_ste.report.atlas.figures import errors_at_both_rates, heat_maps
 from qat_ste.report.files import no_link
-from qat_ste.report.pages import Picture, draw_all, fill
+from qat_ste.report.pages import Picture, draw_all, fill, with_pdf
 from qat_ste.report.writers import csv_text, markdown_lines, markdown_text
 
 FIGURES: dict[str, tuple[Callable[[Atlas], Figure], str]] = {
@@ -61,7 +60,7 @@ def write_atlas(folder: Path) -> dict[str, str]:
     atlas = read_atlas(folder / "atlas.json")
     no_link(folder / "figures").mkdir(exist_ok=True)
     plans = [
-        (name, "", caption, partial(_drawn, draw, atlas, folder / "figures" / f"{name}.pdf"))
+        (name, "", caption, partial(with_pdf, partial(draw, atlas), folder / "figures" / f"{name}.pdf"))
         for name, (draw, caption) in FIGURES.items()
     ]
     figures, failures = draw_all(plans, folder / "figures")
@@ -69,15 +68,6 @@ def write_atlas(folder: Path) -> dict[str, str]:
     write(folder / "atlas.md", to_markdown(atlas))
     write(folder / "atlas.html", render(atlas, figures))
     return failures
-
-
-def _drawn(draw: Callable[[Atlas], Figure], atlas: Atlas, pdf: Path) -> Figure:
-    """The figure, which is also written as a PDF file."""
-    figure, content = draw(atlas), BytesIO()
-    with mpl.rc_context({"pdf.fonttype": 42}):  # fonts as text, which journals ask for
-        figure.savefig(content, format="pdf", metadata={"CreationDate": None})
-    write(pdf, content.getvalue())
-    return figure
 
 
 def render(atlas: Atlas, figures: Sequence[Picture] = ()) -> str:

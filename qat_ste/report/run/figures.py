@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from qat_ste.report.run.run_files import AGREEMENT, RunFiles
 from qat_ste.report.style import COLORS, line, plain
+from qat_ste.report.tables import steps
 
 
 def curves(run: RunFiles) -> Figure:
@@ -75,6 +77,65 @@ def alignment_error(run: RunFiles) -> Figure:
     return figure
 
 
+def segment_growth(run: RunFiles) -> Figure:
+    """Draws the error of segments against their length, with its interval, for all counterparts."""
+    lengths = [*run.segments]
+    nearest = min((math.log(b / a) for a, b in pairwise(lengths)), default=1.0)
+    shift = min(0.06, 0.4 * nearest / len(run.counterparts))  # so that bars do not hide each other
+    figure = Figure(figsize=(4.6, 2.8))
+    axis = figure.subplots()
+    for number, name in enumerate(run.counterparts):
+        of_lengths = {length: members[name]["weight_alignment_error"] or {"value": 0.0}
+                      for length, members in run.segments.items() if name in members}  # fmt: skip
+        errors = {length: error for length, error in of_lengths.items() if error["value"] > 0}
+        style = line(name, number)
+        if not errors:
+            axis.plot([], [], label=f"{plain(name)} (exactly 0)" if of_lengths else plain(name), **style)
+            continue
+        beside = math.exp(shift * (number - (len(run.counterparts) - 1) / 2))
+        x, values = np.array([*errors]) * beside, np.array([error["value"] for error in errors.values()])
+        ends = [[error[end] or error["value"] for error in errors.values()] for end in ("low", "high")]
+        axis.plot(x, values, label=plain(name), marker="o", ms=3.5, **style)
+        axis.errorbar(x, values, np.abs(ends - values), fmt="none", ecolor=style["color"], capsize=2.5, elinewidth=1)
+    left, right = lengths[0] / 1.5, lengths[-1] * 1.5
+    floors = [max((values["floor"] or 0.0 for values in members.values()), default=0.0) or math.nan
+              for members in run.segments.values()]  # fmt: skip
+    axis.plot([left, *lengths, right], [floors[0], *floors, floors[-1]], color="#888888", ls="--", lw=1, zorder=1,
+              label="floor of rounding")  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel="steps in a segment, $K$", xlim=(left, right))
+    axis.set_ylabel("weight alignment error\n(distance / path length)")
+    ticks = _apart(lengths, 0.06 * math.log(right / left))
+    axis.set_xticks(ticks, [f"{length:,}" for length in ticks])
+    axis.set_xticks([], minor=True)
+    _legend_below(figure, axis)
+    return figure
+
+
+def _apart(lengths: list[int], least: float) -> list[int]:
+    """Returns the lengths whose logarithm is at least ``least`` above that of the one before."""
+    kept = lengths[:1]
+    for length in lengths[1:]:
+        if math.log(length / kept[-1]) >= least:
+            kept.append(length)
+    return kept
+
+
+def segment_errors(run: RunFiles) -> Figure:
+    """Draws the error of each of the shortest segments over training, for all counterparts."""
+    length = next(iter(run.segments))
+    figure = Figure(figsize=(4.6, 2.8))
+    axis = figure.subplots()
+    for number, name in enumerate(run.counterparts):
+        series = run.series(f"{name}@{length}/weight_alignment_error")
+        series = series[series[:, 1] > 0]
+        label = plain(name) if len(series) else f"{plain(name)} (exactly 0)"
+        axis.plot(*series.T, label=label, **line(name, number) | {"lw": 1.1})
+    axis.set(yscale="log", xlabel="step")
+    axis.set_ylabel(f"error of a segment of {steps(length)}\n(distance / path length)")
+    _legend_below(figure, axis)
+    return figure
+
+
 def alignment_scatter(run: RunFiles) -> Figure:
     """Draws final weights of the reference, raw and re-mapped, against those of the STE counterpart."""
     name = run.main_counterpart
@@ -129,7 +190,15 @@ def _legend_below(figure: Figure, *axes: Axes) -> None:
 
 FIGURES: dict[str, Callable[[RunFiles], Figure]] = {
     "alignment_error": alignment_error,
+    "segment_growth": segment_growth,
+    "segment_errors": segment_errors,
     "alignment_scatter": alignment_scatter,
     "movement_scatter": movement_scatter,
     "curves": curves,
 }
+OF_SEGMENTS = ("segment_growth", "segment_errors")
+
+
+def names_of(run: RunFiles) -> list[str]:
+    """Returns the names of the figures that a run has."""
+    return [name for name in FIGURES if run.segments or name not in OF_SEGMENTS]

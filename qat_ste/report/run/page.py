@@ -14,15 +14,21 @@ from qat_ste.base.run_config import identity
 from qat_ste.base.text import one_line
 from qat_ste.base.text import shown as shown_setting
 from qat_ste.report.files import no_link, regular
-from qat_ste.report.pages import Picture, draw_all, fill
-from qat_ste.report.run.figures import FIGURES
+from qat_ste.report.pages import Picture, draw_all, fill, with_pdf
+from qat_ste.report.run.figures import FIGURES, OF_SEGMENTS, names_of
 from qat_ste.report.run.run_files import RunFiles
-from qat_ste.report.tables import OF_LAYER, added, shown, table_rows
+from qat_ste.report.run.segments import section
+from qat_ste.report.tables import OF_LAYER, added, shown, shown_estimate, steps, table_rows
 
 CAPTIONS = {  # in the page's order
     "alignment_error": "Weight alignment error over training: distance of each counterpart from the reference, in "
     "units of the length of the path that its weights travelled. A counterpart near jitter is no farther from the "
     "reference than a run with a slightly larger learning rate.",
+    "segment_growth": "Weight alignment error in segments of K steps, against K, with 95 % intervals; counterparts are "
+    "drawn side by side. Dashed grey: the error that rounding of the weights alone makes. Chaos makes the errors of "
+    "ste and jitter grow alike.",
+    "segment_errors": "Weight alignment error of each of the shortest segments over training. The error of the run "
+    "weighs segments by their path, which shrinks with the learning rate.",
     "alignment_scatter": "Final weights of the reference against those of its STE counterpart, in units of the largest "
     "level. On the dashed line they are equal. Where the theory needs the weight map M, only the re-mapped weights "
     "should lie on it.",
@@ -45,7 +51,11 @@ def write_report(folder: Path) -> dict[str, str]:
     """Draws the figures and writes ``report.html``; returns the error of each figure that failed by name."""
     run = RunFiles(folder)
     no_link(folder / "figures").mkdir(exist_ok=True)
-    plans = [(name, "", "", partial(draw, run)) for name, draw in FIGURES.items()]
+    plans = []
+    for name in names_of(run):
+        draw = partial(FIGURES[name], run)
+        pdf = folder / "figures" / f"{name}.pdf"
+        plans.append((name, "", "", partial(with_pdf, draw, pdf) if name in OF_SEGMENTS else draw))
     _, failures = draw_all(plans, folder / "figures")
     write(folder / "report.html", render(run))
     return failures
@@ -57,6 +67,8 @@ def render(run: RunFiles) -> str:
     rows = table_rows(results["metrics"])
     pictures = []
     for name, caption in CAPTIONS.items():
+        if name not in names_of(run):
+            continue
         with suppress(OSError):  # the figure failed, or its file is not one of ours
             content = regular(no_link(run.folder / "figures") / f"{name}.png", MOST_BYTES).read_bytes()
             pictures.append(Picture(name, "", caption, content))
@@ -70,10 +82,16 @@ def render(run: RunFiles) -> str:
         several_seeds=_several_seeds(results["command"]),
         members={"reference": results["reference"], **results["counterparts"]},
         rows=rows,
+        segments=run.segments,
+        section=section(run),
+        summary=results["segment_summary"],
+        of_segments=OF_SEGMENTS,
         layer_rows=OF_LAYER | added(rows),
         main=run.main_counterpart,
         figures=pictures,
         shown=shown,
+        estimate=shown_estimate,
+        of_steps=steps,
         whole=whole,
         times=times,
         config=json.dumps(results["config"], indent=1),

@@ -35,7 +35,9 @@ class RunFiles:
     @cached_property
     def _columns(self) -> Columns:
         members = ("reference", *self.counterparts)
-        return Columns(self.folder / "metrics.jsonl", [f"{member}/{key}" for member in members for key in DRAWN])
+        keys = [f"{member}/{key}" for member in members for key in DRAWN]
+        keys += [f"{name}@{length}/{_ERROR}" for length in [*self.segments][:1] for name in self.counterparts]
+        return Columns(self.folder / "metrics.jsonl", keys)
 
     def weights(self, key: str) -> np.ndarray:
         """Returns a sample of latent weights, in units of the largest level.
@@ -58,6 +60,12 @@ class RunFiles:
         return np.frombuffer(content.read(), dtype)
 
     @property
+    def segments(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """Numbers of segments by length, ascending, and counterpart; empty for a run without segments."""
+        segments: dict[int, dict[str, dict[str, Any]]] = self.results["segments"]
+        return segments
+
+    @property
     def counterparts(self) -> list[str]:
         """Names of the counterparts."""
         return list(self.results["counterparts"])
@@ -68,5 +76,9 @@ class RunFiles:
         return "ste" if "ste" in self.counterparts else self.counterparts[0]
 
     def series(self, key: str) -> np.ndarray:
-        """Returns (step, value) of the rows that have ``<member>/<one of DRAWN>``; shape (rows, 2)."""
+        """Returns (step, value) of the rows that have this key; shape (rows, 2).
+
+        Args:
+            key: ``<member>/<one of DRAWN>``, or ``<counterpart>@<shortest length>/weight_alignment_error``.
+        """
         return self._columns.series(key)
