@@ -95,6 +95,8 @@ def grid_of(overrides: list[str]) -> Grid:
         "quantizer": plain["quantizer"],
         "train": {key: plain["train"][key] for key in TRAIN_KEYS},
     }
+    if atlas["segment"] is not None:  # cells without segments stay those of earlier versions
+        shared["segment"] = atlas["segment"]
     estimators, optimizers = (_by_label(group) for group in entries.values())
     jobs = [
         Job(label, seed, lr, steps, _cells(estimators, optimizer.node, shared, seed=seed, lr=lr, steps=steps))
@@ -110,7 +112,7 @@ def grid_of(overrides: list[str]) -> Grid:
         {label: entry.components.estimator for label, entry in estimators.items()},
         {label: entry.components.optimizer for label, entry in optimizers.items()},
         components.quantization,
-        TrainConfig(**shared["train"]),
+        TrainConfig(**shared["train"], segment=atlas["segment"]),
     )
     lrs = {label: (entry.node["lr"], entry.node["lr"] / atlas["smaller"]) for label, entry in optimizers.items()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

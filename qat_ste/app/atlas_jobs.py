@@ -104,9 +104,10 @@ def train_jobs(
 
 def collect(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
     """All cells with their places in the grid; missing cells have the fault "was not trained"."""
-    absent, files = asdict(Cell(fault="was not trained")), CellFiles(folder)
+    absent, files = {"fault": "was not trained"}, CellFiles(folder)
     return [
         {"estimator": name, "optimizer": job.optimizer, "seed": job.seed, "lr": job.lr, "steps": job.steps}
+        | asdict(Cell())  # cells of earlier versions lack newer keys
         | (files.cell(config) or absent)
         for job in jobs
         for name, config in job.cells.items()

@@ -276,6 +276,7 @@ class AtlasConfig(Parameters):
     )
     steps: int = parameter(200, STEPS, "steps at the optimizer's learning rate")
     smaller: int = parameter(5, Number(2), "the grid is trained again at lr / smaller with steps x smaller")
+    segment: int | None = parameter(None, OrNone(COUNT), "length of segments, a second measure; null: none", 5)
     workers: int | None = parameter(None, OrNone(Number(1, 1024)), "processes, one a core; null: all cores", 2)
     output: str = parameter("outputs/atlas", _Path(), "folder; what it holds is not trained again")
 

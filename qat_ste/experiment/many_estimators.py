@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from qat_ste.experiment.lockstep import Batches, BatchSource
 from qat_ste.experiment.member import Loss
 from qat_ste.experiment.randomness import kept_generators, seed_noise
 from qat_ste.experiment.schedules import schedule_of
+from qat_ste.experiment.segment_results import SegmentResults
+from qat_ste.experiment.segments import Segments
 from qat_ste.experiment.verdict import decide
 from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.fake_quant.flat_layout import level_indices, split_into_chunks
@@ -34,7 +37,8 @@ class Cell:
 
     ``ste``, ``naive`` and ``jitter`` are weight alignment errors, as in ``compare``. ``refused`` says why the theorem
     does not cover the estimator; ``fault`` why there are no numbers. ``g_ratio`` is L₊/L₋; ``jumps`` says whether g
-    jumps. Accuracy and shares are those of the reference.
+    jumps. Accuracy and shares are those of the reference. ``segment_outcome`` and the ratios with their 95 % intervals
+    are those of segments, where ``training.segment`` has a length.
     """
 
     ste: float | None = None
@@ -51,6 +55,11 @@ class Cell:
     moved_fraction: float | None = None
     saturated_fraction: float | None = None
     fault: str | None = None
+    segment_outcome: str | None = None
+    segment_ste_over_jitter: float | None = None
+    segment_ste_over_jitter_low: float | None = None
+    segment_ste_over_jitter_high: float | None = None
+    segment_naive_over_jitter: float | None = None
 
 
 def train_cells(
@@ -81,14 +90,19 @@ def train_cells(
                 if len(estimator.stages) > 1:
                     raise ValueError("an estimator that changes during training has no cell; use qat-run")
                 cohort = Cohort(model, estimator, optimizer, lr, ["ste", "naive", "jitter"], training)
-                cells[name] = _EstimatorRuns(cohort, estimator, runs)
+                cells[name] = _EstimatorRuns(cohort, estimator, runs, steps)
             except Exception as error:  # a foreign estimator may raise anything
                 cells[name] = Cell(fault=of_error(error))
         schedule = schedule_of(training, steps)
+        segmented = [cell for cell in cells.values() if isinstance(cell, _EstimatorRuns) and cell.segments is not None]
         for step, (inputs, targets) in zip(range(steps), BatchSource(batches, 0, seed), strict=False):
+            for cell in segmented:
+                cell.restart(step)
             for run in runs.values():
                 seed_noise(seed, step, inputs.device)
                 run.step(step, inputs, targets, loss, schedule(step))
+            for cell in segmented:
+                cell.step(step, inputs, targets, loss, schedule(step), seed)
     return {name: cell if isinstance(cell, Cell) else cell.cell(test) for name, cell in cells.items()}
 
 
@@ -96,7 +110,7 @@ class _Run:
     """A member and its trajectory; ``fault`` says why training stopped."""
 
     def __init__(self, cohort: Cohort, spec: MemberSpec) -> None:
-        self.member, self.fault = cohort.member(spec), ""
+        self.member, self.fault, self.losses = cohort.member(spec), "", list[float]()
         chunks = split_into_chunks(cohort.tensors, 0, cohort.quantized_weights)
         weights = self.member.weights.buffer[None]
         self.trajectories = Trajectories(weights, chunks, cohort.chunk_groups)
@@ -108,6 +122,7 @@ class _Run:
             return
         try:
             value = self.member.step(inputs, targets, loss, factor).item()
+            self.losses.append(value)
             self.trajectories.observe(step + 1, self._levels())
             if self.trajectories.full:
                 self.trajectories.settle()
@@ -120,7 +135,7 @@ class _Run:
 class _EstimatorRuns:
     """The runs of one estimator; others may share them."""
 
-    def __init__(self, cohort: Cohort, estimator: Estimator, runs: dict[object, _Run]) -> None:
+    def __init__(self, cohort: Cohort, estimator: Estimator, runs: dict[object, _Run], steps: int) -> None:
         self.cohort, self.runs, self.not_covered = cohort, {}, estimator.not_covered
         for name, number in cohort.names.items():
             spec = cohort.specs[number]
@@ -128,6 +143,41 @@ class _EstimatorRuns:
             if key not in runs:
                 runs[key] = _Run(cohort, spec)
             self.runs[name] = runs[key]
+        self.segments: Segments | None = None
+        if lengths := [length for length in cohort.training.segments if length < steps]:
+            reference = self.runs["reference"].member
+            cohort.local, cohort.slices = {0: reference}, reference.weights.buffer[None]
+            self.segments = Segments(cohort, lengths[:1], steps)
+
+    def restart(self, step: int) -> None:
+        """Before step ``step``: starts the segments that begin with it."""
+        if self.segments is not None and not self.runs["reference"].fault:
+            self.segments.restart(step)
+
+    def step(self, step: int, inputs: Tensor, targets: Tensor, loss: Loss, factor: float, seed: int) -> None:
+        """The step of all members in segments, after that of the reference."""
+        reference = self.runs["reference"]
+        if self.segments is None or reference.fault:
+            return
+        try:
+            self.segments.step(step, inputs, targets, loss, factor, seed)
+            self.segments.observe(step + 1)
+        except Exception as error:  # a foreign estimator may raise anything
+            reference.fault = f"{of_error(error)}, in a segment at step {step + 1}"
+
+    def _of_segments(self) -> dict[str, Any]:
+        if self.segments is None:
+            return {}
+        self.segments.report(torch.tensor([self.runs["reference"].losses]))
+        (verdict,) = SegmentResults.of(self.segments).verdicts.values()
+        ste, naive = verdict.ste_over_jitter, verdict.naive_over_jitter
+        return {
+            "segment_outcome": verdict.outcome,
+            "segment_ste_over_jitter": ste.value if ste else 0.0,
+            "segment_ste_over_jitter_low": ste.low if ste else None,
+            "segment_ste_over_jitter_high": ste.high if ste else None,
+            "segment_naive_over_jitter": naive.value if naive else None,
+        }
 
     def cell(self, test: Iterable[Batch]) -> Cell:
         for name, run in self.runs.items():
@@ -155,6 +205,7 @@ class _EstimatorRuns:
             test_accuracy=_accuracy(reference.member.model, test),
             moved_fraction=int(trajectory.moved(slice(None)).count_nonzero()) / cohort.quantized_weights,
             saturated_fraction=saturated / cohort.quantized_weights,
+            **self._of_segments(),
         )
 
     def _error(self, name: str) -> float | None:

@@ -48,6 +48,20 @@ def test_a_cell_is_what_compare_finds(optimizer):
     assert cells(optimizer=optimizer, seed=4)["tanh"].jitter != found["tanh"].jitter
 
 
+@pytest.mark.parametrize("optimizer", [SGD, pytest.param(ADAM, marks=pytest.mark.slow)])
+def test_a_cell_has_the_segments_that_compare_finds(optimizer):
+    plain, segmented = (cells(optimizer=optimizer, seed=3, segment=segment) for segment in (None, 2))
+    for name in ("tanh", "stable"):
+        alone = run(estimator=ESTIMATORS[name], optimizer=optimizer, lr=0.01, steps=20, seed=3, segment=2)
+        verdict = alone.segments.verdicts[2]
+        assert segmented[name].segment_outcome == verdict.outcome
+        assert segmented[name].segment_ste_over_jitter == pytest.approx(verdict.ste_over_jitter.value)
+        assert segmented[name].segment_ste_over_jitter_high == pytest.approx(verdict.ste_over_jitter.high)
+        assert segmented[name].ste == plain[name].ste, "the whole run is left alone"
+        assert plain[name].segment_outcome is None
+    assert segmented["tanh"] != segmented["stable"]
+
+
 @pytest.mark.parametrize(("optimizer", "runs"), [(SGD, 3 * 2 + 2 + 1), (ADAM, 3 * 2 + 1)])
 def test_each_run_is_trained_once(optimizer, runs, monkeypatch):
     made = []

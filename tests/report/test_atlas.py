@@ -248,3 +248,44 @@ def test_the_base_of_the_order_is_the_ratio_of_the_rates(folder):
     combination = atlas.combinations["tanh", "sgd"]
     (large, *_), (small, *_) = ([cell["ste"] for cell in cells] for cells in combination.cells)
     assert math.log(large / small, SMALLER) == pytest.approx(combination.order.mean)
+
+
+def segmented(folder: Path, outcomes: Sequence[str]) -> Path:
+    """Adds segments of 5 steps to the cells, with these outcomes by seed."""
+    content = json.loads((folder / "atlas.json").read_text())
+    content["settings"] = {"atlas": {"segment": 5}}
+    by_seed = dict(zip(content["seeds"], outcomes, strict=True))
+    for cell in content["cells"]:
+        cell |= {"segment_outcome": by_seed[cell["seed"]], "segment_ste_over_jitter": 0.5 * 1.1 ** cell["seed"],
+                 "segment_ste_over_jitter_low": 0.4, "segment_ste_over_jitter_high": 0.8}  # fmt: skip
+    (folder / "atlas.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("seeds", "outcomes", "expected", "interval"),
+    [
+        ([1], ["did not matter"], "did not matter", (0.4, 0.8)),
+        (SEEDS, ["mattered"] * 3, "mattered", None),
+        (SEEDS, ["mattered", "mattered", "did not matter"], "undecided", None),
+    ],
+)
+def test_segments_are_a_second_measure(tmp_path, seeds, outcomes, expected, interval):
+    folder = segmented(write(tmp_path / "atlas", seeds=seeds), outcomes)
+    outcome, ratio = read_atlas(folder / "atlas.json").combinations["tanh", "sgd"].segments()
+    assert outcome == expected
+    assert ratio.mean == pytest.approx(0.5 * 1.1 ** (sum(seeds) / len(seeds)))
+    if interval:
+        assert (ratio.low, ratio.high) == interval, "of one seed: that over its segments"
+    else:
+        assert ratio.low < ratio.mean < ratio.high
+    write_atlas(folder)
+    page, table = (folder / "atlas.html").read_text(), (folder / "atlas.md").read_text()
+    for text in (page, table):
+        assert "in segments of 5 steps" in text
+        assert expected in text
+
+
+def test_without_segments_the_page_has_none(folder):
+    write_atlas(folder)
+    assert "segment" not in (folder / "atlas.html").read_text() + (folder / "atlas.md").read_text()

@@ -133,6 +133,24 @@ class Combination:
             return DISGUISE if self.falling else NEAR_ONLY
         return NEARER_ONLY if self.falling else NOT
 
+    def segments(self, lr: int = 1) -> tuple[str, Estimate] | None:
+        """Outcome and error of the STE in segments, in units of ``jitter``'s, at η (0) or at the smaller rate (1).
+
+        Of one seed the interval is that over its segments, of several that over seeds; seeds that do not agree leave
+        the outcome undecided. None without segments.
+        """
+        cells = [cell for cell in self.cells[lr] if cell.get("segment_outcome") is not None]
+        if not cells:
+            return None
+        outcomes = {cell["segment_outcome"] for cell in cells}
+        ratio = geometric_mean(cell["segment_ste_over_jitter"] for cell in cells)
+        if ratio is None:
+            return None
+        if len(cells) == 1:
+            low, high = (cells[0].get(f"segment_ste_over_jitter_{end}") for end in ("low", "high"))
+            ratio = Estimate(ratio.mean, low, high, 1)
+        return (outcomes.pop() if len(outcomes) == 1 else UNDECIDED), ratio
+
     @property
     def doubt(self) -> str:
         """Why the label is ``UNDECIDED``; empty for other labels."""

@@ -84,7 +84,9 @@ def render(atlas: Atlas, figures: Sequence[Picture] = ()) -> str:
         refusals={name: reason for name in atlas.estimators if (reason := atlas.refusal(name))},
         faults=[(combination, fault) for combination in atlas.combinations.values() for fault in combination.faults],
         figures=figures,
+        segment_rule=segment_rule(length) if (length := segment_length(atlas)) else None,
         short=short,
+        with_interval=with_interval,
         percent=percent,
         least_seeds=LEAST_SEEDS,
         settings=json.dumps(atlas.content["settings"], indent=1),
@@ -114,6 +116,22 @@ def finding(atlas: Atlas, optimizer: str) -> str:
         farthest = max(distances, key=lambda name: distances[name].mean)
         text += f"; farthest is {farthest} at {with_interval(distances[farthest])} %"
     return text
+
+
+def segment_length(atlas: Atlas) -> int | None:
+    """The length of the atlas' segments; None without them."""
+    settings = atlas.content["settings"].get("atlas")
+    length = settings.get("segment") if isinstance(settings, dict) else None
+    return length if isinstance(length, int) else None
+
+
+def segment_rule(length: int) -> str:
+    """Explains the table of segments."""
+    return (
+        f"A second measure: in segments of {length} steps each counterpart starts again from the reference's mapped "
+        "state (docs/segments.md). Outcome, and error of the adjusted STE over that of a 1 % higher learning rate, with its "
+        "95 % interval: over segments where there is one seed, else over seeds."
+    )
 
 
 def with_interval(estimate: Estimate | None, written: Callable[[float | None], str] | None = None) -> str:
@@ -146,12 +164,22 @@ def to_markdown(atlas: Atlas) -> str:
         distance, order = with_interval(combination.distance), with_interval(combination.order)
         return f"{combination.label}: {distance} %, order {order}"
 
+    def in_segments(combination: Combination) -> str:
+        texts = []
+        for name, lr in (("η", 0), (f"η/{atlas.content['smaller']:g}", 1)):
+            if (found := combination.segments(lr)) is not None:
+                texts.append(f"{name}: {found[0]}, {with_interval(found[1])}")
+        return "; ".join(texts) or "–"
+
     findings = "\n".join(f"- {markdown_text(finding(atlas, name))}" for name in atlas.optimizers)
     warnings = "".join(f"- {markdown_text(f'{name} {text}')}\n" for name, text in atlas.learned_little().items())
     header = ["estimator", *atlas.optimizers]
     rows = [["accuracy of the reference (%)", *(with_interval(atlas.accuracy(o), percent) for o in atlas.optimizers)]]
     rows += [[e, *(shown(atlas.combinations[e, o]) for o in atlas.optimizers)] for e in atlas.estimators]
     table = markdown_lines([header, *rows], left=1)
+    if length := segment_length(atlas):
+        rows = [[e, *(in_segments(atlas.combinations[e, o]) for o in atlas.optimizers)] for e in atlas.estimators]
+        table += f"\n\n{segment_rule(length)}\n\n{markdown_lines([header, *rows], left=1)}"
     return (
         f"{headline(atlas)}:\n\n{findings}\n\n"
         + (f"Warnings:\n\n{warnings}\n" if warnings else "")
