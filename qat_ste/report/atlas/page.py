@@ -129,8 +129,8 @@ def segment_rule(length: int) -> str:
     """Explains the table of segments."""
     return (
         f"A second measure: in segments of {length} steps each counterpart starts again from the reference's mapped "
-        "state (docs/segments.md). Outcome, and error of the adjusted STE over that of a 1 % higher learning rate, with its "
-        "95 % interval: over segments where there is one seed, else over seeds."
+        "state (docs/segments.md). Outcome, and error of the adjusted STE over that of a 1 % higher learning rate, "
+        "with its 95 % interval: over segments where there is one seed, else over seeds."
     )
 
 
