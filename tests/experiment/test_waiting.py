@@ -118,7 +118,7 @@ def estimators_on_grids():
                 yield pytest.param(estimator, quantizer, id=f"{name}, {quantizer.num_levels} levels")
 
 
-@pytest.mark.parametrize(("estimator", "quantizer"), estimators_on_grids())
+@pytest.mark.parametrize(("estimator", "quantizer"), list(estimators_on_grids()))
 def test_estimators_do_not_wait(estimator, quantizer):
     w, seen = torch.linspace(-1, 1, 101), Counter()
     for watching in (nullcontext(), counting(seen)):  # at first, tensors may be made that are kept
