@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.sections import EXECUTIONS
 from qat_ste.base.text import one_line
+
+log = logging.getLogger(__name__)
 
 
 def find_device(name: Any, launching: bool = False) -> torch.device:
@@ -33,12 +36,21 @@ def find_device(name: Any, launching: bool = False) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if not launching or device.type != "cuda":
             torch.zeros(1, device=device).item()
-        elif cast(int, device.index) >= (gpus := torch.cuda.device_count()):
+        elif device.index >= (gpus := torch.cuda.device_count()):
             raise RuntimeError(f"it has {gpus} GPUs")
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = one_line(str(error).splitlines()[0], 200)
         raise ArgumentError("device", name, f"a device that this machine has ({reason})") from None
     return device
+
+
+def warn_of_tf32(device: torch.device) -> None:
+    """Warns if convolutions or matrix products use TF32, as torch's convolutions do by default."""
+    if device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+        log.warning(
+            "TF32 is on, whose rounding may drown what is measured; to turn it off, set "
+            "torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32 to False"
+        )
 
 
 def check_execution(execution: str, device: torch.device, ranks: int, accumulate: int) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from qat_ste import Execution
 from qat_ste.base.errors import ArgumentError
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.execution import Graphed, candidates, check_execution, fastest, find_device
+from qat_ste.experiment.execution import Graphed, candidates, check_execution, fastest, find_device, warn_of_tf32
 from qat_ste.experiment.randomness import seed_noise
 from tests.experiment.tiny import batches, network, run
 
@@ -246,3 +246,15 @@ def test_noise_is_seeded_on_the_device_that_is_used(monkeypatch):
     assert seeded == [("cuda:1", 3 * 1_000_003 + 7)]
     seed_noise(3, 7, torch.device("cpu"))
     assert len(seeded) == 1
+
+
+def test_tf32_is_told_of_where_it_is_on(monkeypatch, caplog):
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    warn_of_tf32(torch.device("cpu"))
+    assert not caplog.messages
+    warn_of_tf32(torch.device("cuda", 0))
+    assert "TF32 is on" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
+    warn_of_tf32(torch.device("cuda", 0))
+    assert not caplog.messages

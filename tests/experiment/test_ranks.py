@@ -17,6 +17,7 @@ from qat_ste import CheckpointSchedule, compare
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.models import small_cnn
 from tests.arguments import sorted_arguments
@@ -215,6 +216,8 @@ def exchange(rank: int, folder: str) -> None:
         Ranks().sum(torch.tensor([1.0, rank])).tolist(), ranks.any([rank == 1, False]), ranks.broadcast(f"rank {rank}"),
     ]  # fmt: skip
     gathered = ranks.gather(exchanged)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(with_batch_norm(), dist.new_group([0, 1]))
+    assert copy_model(synchronized)[1].process_group is synchronized[1].process_group, "a group cannot be copied"
     if rank == 0:
         torch.save(gathered, f"{folder}/found.pt")
     Ranks().any([True])
