@@ -26,7 +26,7 @@ class Ranks:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._on_cpu: Any = None  # a group; None is the default one
         if self.size > 1 and "cpu:" not in dist.get_backend_config():
-            self._on_cpu = _gloo_group(dist.group.WORLD)
+            self._on_cpu = gloo_group(dist.group.WORLD)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, returned on each."""
@@ -61,7 +61,7 @@ class Ranks:
 
 
 @cache
-def _gloo_group(_: Any) -> Any:
+def gloo_group(_: Any) -> Any:
     """A group of all processes for tensors on the CPU; all must call this, and get the same one each time."""
     return dist.new_group(backend="gloo")
 

@@ -200,6 +200,6 @@ def test_starting_ranks_on_gpus_opens_no_context_in_the_process_that_starts_them
     if not torch.cuda.is_available():
         monkeypatch.setenv("LOCAL_RANK", "1")  # as in a rank, which tries its GPU
         assert (
-            "runtime.device must be a device that this machine has"
+            "runtime.device=cuda: must be a device that this machine has"
             in command("dry_run=true", "runtime.devices=2", "runtime.device=cuda").err
         )
