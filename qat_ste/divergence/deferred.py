@@ -62,6 +62,14 @@ class DeferredChanges:
         while len(self._steps) > keep:
             step, before, after, sent = self._steps.popleft()
             counts = sent.read().tolist()
-            positions = torch.nonzero_static((after != before).view(-1), size=sum(counts)).view(-1)
+            positions = _positions((after != before).view(-1), sum(counts))
             located.append((step, positions, after.view(-1)[positions], counts))
         return located
+
+
+def _positions(flags: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` flags that are set; waits for a GPU only before torch 2.7."""
+    try:
+        return torch.nonzero_static(flags, size=count).view(-1)
+    except NotImplementedError:
+        return flags.nonzero().view(-1)

@@ -41,17 +41,21 @@ class ChangeSequences:
     Args:
         level: initial levels of all weights.
         sampled: positions of the weights whose changes are collected, ascending; None for all.
+        is_sampled: for each weight whether it is among ``sampled``; None for all.
         deferred: whether changes come from a GPU, which is not waited for.
     """
 
     LIMIT = 1_000_000  # pending events that trigger compression, which temporarily takes about 50 bytes per event
 
-    def __init__(self, level: Tensor, sampled: Tensor | None = None, deferred: bool = False) -> None:
+    def __init__(
+        self,
+        level: Tensor,
+        sampled: Tensor | None = None,
+        is_sampled: np.ndarray | None = None,
+        deferred: bool = False,
+    ) -> None:
         self.sampled = np.arange(len(level)) if sampled is None else sampled.cpu().numpy()
-        self._is_sampled: np.ndarray | None = None
-        if sampled is not None:
-            self._is_sampled = np.zeros(len(level), np.bool_)
-            self._is_sampled[self.sampled] = True
+        self._is_sampled = is_sampled
         self._deferred = deferred
         initial = level.cpu().numpy()[self.sampled].astype(np.int32)
         zeros = np.zeros_like(initial)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,11 +96,15 @@ class Trajectories(Sequence[Trajectory]):
         most_levels = max((group.quantizer.num_levels for group in chunk_groups), default=0)
         self._deferred = DeferredChanges(most_levels) if asynchronous(weights.device) else None
         self._pending: list[Located] = []
+        is_sampled = None
+        if sampled is not None:  # shared by all members
+            is_sampled = np.zeros(self._size, np.bool_)
+            is_sampled[sampled.cpu().numpy()] = True
         rows = zip(weights, self.previous, self.level, self._count, self._hash, self._path, strict=True)
         self._members = [
             Trajectory(
                 chunks, chunk_groups, row, previous, level, count, hash_, path,
-                ChangeSequences(level, sampled, self._deferred is not None),
+                ChangeSequences(level, sampled, is_sampled, self._deferred is not None),
             )
             for row, previous, level, count, hash_, path in rows
         ]  # fmt: skip
