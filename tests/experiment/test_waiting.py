@@ -67,6 +67,17 @@ def test_a_gpu_gets_the_numbers_of_a_cpu(setting, monkeypatch):
     assert later.counterparts == at_once.counterparts
 
 
+def test_larger_groups_of_chunks_as_on_a_gpu_change_the_rounding_alone(monkeypatch):
+    monkeypatch.setattr("qat_ste.fake_quant.flat_layout.CHUNK_WEIGHTS", 100)
+    small, _ = watched()
+    monkeypatch.setattr("qat_ste.fake_quant.flat_layout.most_weights", lambda device: 1 << 22)
+    large, _ = watched()
+    for name, numbers in small.counterparts.items():
+        for key, value in vars(numbers).items():
+            if isinstance(value, float):
+                assert getattr(large.counterparts[name], key) == pytest.approx(value, rel=1e-6, abs=1e-12), key
+
+
 def test_many_changes_are_compressed_between_rows_without_waiting(monkeypatch):
     at_once, _ = watched(lr=0.5)
     monkeypatch.setattr(ChangeSequences, "LIMIT", 50)
