@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -46,11 +47,18 @@ def find_device(name: Any, launching: bool = False) -> torch.device:
 
 def warn_of_tf32(device: torch.device) -> None:
     """Warns if convolutions or matrix products use TF32, as torch's convolutions do by default."""
-    if device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+    if device.type == "cuda" and _tf32():
         log.warning(
             "TF32 is on, whose rounding may drown what is measured; to turn it off, set "
             "torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32 to False"
         )
+
+
+def _tf32() -> bool:
+    try:
+        return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the user chose precisions by torch's newer settings, which these cannot express
+        return False
 
 
 def check_execution(execution: str, device: torch.device, ranks: int, accumulate: int) -> None:
@@ -112,8 +120,9 @@ class Graphed:
     def _captured(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
         """Captures the graphs, which runs the module several times; restores its buffers and the generators."""
         before = [buffer.clone() for buffer in self._module.buffers()]
-        with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-            graphs = torch.cuda.make_graphed_callables(
+        on_gpu: AbstractContextManager[Any] = torch.cuda.device(inputs.device) if inputs.is_cuda else nullcontext()
+        with on_gpu, torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+            graphs = torch.cuda.make_graphed_callables(  # on the current device
                 _Passes(self._module), (inputs.clone(),), allow_unused_input=True
             )
         for buffer, values in zip(self._module.buffers(), before, strict=True):
