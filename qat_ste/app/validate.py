@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +133,8 @@ class RunValidator:
             self.builder.add("runtime.devices", allowed, str(max(gpus, 1)))
             return None
         try:
-            device = find_device(runtime.device)
+            launching = runtime.devices > 1 and "LOCAL_RANK" not in os.environ
+            device = find_device(runtime.device, launching)
             check_execution(runtime.execution, device, runtime.devices, self.cfg.train.accumulate)
         except ArgumentError as error:
             example = "cpu" if error.name == "device" else "eager"

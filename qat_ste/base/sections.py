@@ -170,8 +170,9 @@ class Execution(Parameters):
         precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast. Its rounding is larger
             than most of what is measured; latent weights, weight maps and metrics stay in their own precision.
         execution: of forward and backward passes. ``eager``: the reference, on a CPU the same bit for bit each time;
-            ``compile``: by ``torch.compile``; ``graph``: by CUDA graphs; ``auto``: eager on a CPU and on several
-            ranks, on one GPU the fastest, measured over a few steps.
+            on a GPU not even eager steps need be; ``compile``: by ``torch.compile``; ``graph``: by CUDA graphs, where
+            they repeat a step; ``auto``: eager on a CPU and on several ranks, on one GPU the fastest, measured over a
+            few steps.
         sync_batchnorm: whether batch norm computes its statistics over all ranks of a member (GPUs).
 
     Raises:

@@ -11,6 +11,14 @@ from torch import Tensor
 Batch = tuple[Tensor, Tensor]
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device; a copy from the CPU to a GPU is not waited for."""
+    from_cpu = values.device.type == "cpu"
+    if from_cpu and device.type == "cuda":  # from pinned memory of our own, as a loader may write to its own again
+        values = torch.empty_like(values, pin_memory=True).copy_(values)
+    return values.to(device, non_blocking=from_cpu)
+
+
 class Shard(NamedTuple):
     """Selects the part of every global batch that rank ``rank`` of ``ranks`` reads."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qat_ste.data.crops import CentreCrops, RandomCrops
-from qat_ste.data.dataset import Batch
+from qat_ste.data.dataset import Batch, to_device
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.data.workers import PREFETCH_FACTOR, identity, shared_memory, start_workers
 
@@ -144,8 +144,8 @@ def _deliver_cuda(batches: Iterator[Batch], normalise: Normalise, device: torch.
     pending: tuple[Batch, torch.cuda.Event] | None = None
     for pixels, labels in batches:
         with torch.cuda.stream(stream):
-            images = normalise(pixels.pin_memory().to(device, non_blocking=True))
-            batch = images, labels.pin_memory().to(device, non_blocking=True)
+            images = normalise(to_device(pixels, device))
+            batch = images, to_device(labels, device)
         copied = stream.record_event()
         if pending is not None:
             yield _after_copy(*pending)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.base.errors import ArgumentError
-from qat_ste.data.dataset import Batch, Shard
+from qat_ste.data.dataset import Batch, Shard, to_device
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class InMemoryBatches:
 
     def starting_at(self, step: int) -> Iterator[Batch]:
         while True:
-            rows = self.order.rows(step).to(self.split.labels.device)
+            rows = to_device(self.order.rows(step), self.split.labels.device)
             yield self.split.images[rows], self.split.labels[rows]
             step += 1
 

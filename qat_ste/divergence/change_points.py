@@ -58,8 +58,7 @@ class AverageChangePointError(Metric):
         # n_ref - n after each change: its current value minus the sum of the later changes.
         current = self.pair.reference.count[positions] - self.pair.counterpart.count[positions]
         cumulative = sign.cumsum(0)
-        _, counts = positions.unique_consecutive(return_counts=True)
-        after = current - (cumulative[counts.cumsum(0) - 1].repeat_interleave(counts) - cumulative)
+        after = current - (cumulative[_last_of_equals(positions)] - cumulative)
         self._sum.index_add_(0, positions, ((after - sign).abs() - after.abs()) * steps)
 
     def terms(self, chunk_group: ChunkGroup) -> tuple[Tensor, ...]:
@@ -71,3 +70,10 @@ class AverageChangePointError(Metric):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sum.copy_(state["sum"])
+
+
+def _last_of_equals(values: Tensor) -> Tensor:
+    """Index of the last value equal to each, for sorted values; of a size known without waiting for a GPU."""
+    indices = torch.arange(len(values), device=values.device)
+    indices[:-1].masked_fill_(values[1:] == values[:-1], len(values))
+    return indices.flip(0).cummin(0).values.flip(0)

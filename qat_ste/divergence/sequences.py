@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qat_ste.divergence.deferred import Sent
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -39,25 +41,46 @@ class ChangeSequences:
     Args:
         level: initial levels of all weights.
         sampled: positions of the weights whose changes are collected, ascending; None for all.
+        is_sampled: for each weight whether it is among ``sampled``; None for all.
+        deferred: whether changes come from a GPU, which is not waited for.
     """
 
     LIMIT = 1_000_000  # pending events that trigger compression, which temporarily takes about 50 bytes per event
 
-    def __init__(self, level: Tensor, sampled: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        level: Tensor,
+        sampled: Tensor | None = None,
+        is_sampled: np.ndarray | None = None,
+        deferred: bool = False,
+    ) -> None:
         self.sampled = np.arange(len(level)) if sampled is None else sampled.cpu().numpy()
+        self._is_sampled = is_sampled
+        self._deferred = deferred
         initial = level.cpu().numpy()[self.sampled].astype(np.int32)
         zeros = np.zeros_like(initial)
         self._sequences = Sequences(np.arange(len(initial) + 1), initial, zeros, zeros.copy())
-        self._events: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._sent: Sent | None = None  # the last changes, which a GPU may still be computing
+        self._events: list[np.ndarray] = []  # weights, times and levels; of shape (3, changes)
         self._pending = 0
 
     def append(self, weights: Tensor, steps: Tensor, levels: Tensor) -> None:
         """Adds changes: positions, ascending in ``steps`` for each weight, and new levels; all of shape (changes,)."""
-        weight, time, level = (values.int().cpu().numpy() for values in (weights, steps, levels))
-        self._events.append((weight, time, level))
-        self._pending += len(weights)
+        self._receive()
         if self._pending > self.LIMIT:
             self.compressed()
+        self._sent = Sent(torch.stack([values.int() for values in (weights, steps, levels)]))
+        if not self._deferred:
+            self._receive()
+
+    def _receive(self) -> None:
+        """Adds what was sent by the last ``append`` to the events, as far as its weights are sampled."""
+        if self._sent is not None:
+            event, self._sent = self._sent.read(), None
+            if self._is_sampled is not None:
+                event = event[:, self._is_sampled[event[0]]]
+            self._events.append(event)
+            self._pending += event.shape[1]
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed sequences."""
@@ -76,13 +99,14 @@ class ChangeSequences:
         if not consistent or (saved.length < 1).any():
             raise ValueError("change-point sequences are inconsistent")
         self._sequences = saved
-        self._events, self._pending = [], 0
+        self._sent, self._events, self._pending = None, [], 0
 
     def compressed(self) -> Sequences:
         """Compressed sequences of all changes so far (paper, metric 3); more changes may be appended later."""
+        self._receive()
         if self._events:
             old = self._sequences
-            weights, times, levels = (np.concatenate(values) for values in zip(*self._events, strict=True))
+            weights, times, levels = np.concatenate(self._events, axis=1)
             indices = np.searchsorted(self.sampled, weights)
             weight = np.concatenate([old.weight, indices])
             order = np.argsort(weight, kind="stable")

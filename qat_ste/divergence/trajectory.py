@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from qat_ste.divergence.deferred import DeferredChanges, Located
 from qat_ste.divergence.sequences import ChangeSequences
 from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup, level_indices
 
@@ -91,16 +93,21 @@ class Trajectories(Sequence[Trajectory]):
             (group, [values[:, group.where] for values in buffers], [next(distances) for _ in group.chunks])
             for group in chunk_groups
         ]
-        self._is_sampled: Tensor | None = None
-        if sampled is not None:
-            self._is_sampled = torch.zeros_like(weights[0], dtype=torch.bool)
-            self._is_sampled[sampled] = True
-        self._pending: list[tuple[int, Tensor, Tensor]] = []  # step, changed positions in all rows, their new levels
+        most_levels = max((group.quantizer.num_levels for group in chunk_groups), default=0)
+        self._deferred = DeferredChanges(most_levels) if asynchronous(weights.device) else None
+        self._pending: list[Located] = []
+        is_sampled = None
+        if sampled is not None:  # shared by all members
+            is_sampled = np.zeros(self._size, np.bool_)
+            is_sampled[sampled.cpu().numpy()] = True
         rows = zip(weights, self.previous, self.level, self._count, self._hash, self._path, strict=True)
         self._members = [
-            Trajectory(chunks, chunk_groups, row, previous, level, count, hash_, path, ChangeSequences(level, sampled))
+            Trajectory(
+                chunks, chunk_groups, row, previous, level, count, hash_, path,
+                ChangeSequences(level, sampled, is_sampled, self._deferred is not None),
+            )
             for row, previous, level, count, hash_, path in rows
-        ]
+        ]  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._members)
@@ -114,55 +121,69 @@ class Trajectories(Sequence[Trajectory]):
         Counts, hashes and sequences are updated by ``settle``.
         """
         path_sums, changed = [], []
+        if self._deferred is not None:
+            self._deferred.start(self.level)
         # One chunk group at a time, which fits into the processor's cache.
         for (group, (weights, previous, level), distances), new_level in zip(self._chunk_groups, levels, strict=True):
-            member, position = (new_level - level).nonzero(as_tuple=True)
-            changed.append(position.add_(group.where.start).add_(member, alpha=self._size))
+            if self._deferred is None:
+                member, position = (new_level - level).nonzero(as_tuple=True)
+                changed.append(position.add_(group.where.start).add_(member, alpha=self._size))
             level.copy_(new_level)
             previous.sub_(weights).abs_()  # now holds |Δw|, and so do its views in distances
             path_sums += [values.sum(1) if max_ is None else (values / max_).sum(1) for values, max_ in distances]
             previous.copy_(weights)
         if path_sums:
             self._path += torch.stack(path_sums, 1) / self._ranges
-            positions = torch.cat(changed)
-            self._pending.append((step, positions, self.level.view(-1)[positions]))
+            if self._deferred is None:
+                positions = torch.cat(changed)
+                self._pending.append((step, positions, self.level.view(-1)[positions], None))
+            else:
+                self._pending += self._deferred.add(step, self.level)
 
     @property
     def full(self) -> bool:
         """Whether enough changes are pending to call ``settle``."""
-        pending_changes = sum(len(positions) for _, positions, _ in self._pending)
+        pending_changes = sum(len(positions) for _, positions, _, _ in self._pending)
         return len(self._pending) >= MAX_PENDING_STEPS or pending_changes > MAX_PENDING_CHANGES
 
-    def settle(self) -> list[Changes]:
-        """Updates counts, hashes and sequences with all pending changes; returns these by member."""
+    def settle(self, wait: bool = True) -> list[Changes]:
+        """Updates counts, hashes and sequences with all pending changes; returns these by member.
+
+        Args:
+            wait: false leaves out the last steps on a GPU, whose changes are not known without waiting for it.
+        """
+        if wait and self._deferred is not None:
+            self._pending += self._deferred.rest()
         if not self._pending:
             return []
-        positions = torch.cat([positions for _, positions, _ in self._pending])
-        levels = torch.cat([levels for _, _, levels in self._pending])
-        steps = torch.cat([torch.full_like(positions, step) for step, positions, _ in self._pending])
+        hashes = self._hash.view(-1)
+        for _, positions, levels, _ in self._pending:  # a weight changes once in a step
+            hashes[positions] = _extend_hash(hashes[positions], levels.long())
+        positions = torch.cat([positions for _, positions, _, _ in self._pending])
+        levels = torch.cat([levels for _, _, levels, _ in self._pending])
+        steps = torch.cat([torch.full_like(positions, step) for step, positions, _, _ in self._pending])
+        by_member = self._by_member(positions)
         self._pending = []
         order = positions.argsort(stable=True)
         positions, levels, steps = positions[order], levels[order], steps[order]
-        hashes, ranks = self._hash.view(-1), _rank_among_equals(positions)
-        for rank in range(int(ranks.max()) + 1 if len(ranks) else 0):
-            selected = ranks == rank
-            hashes[positions[selected]] = _extend_hash(hashes[positions[selected]], levels[selected].long())
         self._count.view(-1).index_add_(0, positions, torch.ones_like(positions, dtype=self._count.dtype))
-        by_member = positions.div(self._size, rounding_mode="floor").bincount(minlength=len(self)).tolist()
         columns = (values.split(by_member) for values in (positions, steps, levels))
         changes = []
         for number, (flat_positions, member_steps, member_levels) in enumerate(zip(*columns, strict=True)):
             changes.append(Changes(flat_positions - number * self._size, member_steps))
-            keep = slice(None) if self._is_sampled is None else self._is_sampled[changes[-1].positions]
-            self[number].sequences.append(changes[-1].positions[keep], member_steps[keep], member_levels[keep])
+            self[number].sequences.append(changes[-1].positions, member_steps, member_levels)
         return changes
 
+    def _by_member(self, positions: Tensor) -> list[int]:
+        """The number of pending changes of each member."""
+        if self._deferred is None:
+            return positions.div(self._size, rounding_mode="floor").bincount(minlength=len(self)).tolist()
+        return [sum(counts) for counts in zip(*(counts for *_, counts in self._pending if counts), strict=True)]
 
-def _rank_among_equals(values: Tensor) -> Tensor:
-    """Number of equal values before each value, for sorted values."""
-    _, counts = values.unique_consecutive(return_counts=True)
-    starts = counts.cumsum(0) - counts
-    return torch.arange(len(values), device=values.device) - starts.repeat_interleave(counts)
+
+def asynchronous(device: torch.device) -> bool:
+    """Whether operations on this device run while Python goes on, so that reading a result waits for all of them."""
+    return device.type != "cpu"
 
 
 def _compute_levels(chunk_groups: Sequence[ChunkGroup], weights: Tensor, level: Tensor) -> None:

@@ -39,6 +39,8 @@ class Formula(Estimator):
         self._check_finite()
 
     def shape(self, u: Tensor, quantizer: Quantizer) -> Tensor:
+        if "w" not in names_in(self.expression):
+            return self._evaluate(u, u)
         levels, middle = quantizer.with_max(u.new_ones(())).levels, (quantizer.num_levels - 1) // 2
         below, above = levels[middle], levels[middle + 1]
         return self._evaluate(u, (below + above) / 2 + u * (above - below))
@@ -55,7 +57,7 @@ class Formula(Estimator):
 
     def _evaluate(self, u: Tensor, w: Tensor) -> Tensor:
         g = evaluate(self.expression, {"pi": math.pi, **(self.parameters or {}), "u": u, "w": w})
-        return g.clone() if isinstance(g, Tensor) else u.new_tensor(g).expand_as(u).clone()
+        return g.clone() if isinstance(g, Tensor) else torch.ones_like(u).mul_(g)
 
     def _check_finite(self) -> None:
         for dtype in LATENT_DTYPES:

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qat_ste.base.errors import require
+from qat_ste.base.errors import ArgumentError, require
 from qat_ste.base.sections import Execution, Training
 from qat_ste.divergence import WeightMap
 from qat_ste.estimators import Estimator
@@ -120,11 +120,19 @@ class Cohort:
         return {name: number for name, number in self.names.items() if name != "reference"}
 
     def choose_mode(self, loss: Loss, inputs: Tensor, targets: Tensor, steps: int) -> None:
-        """Sets ``mode`` for all members; "auto" becomes the fastest mode on a single GPU, else "eager"."""
+        """Sets ``mode`` for all members; "auto" becomes the fastest mode on a single GPU, else "eager".
+
+        Raises:
+            ArgumentError: the mode is "graph", and a step does what CUDA graphs do not repeat.
+        """
+        not_replayed = self.needs.not_replayed
+        if self.mode == "graph" and not_replayed:
+            raise ArgumentError("execution", "graph", f"eager or compile: CUDA graphs would not repeat {not_replayed}")
         if self.mode == "auto":
             self.mode = "eager"
             if self.device.type == "cuda" and self.layout.ranks.size == 1:
-                trials = (self._trial(mode, loss, inputs, targets) for mode in candidates(self.training.accumulate))
+                modes = candidates(self.training.accumulate, not not_replayed)
+                trials = (self._trial(mode, loss, inputs, targets) for mode in modes)
                 self.mode = fastest(trials, steps)
                 log.info("execution auto: %s is the fastest here", self.mode)
         for member in self.local.values():

@@ -25,7 +25,7 @@ from qat_ste.experiment.checks import BATCHES, VALIDATION, check_model, check_op
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import COUNTERPART_LIST
 from qat_ste.experiment.drawn_weights import DrawnWeights
-from qat_ste.experiment.execution import find_device
+from qat_ste.experiment.execution import find_device, warn_of_tf32
 from qat_ste.experiment.lockstep import Batches, BatchSource, Lockstep, Record, Row, train
 from qat_ste.experiment.member import Loss
 from qat_ste.experiment.model_copy import copy_model
@@ -160,6 +160,7 @@ def compare(
         require(Instance(kind), **argument)
     check_optimizer(optimizer, lr)
     device, seed = find_device(execution.device), training.seed
+    warn_of_tf32(device)
     with ExitStack() as stack:
         stack.enter_context(kept_generators(device))
         seed_everything(seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from qat_ste.base.errors import ArgumentError
-from qat_ste.data.dataset import Batch, TrainingBatches
+from qat_ste.data.dataset import Batch, TrainingBatches, to_device
 from qat_ste.divergence import Values
 from qat_ste.experiment.checkpoint import Checkpoints, unfit
 from qat_ste.experiment.checks import called, explained, inputs_and_targets
@@ -289,7 +289,7 @@ def on_device(batches: Iterable[Batch], device: torch.device, argument: str) -> 
         inputs, targets = inputs_and_targets(argument, batch)
         if not inputs.numel():
             raise ArgumentError(argument, tuple(inputs.shape), "batches that have inputs")
-        yield inputs.to(device), targets.to(device)
+        yield to_device(inputs, device), to_device(targets, device)
 
 
 def _check_accumulation(cohort: Cohort) -> None:

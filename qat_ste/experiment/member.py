@@ -98,12 +98,14 @@ class Needs:
         unused: some parameters get no gradient.
         parallel: the passes are those of a shard of the batch, so gradients are averaged over the ranks.
         resized: names of buffers that a step makes, removes or resizes.
+        not_replayed: what a step does that a CUDA graph of its passes would not repeat; empty: nothing.
     """
 
     gradients: bool = False
     unused: bool = False
     parallel: bool = True
     resized: frozenset[str] = frozenset()
+    not_replayed: str = ""
 
 
 class Member:

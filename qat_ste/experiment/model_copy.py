@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from qat_ste.base.errors import ArgumentError
@@ -13,7 +14,7 @@ from qat_ste.base.text import of_error
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with ``model``.
+    """A copy that shares nothing with ``model`` but process groups, as those of ``SyncBatchNorm``.
 
     Parameters keep their hooks and attributes. Tensors that a forward pass computes and stores in its module, as
     old-style ``weight_norm``, ``spectral_norm`` and ``prune`` do, are copied as constants until the next pass.
@@ -22,6 +23,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         ArgumentError: a part of the model cannot be copied; names it.
     """
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed(model)}
+    memo |= {id(group): group for module in model.modules() for group in _process_groups(module)}
     try:
         copied = copy.deepcopy(model, memo)
         for parameter in model.parameters():
@@ -37,6 +39,13 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
         for value in vars(module).values():
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 yield value
+
+
+def _process_groups(module: nn.Module) -> list[object]:
+    """The process groups that are attributes of this module, which cannot be copied."""
+    if not dist.is_available():
+        return []
+    return [value for value in vars(module).values() if isinstance(value, dist.ProcessGroup)]
 
 
 def _copy_extras(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, Any]) -> None:

@@ -51,11 +51,11 @@ class DivergenceMonitor:
             bound.observe()
         self.trajectories.observe(step, levels)
         if self.trajectories.full:
-            self.settle()
+            self.settle(wait=False)
 
-    def settle(self) -> None:
-        """Updates all metrics with the changes observed since the last call."""
-        changes = self.trajectories.settle()
+    def settle(self, wait: bool = True) -> None:
+        """Updates all metrics with the changes observed since the last call; see ``Trajectories.settle``."""
+        changes = self.trajectories.settle(wait)
         for number, divergence in self.divergences.items() if changes else ():
             divergence.changed(changes[0], changes[number])
 

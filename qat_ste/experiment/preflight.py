@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -52,13 +53,17 @@ class Preflight:
         cohort = self.cohort
         cohort.needs = Needs(parallel=False)
         member = self._member()
-        before = _shapes(member.model)
+        before, buffers = _shapes(member.model), dict(member.model.named_buffers())
+        self._seed(0)
+        noise = self._host_noise()
         first_loss = self._step(member, 0)
+        drew = noise != self._host_noise()
         after = _shapes(member.model)
         unused = any(p.requires_grad and p.grad is None for p in member.model.parameters())
         needs = Needs(
             unused=any(cohort.layout.ranks.any([unused])),
             resized=frozenset(name for name in before | after if before.get(name) != after.get(name)),
+            not_replayed=self._not_replayed(member.model, buffers, drew),
         )
         if not first_loss.isfinite():  # reported by the run itself
             cohort.needs = needs
@@ -84,6 +89,21 @@ class Preflight:
 
     def _seed(self, step: int) -> None:
         seed_noise(self.seed, step, self.cohort.device, self.cohort.layout.shard.rank)
+
+    def _host_noise(self) -> list[object]:
+        """The states of the generators that CUDA graphs do not draw from."""
+        numpy: Any = np.random.get_state()
+        torch_state = torch.get_rng_state().tolist() if self.cohort.device.type == "cuda" else None
+        return [random.getstate(), numpy[1].tolist(), numpy[2], torch_state]
+
+    def _not_replayed(self, model: nn.Module, buffers: dict[str, Tensor], drew: bool) -> str:
+        """What a step did that CUDA graphs would not repeat, given the buffers before it; empty: nothing."""
+        after = dict(model.named_buffers())
+        replaced = [name for name in buffers | after if buffers.get(name) is not after.get(name)]
+        attributes = [name for name in _attributes_that_differ(self.cohort.model, model) if name not in after]
+        if changed := replaced + attributes:
+            return f"the change of {', '.join(changed[:MOST_NAMES])} in each step"
+        return "random numbers drawn on the CPU" if drew else ""
 
     def _step(self, member: Member, step: int) -> Tensor:
         self._seed(step)

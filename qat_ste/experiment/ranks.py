@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,16 +17,22 @@ from qat_ste.data.dataset import Shard
 
 
 class Ranks:
-    """All processes of ``torch.distributed``'s default group, or this process alone without one."""
+    """All processes of ``torch.distributed``'s default group, or this process alone without one.
+
+    Where that group has NCCL alone, tensors on the CPU pass through a group of gloo.
+    """
 
     def __init__(self) -> None:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._on_cpu: Any = None  # a group; None is the default one
+        if self.size > 1 and "cpu:" not in dist.get_backend_config():
+            self._on_cpu = gloo_group(dist.group.WORLD)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, returned on each."""
         if self.size > 1:
             values = values.clone()
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self._on_cpu if values.device.type == "cpu" else None)
         return values
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
@@ -33,7 +40,7 @@ class Ranks:
         if self.size == 1:
             return list(flags)
         largest = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self._on_cpu)
         return [bool(flag) for flag in largest.tolist()]
 
     def gather(self, value: Any) -> list[Any] | None:
@@ -41,7 +48,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, group=self._on_cpu)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -49,8 +56,14 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self._on_cpu)
         return box[0]
+
+
+@cache
+def gloo_group(_: Any) -> Any:
+    """A group of all processes for tensors on the CPU; all must call this, and get the same one each time."""
+    return dist.new_group(backend="gloo")
 
 
 class Layout:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from qat_ste.quantizers.quantizer import Quantizer, UniformQuantizer
 
 # Several buffers of this size fit into a CPU's cache, and the overhead of a call is small compared with its work.
 CHUNK_WEIGHTS = 1 << 17
+GPU_WEIGHTS = 1 << 22  # of a group of chunks on a GPU, where an operation takes about as long as its call
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,28 @@ class ChunkGroup:
 
 
 def group_chunks(chunks: Sequence[Chunk], like: Tensor) -> list[ChunkGroup]:
-    """Groups small consecutive chunks with equally spaced levels; ``like`` has dtype and device of the weights."""
+    """Groups consecutive chunks with equally spaced levels; ``like`` has dtype and device of the weights."""
     groups: list[list[Chunk]] = []
+    most = most_weights(like.device)
     for chunk in chunks:
-        start = groups[-1][0].where.start if groups else -CHUNK_WEIGHTS
-        if chunk.where.stop - start <= CHUNK_WEIGHTS and isinstance(chunk.quantizer, UniformQuantizer):
+        start = groups[-1][0].where.start if groups else -most
+        if chunk.where.stop - start <= most and isinstance(chunk.quantizer, UniformQuantizer):
             groups[-1].append(chunk)
         else:
             groups.append([chunk])
     chunk_groups = []
     for group in groups:
         quantizer = group[0].quantizer
-        if isinstance(quantizer, UniformQuantizer) and len(group) > 1:
+        differ = any(chunk.quantizer is not quantizer for chunk in group)
+        if isinstance(quantizer, UniformQuantizer) and differ:
             quantizer = quantizer.joined([chunk.quantizer for chunk in group], [chunk.size for chunk in group], like)
         chunk_groups.append(ChunkGroup(tuple(group), slice(group[0].where.start, group[-1].where.stop), quantizer))
     return chunk_groups
+
+
+def most_weights(device: torch.device) -> int:
+    """The most weights of a group on this device."""
+    return CHUNK_WEIGHTS if device.type == "cpu" else GPU_WEIGHTS
 
 
 def level_indices(chunk_groups: Sequence[ChunkGroup], weights: Tensor) -> Iterator[Tensor]:

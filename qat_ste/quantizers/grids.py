@@ -53,6 +53,7 @@ class GridQuantizer(Quantizer):
         self._levels = _relative_levels(levels)
         self.num_levels = len(self._levels)
         self._cache: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._relative: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def with_max(self, max: float | Tensor) -> GridQuantizer:
         return GridQuantizer(self._levels, max, self.saturation)
@@ -102,13 +103,19 @@ class GridQuantizer(Quantizer):
 
     def _interval(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Offset, threshold and width of the interval that contains each x = w/max."""
-        levels = torch.tensor(self._levels, dtype=x.dtype, device=x.device)
+        levels = self._relative_in(x.dtype, x.device)
         index = _count_reached(levels[1:-1], x).long()
         width = levels.diff()[index]
         threshold = (levels[:-1] + levels[1:]).div_(2)[index]
         offset = (x - threshold).div_(width)
         repeats = offset.round().masked_fill_((x >= levels[0]) & (x <= levels[-1]), 0)
         return offset.sub_(repeats), threshold.addcmul_(repeats, width), width
+
+    def _relative_in(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Levels over max; made once, since copying them to a GPU waits for it."""
+        if (dtype, device) not in self._relative:
+            self._relative[dtype, device] = torch.tensor(self._levels, dtype=dtype, device=device)
+        return self._relative[dtype, device]
 
     def _in_dtype(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Levels and thresholds for weights of this dtype, each rounded once."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat_ste import models
-from qat_ste.base.sections import Quantization
+from qat_ste.base.sections import Execution, Quantization
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.lockstep import Lockstep
@@ -69,14 +70,19 @@ def textbook(model: nn.Sequential) -> nn.Sequential:
 class Plain:
     """fp32 steps of several networks without quantizers, one after another."""
 
-    def __init__(self, networks: Sequence[nn.Module], batch: tuple[Tensor, Tensor], watch: Stopwatch) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], batch: tuple[Tensor, Tensor], watch: Stopwatch, precision: str = "fp32"
+    ) -> None:
         self.batch, self.watch = batch, watch
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if precision == "bf16":
+            self.autocast = partial(torch.autocast, batch[0].device.type, torch.bfloat16)
         self.trained = [(network, OPTIMIZER(network.parameters(), lr=LR)) for network in networks]
 
     def step(self) -> None:
         inputs, targets = self.batch
         for network, optimizer in self.trained:
-            with self.watch("forward"):
+            with self.watch("forward"), self.autocast():
                 loss = F.cross_entropy(network(inputs), targets)
             optimizer.zero_grad()
             with self.watch("backward"):
@@ -90,22 +96,28 @@ class Members:
 
     def __init__(
         self, model: nn.Module, members: int, batch: tuple[Tensor, Tensor], watch: Stopwatch, metrics: bool,
-        include: Sequence[str] = ("Conv2d",),
+        include: Sequence[str] = ("Conv2d",), execution: Execution = Execution(),
     ) -> None:  # fmt: skip
         self.batch, self.watch = batch, watch
         estimator = Tanh(5.5)
         quantized = quantize_weights(model, Quantization(include=list(include), biases=True), estimator)
-        self.cohort = Cohort(quantized, estimator, OPTIMIZER, LR, COUNTERPARTS[: members - 1]).make_members()
+        counterparts = COUNTERPARTS[: members - 1]
+        cohort = Cohort(quantized, estimator, OPTIMIZER, LR, counterparts, execution=execution)
+        self.cohort = cohort.make_members()
         self.lockstep = Lockstep(self.cohort, F.cross_entropy, constant(), seed=0)
         self.monitor = DivergenceMonitor(self.cohort, sequence_weights=1_000_000, seed=0) if metrics else None
-        self._numbers = count()
+        self._steps = 0
 
     def step(self) -> None:
-        number = next(self._numbers)
-        self.lockstep.step(number, *self.batch)
+        self.lockstep.step(self._steps, *self.batch)
+        self.observe()
+
+    def observe(self) -> None:
+        """Measures the members after a step."""
+        self._steps += 1
         if self.monitor is not None:
             with self.watch("observe"):
-                self.monitor.observe(number + 1, self.cohort.levels())
+                self.monitor.observe(self._steps, self.cohort.levels())
 
     def row(self) -> dict[str, float | None]:
         """Returns the logged metrics by counterpart and name."""

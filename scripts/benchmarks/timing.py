@@ -54,10 +54,17 @@ class Stopwatch:
         return taken
 
 
-def interleaved(contestants: Mapping[str, Contestant], steps: int, rounds: int, watch: Stopwatch) -> Seconds:
+def interleaved(
+    contestants: Mapping[str, Contestant],
+    steps: int,
+    rounds: int,
+    watch: Stopwatch,
+    wait: Callable[[], object] = lambda: None,
+) -> Seconds:
     """Returns seconds per step, one number per round, of each contestant and each phase timed by ``watch``.
 
     A round is ``steps`` steps of each contestant, in reverse order every other round. An extra first round warms up.
+    ``wait`` is called after each contestant's steps, within their time; on a GPU it waits for them.
     """
     seconds: Seconds = defaultdict(list)
     order = list(contestants)
@@ -66,6 +73,7 @@ def interleaved(contestants: Mapping[str, Contestant], steps: int, rounds: int, 
             with watch(name):
                 for _ in range(steps):
                     contestants[name]()
+                wait()
         taken = watch.take()
         if round_:
             for phase, value in taken.items():

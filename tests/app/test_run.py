@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from qat_ste.app import report_cli
 from qat_ste.report.run.figures import FIGURES, OF_SEGMENTS
-from tests.conftest import SHORT
+from tests.conftest import SHORT, command
 
 
 def numbers(results: dict) -> dict:
@@ -214,3 +215,18 @@ def test_a_figure_that_fails_costs_nothing_else(qat_run, monkeypatch):
     assert (run.folder / "report.html").is_file()
     assert not (run.folder / "figures" / "curves.png").exists()
     assert run.read("status.json")["status"] == "done"
+
+
+def test_starting_ranks_on_gpus_opens_no_context_in_the_process_that_starts_them(monkeypatch):
+    """Without a GPU here, any use of one would be refused."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    done = command("dry_run=true", "runtime.devices=2", "runtime.device=cuda")
+    assert done.code == 0, done.err
+    assert "4 members x" in done.out
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("LOCAL_RANK", "1")  # as in a rank, which tries its GPU
+        assert (
+            "runtime.device=cuda: must be a device that this machine has"
+            in command("dry_run=true", "runtime.devices=2", "runtime.device=cuda").err
+        )

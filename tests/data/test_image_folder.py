@@ -242,6 +242,7 @@ def test_rejects_a_cache_on_a_full_disk(tiny, tmp_path, monkeypatch):
         imagenet(tiny, 32, cache=tmp_path / "not" / "yet")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_on_cuda_equal_those_on_the_cpu(tiny):
     data = imagenet(tiny, 32, 2)

@@ -272,6 +272,7 @@ def test_saturated_and_moved_fractions_are_those_of_the_final_weights():
     assert 0 < found.reference.moved_fraction < 1
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     found = run(device="cuda", counterparts=["ste", "naive", "jitter", "replica"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from qat_ste import Execution
+from qat_ste.base.errors import ArgumentError
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.execution import Graphed, candidates, check_execution, fastest
+from qat_ste.experiment.execution import Graphed, candidates, check_execution, fastest, find_device, warn_of_tf32
 from qat_ste.experiment.randomness import seed_noise
 from tests.experiment.tiny import batches, network, run
 
@@ -100,7 +103,8 @@ def pretended_graphs(monkeypatch):
     """CUDA graphs as torch makes them, but for the GPU: warm-up runs, and parameters that lie where they lay then."""
     shapes = []
 
-    def make(module, sample):
+    def make(module, sample, allow_unused_input):
+        assert allow_unused_input
         for _ in range(3):
             module(*sample).sum().backward()
         torch.rand(1)
@@ -146,12 +150,84 @@ def test_a_graph_is_for_one_shape_and_leaves_the_module_as_it_was(pretended_grap
     assert module.forward == forward
 
 
+def test_graphs_refuse_tensors_elsewhere_than_when_they_were_captured(pretended_graphs):
+    """A graph would go on reading the memory of the tensor that was replaced."""
+    module, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.rand(4, 3)
+    graphed = Graphed(module)
+    graphed(x)
+    module[0].weight.data.mul_(2)
+    graphed(x)
+    module[0].bias.data = torch.ones(3)
+    with pytest.raises(ArgumentError, match="^execution must be eager or compile: the optimizer or the model replaces"):
+        graphed(x)
+
+
+class Counts(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.body, self.change, self.steps = network(0.0), change, 0
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.change(self)
+        return self.body(x)
+
+
+def counting(model):
+    model.steps += 1
+
+
+def replacing(model):
+    model.mean = model.mean + 1
+
+
+def drawing(model):
+    random.random()
+
+
+def in_place(model):
+    model.mean += 1
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (counting, "the change of steps in each step"), (replacing, "the change of mean in each step"),
+    (drawing, "random numbers drawn on the CPU"), (in_place, ""),
+])  # fmt: skip
+def test_what_graphs_do_not_repeat_is_found_before_training(change, reason, monkeypatch):
+    needs = []
+    make_members = Cohort.make_members
+    monkeypatch.setattr(Cohort, "make_members", lambda cohort: needs.append(cohort.needs) or make_members(cohort))
+    run(build_model=partial(Counts, change), steps=2)
+    assert needs[0].not_replayed == reason
+    monkeypatch.setattr("qat_ste.experiment.cohort.check_execution", lambda *_: None)
+    monkeypatch.setattr(Graphed, "__call__", lambda self, inputs: self._module(inputs))
+    if reason:
+        with pytest.raises(ArgumentError, match=f"CUDA graphs would not repeat {reason}, got 'graph'$"):
+            run(build_model=partial(Counts, change), steps=2, execution="graph")
+    else:
+        run(build_model=partial(Counts, change), steps=2, execution="graph")
+
+
 def test_graphs_are_never_chosen_where_gradients_accumulate():
     """Gradients of captured passes alias there (pytorch issue 181723)."""
     with pytest.raises(ValueError, match="CUDA graphs do not accumulate gradients"):
         check_execution("graph", torch.device("cuda", 0), 1, accumulate=4)
     assert "graph" in candidates(1)
     assert "graph" not in candidates(2)
+    assert "graph" not in candidates(1, replayable=False)
+
+
+def test_the_process_that_launches_ranks_makes_no_tensor_on_a_gpu(monkeypatch):
+    """This machine need not have a GPU: here making one would raise."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert find_device("cuda", launching=True) == find_device("auto", launching=True) == torch.device("cuda", 0)
+    with pytest.raises(ArgumentError, match=r"device must be a device that this machine has \(it has 2 GPUs\)"):
+        find_device("cuda:2", launching=True)
+    made = []
+    monkeypatch.setattr("torch.zeros", lambda *_, device: made.append(device) or torch.ones(1))
+    find_device("cuda:1")
+    assert made == [torch.device("cuda:1")], "a process that trains there tries it"
 
 
 def test_noise_is_seeded_on_the_device_that_is_used(monkeypatch):
@@ -170,3 +246,15 @@ def test_noise_is_seeded_on_the_device_that_is_used(monkeypatch):
     assert seeded == [("cuda:1", 3 * 1_000_003 + 7)]
     seed_noise(3, 7, torch.device("cpu"))
     assert len(seeded) == 1
+
+
+def test_tf32_is_told_of_where_it_is_on(monkeypatch, caplog):
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    warn_of_tf32(torch.device("cpu"))
+    assert not caplog.messages
+    warn_of_tf32(torch.device("cuda", 0))
+    assert "TF32 is on" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
+    warn_of_tf32(torch.device("cuda", 0))
+    assert not caplog.messages

@@ -17,6 +17,7 @@ from qat_ste import CheckpointSchedule, compare
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.models import small_cnn
 from tests.arguments import sorted_arguments
@@ -218,3 +219,26 @@ def test_members_apart_fall_into_as_many_groups_as_divide_the_ranks(size, member
 def test_unknown_placement():
     with pytest.raises(ValueError, match="placement must be one of together, spread, got 'apart'"):
         Layout(Ranks(), "apart", 2)
+
+
+def exchange(rank: int, folder: str) -> None:
+    """As with NCCL alone: the default group has no backend for tensors on the CPU."""
+    dist.init_process_group("cuda:gloo", f"file://{folder}/ranks", rank=rank, world_size=2)
+    with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+        dist.all_reduce(torch.zeros(1))
+    ranks = Ranks()
+    exchanged = [
+        Ranks().sum(torch.tensor([1.0, rank])).tolist(), ranks.any([rank == 1, False]), ranks.broadcast(f"rank {rank}"),
+    ]  # fmt: skip
+    gathered = ranks.gather(exchanged)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(with_batch_norm(), dist.new_group([0, 1]))
+    assert copy_model(synchronized)[1].process_group is synchronized[1].process_group, "a group cannot be copied"
+    if rank == 0:
+        torch.save(gathered, f"{folder}/found.pt")
+    Ranks().any([True])
+    dist.destroy_process_group()
+
+
+def test_ranks_exchange_numbers_under_nccl_alone(tmp_path):
+    mp.start_processes(exchange, (str(tmp_path),), nprocs=2, start_method="spawn")
+    assert torch.load(tmp_path / "found.pt") == 2 * [[[2.0, 1.0], [True, False], "rank 0"]]
