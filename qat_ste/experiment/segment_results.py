@@ -89,7 +89,7 @@ class SegmentResults:
             name: {length: error for length in lengths if (error := results[length][name].weight_alignment_error)}
             for name in names
         }
-        known = "mapped" if segments.state_known else "each member's own: no map is known for this optimizer"
+        known = "mapped" if segments.transfer.known else "each member's own: no map is known for this optimizer"
         return cls(
             results,
             {length: _verdict(cohort, length, results[length], by_name) for length in lengths},

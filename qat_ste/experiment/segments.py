@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +12,13 @@ from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.member import Loss, Member
 from qat_ste.experiment.randomness import seed_noise
+from qat_ste.experiment.state_transfer import StateTransfer
 from qat_ste.fake_quant.flat_layout import group_chunks, level_indices, split_into_chunks
-from qat_ste.optimizers.state_maps import STATE_MAPS, StateKind
 
 COLUMNS = ("distance", "path", "agreeing", "floor")  # of a finished segment, by tensor: sums over weights
 
 
-@dataclass
+@dataclass(eq=False)
 class Segmented:
     """One counterpart in segments of ``length`` steps.
 
@@ -74,9 +73,7 @@ class Segments:
         self._path = torch.zeros(len(self._local), len(chunks), dtype=torch.float64, device=cohort.device)
         # A scalar range divides the sum of a chunk; a range by weight divides the terms.
         self._ranges = [chunk.quantizer.max for chunk in chunks]
-        optimizer = next(iter(cohort.local.values())).optimizer
-        self._state_map = STATE_MAPS.get(type(optimizer), {})
-        self.state_known = type(optimizer) in STATE_MAPS
+        self.transfer = StateTransfer(cohort)
         self.losses = torch.zeros(len(self.parts), steps, device=cohort.device)  # on this rank's share of the batch
 
     def execute(self, mode: str) -> None:
@@ -103,10 +100,10 @@ class Segments:
         starting = [part for part in self.parts if step and step % part.length == 0]
         if not starting:
             return
-        reference = self._reference()
+        reference = self.transfer.reference()
         for part in starting:
             if part.member is not None:
-                self._map_state(part.member, part, reference)
+                self.transfer.give(part.member, part.number, reference)
         self._remember(starting)
 
     @torch.no_grad()
@@ -119,7 +116,7 @@ class Segments:
             previous.copy_(weights)
         ending = [part for part in self.parts if done % part.length == 0]
         if ending:
-            reference = self._reference()["weights"]
+            reference = self.transfer.reference()["weights"]
             for part in ending:
                 part.steps.append(done)
                 part.finished.append(self._finish(part, reference))
@@ -167,67 +164,6 @@ class Segments:
         for row, part in enumerate(self._local):
             if part in parts and part.member is not None:
                 self._previous[row].copy_(part.member.weights.buffer[self._where])
-
-    def _reference(self) -> dict[Any, Tensor]:
-        """The reference's tensors by place, on every rank."""
-        cohort = self.cohort
-        member = cohort.local.get(0)
-        tensors = self._tensors(member or next(iter(cohort.local.values())))
-        if cohort.layout.groups > 1:
-            tensors = {key: values.detach().contiguous().clone() for key, values in tensors.items()}
-            for values in tensors.values():
-                cohort.layout.broadcast(0, values)
-        return tensors
-
-    def _tensors(self, member: Member) -> dict[Any, Tensor]:
-        """What a segment takes over: weights, other parameters, buffers and mapped state of the optimizer."""
-        tensors: dict[Any, Tensor] = {"weights": member.weights.buffer}
-        tensors |= {("parameter", place): values.detach() for place, values in enumerate(member.other_parameters)}
-        tensors |= {("buffer", name): values for name, values in member.model.named_buffers()}
-        for place, parameter in enumerate([*member.weights.parameters, *member.other_parameters]):
-            state = member.optimizer.state.get(parameter, {})
-            for key in self._state_map:
-                if isinstance(state.get(key), Tensor):
-                    tensors["state", place, key] = state[key]
-        return tensors
-
-    def _map_state(self, member: Member, part: Segmented, reference: Mapping[Any, Tensor]) -> None:
-        tensors, w_ref = self._tensors(member), reference["weights"]
-        size = self.cohort.quantized_weights
-        chunks = split_into_chunks(self.cohort.tensors, 0, size)
-        weight_map = self.cohort.weight_map(part.number)
-        for key, values in reference.items():
-            if key not in tensors:  # a buffer or state that the member has not made yet
-                continue
-            tensors[key].copy_(values)
-        if weight_map is not None:
-            for chunk in chunks:
-                tensors["weights"][chunk.where] = weight_map(w_ref[chunk.where], chunk.quantizer)
-        for kind in {*self._state_map.values()}:
-            factors = torch.ones_like(w_ref)
-            for chunk in chunks:
-                factors[chunk.where] = self._factor(kind, part.spec, w_ref[chunk.where], chunk.quantizer)
-            views = list(member.weights.views(factors).values())
-            for key, values in tensors.items():
-                if key[0] == "state" and self._state_map[key[2]] is kind:
-                    if key[1] < len(views):
-                        values.mul_(views[key[1]])
-                    if kind is StateKind.SCALED_VELOCITY:
-                        values.mul_(part.spec.lr_jitter)
-        member.weights.forget()
-
-    def _factor(self, kind: StateKind, spec: MemberSpec, w_ref: Tensor, quantizer: Any) -> Tensor | float:
-        """What the member would have accumulated, over what the reference has, for the same gradients G."""
-        reference = self.cohort.specs[0].estimator.stages[self.cohort.stage]
-        if kind is StateKind.STEPS or spec.estimator == self.cohort.specs[0].estimator:
-            return 1.0
-        g = reference.derivative(w_ref, quantizer)
-        inside = torch.where(g > 0, 1 / g, 1.0)
-        if spec.remap:
-            alpha = self.cohort.equivalent_now(spec).lr_factor
-            scaled = torch.where(g > 0, alpha / g, 1.0)  # M'
-            return scaled if kind is StateKind.SCALED_VELOCITY else scaled / alpha
-        return inside
 
     def report(self, losses: Tensor) -> list[dict[str, Any]]:
         """A row for each length and segment that ended since the last call, in the order of their ends.

@@ -16,7 +16,7 @@ from qat_ste.estimators import Dsq, Tanh
 from qat_ste.estimators.annealed import Annealed
 from qat_ste.experiment.lockstep import Stopped
 from qat_ste.experiment.segment_statistics import FEWEST, Interval, Sums, block_length, growth, ratio_interval
-from qat_ste.experiment.segments import Segments
+from qat_ste.experiment.state_transfer import StateTransfer
 from qat_ste.optimizers import KerasSGD, Lion, SignSGD
 from qat_ste.optimizers.state_maps import STATE_MAPS, StateKind
 from tests.experiment.tiny import ADAM, SGD, batches, network, run
@@ -96,12 +96,12 @@ def test_squares_copied_from_the_reference_would_hide_what_breaks_adam(monkeypat
     """A memory of 1,000 steps in which g changes: seen with each member's own squares, hidden by copied ones."""
     long = partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-30)
     seen = distances(long, 1e-2, length=1)["ste"]
-    factor = Segments._factor
+    factor = StateTransfer._factor
 
     def squared(self, kind, spec, w_ref, quantizer):
         return factor(self, StateKind.MEAN, spec, w_ref, quantizer) ** (2 if kind == "square" else 1)
 
-    monkeypatch.setattr(Segments, "_factor", squared)
+    monkeypatch.setattr(StateTransfer, "_factor", squared)
     monkeypatch.setitem(STATE_MAPS, torch.optim.Adam, {"exp_avg": StateKind.MEAN, "exp_avg_sq": "square"})
     assert distances(long, 1e-2, length=1)["ste"] < seen / 50
 
