@@ -19,6 +19,7 @@ from qat_ste.base.sections import DEFAULT_COUNTERPARTS, Execution, Metrics, Quan
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
+from qat_ste.experiment.batch_source import Batches, BatchSource
 from qat_ste.experiment.breaking_changes import breaking_changes
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.checks import BATCHES, VALIDATION, check_model, check_optimizer, of_shard
@@ -26,7 +27,7 @@ from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import COUNTERPART_LIST
 from qat_ste.experiment.drawn_weights import DrawnWeights
 from qat_ste.experiment.execution import find_device, warn_of_tf32
-from qat_ste.experiment.lockstep import Batches, BatchSource, Lockstep, Record, Row, train
+from qat_ste.experiment.lockstep import Lockstep, Record, Row, train
 from qat_ste.experiment.member import Loss
 from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.monitor import DivergenceMonitor
