@@ -218,7 +218,8 @@ def _outcome(
         return "undecided"
     if not result.decidable:
         return "below the floor"
-    if naive is not None and naive.high is not None and naive.high <= NEGLIGIBLE:
+    apart = share is not None and share.high is not None and share.high < 1
+    if naive is not None and naive.high is not None and naive.high <= NEGLIGIBLE and not apart:
         return "too sensitive"
     if covered and share is not None and share.low is not None and share.low > CREDITED_SHARE:
         return "claim fails"
