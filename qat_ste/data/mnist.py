@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qat_ste.base.files import home_path
 from qat_ste.data.in_memory import InMemoryDataset, Split
 
 # MD5 of the gzipped file (as torchvision lists it) and of its content.
@@ -31,7 +32,7 @@ def mnist(root: str | Path, download: bool = True) -> InMemoryDataset:
         ValueError: a file is damaged (its MD5 differs).
         FileNotFoundError: files are missing and were not downloaded; the message names files and folders.
     """
-    root = Path(root)
+    root = home_path(root)
     folders = [root, root / "MNIST" / "raw"]
     missing = [name for name in FILES if _find(name, folders) is None]
     if missing and download:

@@ -96,6 +96,7 @@ class Comparison:
 
         Raises:
             OSError: the folder cannot be written to.
+            RuntimeError: the page could not be made; the other files are written.
         """
         from qat_ste.experiment.run_report import write_run  # imports matplotlib
 
