@@ -15,7 +15,7 @@ from qat_ste.experiment.counterparts import jitter_percent
 from qat_ste.experiment.segment_statistics import METHOD, Interval, Sums, growth, ratio_interval
 from qat_ste.experiment.segments import Segmented, Segments
 from qat_ste.experiment.verdict import CREDITED_SHARE, EXPLAINED_SHARE, NEGLIGIBLE, SMALL
-from qat_ste.optimizers import Equivalence
+from qat_ste.optimizers import Equivalence, Lion
 
 FLOORS = 3.0  # an error below this many times the floor of rounding decides nothing
 MEMORIES = 3.0  # a segment below this many horizons of the momentum hides part of the difference
@@ -232,7 +232,9 @@ def _outcome(
 
 
 def _momentum_steps(optimizer: optim.Optimizer) -> float:
-    """1/(1 - μ) of the first group: the steps that momentum, or Adam's β₁, remembers."""
+    """1/(1 - μ) of the first group: the steps that momentum, Adam's β₁ or Lion's β₂ remembers."""
     group = optimizer.param_groups[0]
+    if isinstance(optimizer, Lion):
+        return 1 / (1 - group["betas"][1])
     momentum = group.get("momentum", (group.get("betas") or (0.0,))[0])
     return 1 / (1 - momentum)
