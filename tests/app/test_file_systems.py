@@ -15,6 +15,7 @@ from tests.app.test_resume import RUN, read
 from tests.app.test_resume import undisturbed as undisturbed
 
 
+@pytest.mark.slow
 def test_checkpoints_need_no_hard_links(qat_run, undisturbed, monkeypatch):
     """BeeGFS, exFAT and SMB have none."""
 

@@ -45,6 +45,7 @@ def test_run_folders(home, override, pattern):
     assert run.out.splitlines()[-1] == str(folder / "report.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "pattern"), [('paths.output="~/runs"', "runs/sweeps/*/*/"), ('hydra.sweep.dir="~/a b"', "a b/*/")]
 )
@@ -81,6 +82,7 @@ def test_folders_of_data(home):
     assert run.err.startswith(f"qat-run: dataset.root={home}/data: {home}/data has no folder train")
 
 
+@pytest.mark.slow
 def test_the_other_commands(home, monkeypatch, capsys):
     (home / "conf").mkdir()
     few = ("atlas.estimators=[tanh]", "atlas.optimizers=[sgd]", "atlas.seeds=[1]", "atlas.steps=2", "atlas.workers=1")

@@ -52,6 +52,7 @@ def test_a_folder_of_an_older_version_is_found_only_by_its_own_overrides(tmp_pat
         assert job_folder_name("d=[1,2],e='2 + u**2'", str(tmp_path), ["paths.output"]) != folder.name
 
 
+@pytest.mark.slow
 def test_two_formulas_are_two_runs_and_an_older_folder_is_skipped(tmp_path):
     arguments = *FEW, "estimator=formula", "estimator.expression='2 + u**2','2 + u*2'"
     code, out, err = sweep(tmp_path, *arguments)

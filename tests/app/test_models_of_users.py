@@ -61,11 +61,13 @@ def test_outputs_that_are_no_scores_of_classes(tmp_path, change, returned):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_network_of_more_classes_trains(tmp_path):
     done = run(tmp_path, "more")
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_an_image_that_is_too_small_is_refused_by_the_networks_name(tiny, tmp_path):
     arguments = ("dataset=imagenet", "dataset.image_size=32", "dataset.workers=0", f"paths.data={tiny}",
                  "train.batch_size=4", "logger=none", "model=torchvision", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip

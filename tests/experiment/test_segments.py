@@ -87,6 +87,7 @@ def test_with_its_velocity_unmapped_the_ste_is_of_first_order(kind, optimizer, m
     assert 0.9 <= orders(optimizer, 1e-5)["ste"] <= 1.1
 
 
+@pytest.mark.slow
 def test_adam_with_a_short_memory_is_of_an_order_above_one():
     short = partial(torch.optim.Adam, betas=(0.5, 0.5), eps=1e-30)
     assert orders(short, 1e-5)["ste"] > 1.5
@@ -106,6 +107,7 @@ def test_squares_copied_from_the_reference_would_hide_what_breaks_adam(monkeypat
     assert distances(long, 1e-2, length=1)["ste"] < seen / 50
 
 
+@pytest.mark.slow
 def test_lions_flips_are_in_proportion_to_the_rate_and_sign_descent_is_exact():
     lion = partial(Lion, betas=(0.9, 0.99))
     flips = orders(lion, 1e-2)["ste"]  # a flip is worth 2·η, so their number falls by one order less
@@ -212,7 +214,7 @@ def sums(n: int, rho: float, seed: int, scale: float = 0.3) -> Sums:
     return Sums(path * 0.1 * np.exp(scale * noise - scale**2 / 2), path)
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.6])
+@pytest.mark.parametrize("rho", [pytest.param(0.0, marks=pytest.mark.slow), 0.6])
 def test_the_interval_covers_the_truth_as_often_as_it_says(rho):
     held = [(interval := ratio_interval(sums(100, rho, seed))).low <= 0.1 <= interval.high for seed in range(200)]
     assert sum(held) >= 180

@@ -58,6 +58,7 @@ def test_nothing_waits_between_rows(setting, monkeypatch):
     assert ages and min(ages[: EVERY - 3]) >= 2, "counts are read two steps after they were made"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["default", "sampled weights", "grid"])
 def test_a_gpu_gets_the_numbers_of_a_cpu(setting, monkeypatch):
     at_once, _ = watched(**SETTINGS[setting])

@@ -86,6 +86,7 @@ def test_lengths_ascend_and_numbers_are_those_of_the_file(one):
     assert results["segment_summary"]["growth"] == raw["segment_summary"]["growth"]
 
 
+@pytest.mark.slow
 def test_old_runs_have_no_segments(plain_run):
     results = read_results(plain_run)
     assert results["segments"] == results["segment_summary"]["verdicts"] == results["segment_summary"]["growth"] == {}
@@ -121,7 +122,14 @@ def test_foreign_segments_are_refused(one, segments, reason):
 
 
 @pytest.mark.parametrize(
-    "values", [{"low": 0.6, "high": 0.7}, {"low": None}, {"high": float("nan")}, {"high": 10**400}]
+    "values",
+    [
+        {"low": 0.6, "high": 0.7},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({"low": None}, {"high": float("nan")}, {"high": 10**400})
+        ),
+    ],
 )
 def test_ends_that_do_not_enclose_the_value_are_dropped(one, values):
     change_error(one, "2", "ste", weight_alignment_error=0.5, low=0.4, high=0.6)
@@ -189,6 +197,7 @@ def test_the_shortest_length_is_shown_by_tensor(one):
     assert "Segments of 6 steps by tensor" not in page
 
 
+@pytest.mark.slow
 def test_figures_are_written_as_png_and_pdf(one):
     assert write_report(one) == {}
     for name in OF_SEGMENTS:
