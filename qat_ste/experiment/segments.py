@@ -116,7 +116,7 @@ class Segments:
             previous.copy_(weights)
         ending = [part for part in self.parts if done % part.length == 0]
         if ending:
-            reference = self.transfer.reference()["weights"]
+            reference = self.transfer.weights()
             for part in ending:
                 part.steps.append(done)
                 part.finished.append(self._finish(part, reference))

@@ -27,11 +27,20 @@ class StateTransfer:
         self.known = optimizer in STATE_MAPS
         self._state_map = STATE_MAPS.get(optimizer, {})
 
+    def weights(self) -> Tensor:
+        """The reference's latent weights, on every rank."""
+        return self._of_reference({"weights": self._like_reference().weights.buffer})["weights"]
+
     def reference(self) -> dict[Any, Tensor]:
         """The reference's tensors by place, on every rank."""
+        return self._of_reference(self._tensors(self._like_reference()))
+
+    def _like_reference(self) -> Member:
+        """The reference, or a member with tensors of the same shapes where other ranks train it."""
+        return self.cohort.local.get(0) or next(iter(self.cohort.local.values()))
+
+    def _of_reference(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
         cohort = self.cohort
-        member = cohort.local.get(0)
-        tensors = self._tensors(member or next(iter(cohort.local.values())))
         if cohort.layout.groups > 1:
             tensors = {key: values.detach().contiguous().clone() for key, values in tensors.items()}
             for values in tensors.values():
