@@ -149,6 +149,7 @@ class Metrics(Parameters):
     Args:
         every: steps between rows of metrics; by default a run has 200 rows.
         sequence_weights: number of weights whose changes of level are kept; of more, a fixed random sample is.
+        validate_every: epochs between validations; the last step is always validated.
 
     Raises:
         ArgumentError: a field has a value that is not allowed.
@@ -158,6 +159,7 @@ class Metrics(Parameters):
     sequence_weights: int = parameter(
         1_000_000, COUNT, "weights whose changes of level are kept; of more, a fixed sample"
     )
+    validate_every: int = parameter(1, COUNT, "epochs between validations", 10)
 
 
 @dataclass(frozen=True)

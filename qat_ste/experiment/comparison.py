@@ -131,7 +131,7 @@ def compare(
         loss: (outputs, targets) -> scalar.
         optimizer: called with parameter groups and ``lr=``, once per member.
         lr: the reference's learning rate η.
-        validation: batches evaluated at the end of each epoch; without them there are no accuracies.
+        validation: batches evaluated every ``metrics.validate_every`` epochs; without them there are no accuracies.
         counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         checkpoints: resumes the run from a folder, and saves it there.
         on_row: called with each row of metrics.
@@ -202,6 +202,7 @@ def compare(
             validation=rank_validation,
             steps_per_epoch=steps_per_epoch,
             log_every=metrics.every,
+            validate_every=metrics.validate_every,
             on_row=on_row,
             stop=stop,
             checkpoints=checkpoints,

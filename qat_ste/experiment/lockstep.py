@@ -113,6 +113,7 @@ def train(
     validation: Iterable[Batch] | None = None,
     steps_per_epoch: int | None = None,
     log_every: int | None = None,
+    validate_every: int = 1,
     on_row: Callable[[Row], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
     checkpoints: Checkpoints | None = None,
@@ -122,7 +123,7 @@ def train(
 
     Args:
         source: this rank's shard, starting at the step where ``checkpoints`` resume.
-        validation: evaluated at the end of each epoch and of the run; iterated anew each time.
+        validation: evaluated every ``validate_every`` epochs and at the end of the run; iterated anew each time.
         steps_per_epoch: by default the whole run.
         log_every: steps between rows; by default a run has 200 rows.
         on_row: called with each row.
@@ -184,7 +185,7 @@ def train(
                 row[f"{name}/train_loss"] = train_loss[number]
                 row |= {f"{name}/{key}": value for key, value in now.get(number, {}).items()}
             emit(row)
-        if validation is not None and (done % steps_per_epoch == 0 or done == steps):
+        if validation is not None and (done % (validate_every * steps_per_epoch) == 0 or done == steps):
             finiteness.check(record.losses, done)
             emit_segments()
             validated = on_device(seeded(validation, lockstep.seed), cohort.device, "validation")

@@ -327,3 +327,9 @@ def test_batches_that_end_too_early_are_told():
 )  # fmt: skip
 def test_jitter_takes_a_plain_number_of_per_cent(name, percent):
     assert jitter_percent(name) == percent
+
+
+def test_validation_every_so_many_epochs_and_after_the_last_step():
+    rows = []
+    run(steps=40, validate_every=3, on_row=rows.append)  # an epoch is one pass over five batches
+    assert [row["step"] for row in rows if "ste/validation_loss" in row] == [15, 30, 40]

@@ -11,6 +11,7 @@ import pytest
 from qat_ste.report.sweep.diff import _fitted
 from qat_ste.report.sweep.summary import read_summary
 from scripts.reproduction_docs import DOCS, page
+from scripts.run_records import keep
 from tests.report.matrix import ERRORS, copy_run, write_matrix
 
 
@@ -207,18 +208,31 @@ def test_docs_from_a_summary(qat_report, matrix, tmp_path, monkeypatch):
     monkeypatch.setattr("qat_ste.report.sweep.gallery._planned", lambda groups: [])
     (tmp_path / "results").mkdir()
     qat_report(matrix.folder, "--output", "out", "--summary", "results/mine.json")
-    text = page(tmp_path / "results")
+    text, _ = page(tmp_path / "results")
     assert "All 11 claims hold." in text
     assert "Where we differ" not in text
     assert re.search(r"\| mnist_sgd \| bits_1 \| 42, 43, 44 \| 24 \| short \| 0.08 \| \d+ s \| cpu \|", text)
     (tmp_path / "results" / "mine.md").write_text("Because.\n")
-    assert page(tmp_path / "results").endswith("### Where we differ, and why\n\nBecause.\n")
+    assert page(tmp_path / "results")[0].endswith("### Where we differ, and why\n\nBecause.\n")
+
+
+def test_docs_from_records(matrix, segment_run, tmp_path):
+    """Two of three seeds of one row, and a run with segments: the page says what is missing and what segments say."""
+    for seed in (42, 43):
+        keep(matrix.folder / f"mnist_sgd,default,{seed}", tmp_path / "results" / "mnist_full" / f"{seed}.json")
+    keep(segment_run, tmp_path / "results" / "others" / "segments.json")
+    text, figures = page(tmp_path / "results")
+    assert "Not trained yet (seeds that are there): mnist_sgd, default (2 of 3); mnist_sgd, scaledown (0 of 3);" in text
+    assert re.search(r"\| runs \| default \| \d+ \| 2 \| [\d.]+ \([\d.]+ to [\d.]+\) \|", text)
+    assert "mnist_full_mnist_sgd_alignment_error.png" in figures
+    figures["mnist_full_mnist_sgd_alignment_error.png"](tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_docs_are_what_the_results_give():
     if not list((DOCS / "results").glob("*.json")):
         pytest.skip("docs/results has no measured results yet")
-    assert (DOCS / "reproduction.md").read_text() == page(DOCS / "results")
+    assert (DOCS / "reproduction.md").read_text() == page(DOCS / "results")[0]
 
 
 @pytest.mark.slow
