@@ -201,9 +201,8 @@ class RunValidator:
         try:
             quantize_weights(model, parameters(self.cfg, "quantizer"), estimator)
         except ArgumentError as error:
-            self.builder.add(
-                f"quantizer.{error.name}", f"must be {error.allowed}", "[]" if error.name == "exclude" else "[Conv2d]"
-            )
+            example = {"exclude": "[]", "scale": "initial_absmax", "granularity": "channel"}.get(error.name, "[Conv2d]")
+            self.builder.add(f"quantizer.{error.name}", f"must be {error.allowed}", example)
             return None
         self._check_room(model)
         return model

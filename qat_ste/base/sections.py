@@ -35,6 +35,19 @@ PATTERNS = ListOf((str, type), "module types, type names or name patterns")
 NAMES = ListOf((str,), "name patterns")
 
 
+class _Granularity(OneOf):
+    """One of two words, or the size of a group."""
+
+    def __init__(self) -> None:
+        super().__init__(("tensor", "channel"))
+
+    def __contains__(self, value: Any) -> bool:
+        return value in COUNT or super().__contains__(value)
+
+    def __str__(self) -> str:
+        return "tensor, channel, or a whole number of at least 1"
+
+
 @dataclass(frozen=True)
 class Quantization(Parameters):
     """The quantized weights of a model and their levels; section ``quantizer`` of the configuration.
@@ -42,6 +55,10 @@ class Quantization(Parameters):
     Args:
         bits: 1 to 16; 2^bits equally spaced levels, unless ``levels`` are given.
         levels: name of a grid, or ascending numbers; see ``GridQuantizer``.
+        scale: the largest |level|: ``he``, the He-uniform bound; a number; or taken once from the initial weights:
+            ``initial_absmax``, ``initial_percentile_<percent>``, ``initial_mse``; see ``InitialScale``.
+        granularity: which weights of a tensor share a scale: ``tensor``, ``channel``, or n: groups of n weights of a
+            channel; see ``Grouping``.
         saturation: where the backward pass lets the gradient through; see ``Quantizer``.
         include: modules whose ``weight`` is quantized: types, type names ("Conv2d"), or patterns over qualified
             names ("layer1.*").
@@ -54,6 +71,12 @@ class Quantization(Parameters):
 
     bits: int = parameter(2, BITS, "2^bits equally spaced levels, unless `levels` are given")
     levels: Any = parameter(None, None, "a grid (ternary, fp4_e2m1, nf4, apot) or ascending numbers: replaces `bits`")
+    scale: Any = parameter(
+        "he", None, "largest |level|: he, a number, initial_absmax, initial_percentile_<percent> or initial_mse"
+    )
+    granularity: Any = parameter(
+        "tensor", _Granularity(), "what shares a scale: tensor, channel, or a number of weights of a channel", "channel"
+    )
     saturation: str = parameter(
         "range", OneOf(SATURATIONS), "where the gradient passes: range (|w| <= max), bin (half a step more), none"
     )

@@ -40,6 +40,7 @@ from qat_ste.experiment.segment_results import SegmentResults
 from qat_ste.experiment.segments import Segments
 from qat_ste.experiment.verdict import Verdict, decide
 from qat_ste.fake_quant.fake_quantize import packed_model, quantize_weights, unpacked_model
+from qat_ste.fake_quant.flat_weights import warn_of_saturation
 from qat_ste.loggers.terminal import TerminalLogger
 from qat_ste.optimizers import MakeOptimizer
 
@@ -169,6 +170,8 @@ def compare(
         model = check_model(build_model()).to(device)
         quantize_weights(model, quantization, estimator)
         cohort = Cohort(model, estimator, optimizer, lr, counterparts, training, execution, Ranks())
+        if cohort.layout.ranks.rank == 0:
+            warn_of_saturation(model)
         # Worker processes of the loaders start here, before there are members whose memory they would share.
         shard = cohort.layout.shard
         rank_batches = of_shard("batches", batches, shard, BATCHES)

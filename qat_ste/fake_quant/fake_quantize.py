@@ -16,7 +16,7 @@ from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Estimator
 from qat_ste.quantizers.grids import make_quantizer
 from qat_ste.quantizers.quantizer import Quantizer, check_latent
-from qat_ste.quantizers.scales import he_uniform_bound
+from qat_ste.quantizers.scales import Grouping, scale_of
 
 Pattern = str | type[nn.Module]
 
@@ -91,12 +91,24 @@ def quantizer_of(quantization: Quantization, max: float | Tensor) -> Quantizer:
     return make_quantizer(max, quantization.saturation, bits=quantization.bits, levels=quantization.levels)
 
 
+def initial_scale(quantization: Quantization, w: Tensor) -> float | Tensor:
+    """The scale of a tensor before training: a number, or a tensor that broadcasts to the weights.
+
+    Raises:
+        ArgumentError: ``scale`` or ``granularity`` do not suit the weights.
+    """
+    scale = scale_of(quantization.scale)
+    if isinstance(scale, float):
+        return scale
+    return scale.of(w, Grouping.of(quantization.granularity, w), quantizer_of(quantization, 1.0))
+
+
 def quantize_weights(
     model: nn.Module,
     quantization: Quantization,
     estimator: Estimator,
     *,
-    max: Callable[[Tensor], float | Tensor] = he_uniform_bound,
+    max: Callable[[Tensor], float | Tensor] | None = None,
 ) -> nn.Module:
     """Quantizes the weights of the chosen modules in place; returns the model.
 
@@ -104,7 +116,7 @@ def quantize_weights(
     those of attention; without these, its parameters with at least two dimensions.
 
     Args:
-        max: the end of the range, a function of the latent weight, called once.
+        max: the end of the range, a function of the latent weight, called once; replaces ``scale``.
 
     Raises:
         ArgumentError: a pattern names no module, nothing is left to quantize, a weight is already parametrized or has
@@ -166,7 +178,7 @@ def _checked_quantizer(
     w: Tensor,
     quantization: Quantization,
     estimator: Estimator,
-    max: Callable[[Tensor], float | Tensor],
+    max: Callable[[Tensor], float | Tensor] | None,
 ) -> Quantizer:
     """The quantizer of the tensor ``name``, if the tensor can be quantized with it."""
     if parametrize.is_parametrized(module, name.rpartition(".")[2]):
@@ -177,12 +189,12 @@ def _checked_quantizer(
         check_latent(w.dtype, name)
     except ValueError as error:
         raise _refused(quantization, str(error)) from None
-    with torch.no_grad():
-        max_ = max(w.detach())
     try:
+        with torch.no_grad():
+            max_ = max(w.detach()) if max else initial_scale(quantization, w)
         quantizer = quantizer_of(quantization, max_.detach().clone() if isinstance(max_, Tensor) else max_)
     except ArgumentError as error:
-        where = f" ({name})" if error.name == "max" else ""
+        where = f" ({name})" if error.name in ("max", "scale", "granularity") else ""
         raise ArgumentError(error.name, error.value, f"{error.allowed}{where}") from None
     try:
         estimator.check(quantizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from qat_ste.estimators import Estimator
 from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
 from qat_ste.fake_quant.flat_layout import ChunkGroup, FlatTensor
 
+log = logging.getLogger(__name__)
+MOST_SATURATED = 0.01  # of the weights before training, without a warning
 UNCHANGED = (
     "a function that returns a model whose forward pass leaves quantized weights as they are (change them in the "
     "optimizer's step, or leave the layer out with exclude)"
@@ -59,6 +62,22 @@ def _check_weights(model: nn.Module) -> None:
         if id(parameter) in quantized and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
             allowed = f"a function that returns a model without hooks on quantized weights ({plain_name(name)} has one)"
             raise ArgumentError("build_model", "a hook", f"{allowed}: they would be called before the estimator")
+
+
+def warn_of_saturation(model: nn.Module) -> None:
+    """Warns if many quantized weights lie outside the range, where they keep the outermost level."""
+    counts = [
+        (int(fake_quantize.quantizer.saturated(parameter.detach()).count_nonzero()), parameter.numel(), name)
+        for name, parameter, fake_quantize in quantized_tensors(model)
+    ]
+    share = sum(outside for outside, _, _ in counts) / sum(size for _, size, _ in counts)
+    if share > MOST_SATURATED:
+        most, name = max((outside / size, name) for outside, size, name in counts)
+        log.warning(
+            "%.0f %% of the quantized weights lie outside the range, most in %s (%.0f %%); scale=initial_absmax, with "
+            "granularity=channel if need be, covers them",
+            *(100 * share, name, 100 * most),
+        )
 
 
 class FlatWeights:
