@@ -65,48 +65,51 @@ class Trajectories(Sequence[Trajectory]):
 
     Args:
         weights: flat latent weights, which training updates in place; one row per member.
-        chunks, chunk_groups: layout of a row.
+        chunks, chunk_groups: layout of each row. Lengths are in units of the scales of the first row, the reference's.
         sampled: positions whose change events are stored; None for all.
     """
 
     def __init__(
         self,
         weights: Tensor,
-        chunks: Sequence[Chunk],
-        chunk_groups: Sequence[ChunkGroup],
+        chunks: Sequence[Sequence[Chunk]],
+        chunk_groups: Sequence[Sequence[ChunkGroup]],
         sampled: Tensor | None = None,
     ) -> None:
         members, self._size = weights.shape
         self.weights, self.previous = weights, weights.clone(memory_format=torch.contiguous_format)
         self.level = torch.zeros_like(self.previous)
         self._count = torch.zeros_like(self.previous, dtype=torch.int32)
-        _compute_levels(chunk_groups, weights, self.level)
+        for groups, row, level in zip(chunk_groups, weights, self.level, strict=True):
+            _compute_levels(groups, row, level)
         self._hash = self.level.long()
-        self._path = torch.zeros(members, len(chunks), dtype=torch.float64, device=weights.device)
+        self._path = torch.zeros(members, len(chunks[0]), dtype=torch.float64, device=weights.device)
         # Views are created once: on small networks, creating a view takes as long as an operation on it.
         buffers = (self.weights, self.previous, self.level)
         # A scalar range divides the sum of a chunk; a range by weight divides the terms.
-        ranges = [(chunk, chunk.quantizer.max) for chunk in chunks]
-        self._ranges = self._path.new_tensor([1.0 if isinstance(max_, Tensor) else max_ for _, max_ in ranges])
-        distances = ((self.previous[:, chunk.where], m if isinstance(m, Tensor) else None) for chunk, m in ranges)
+        by_weight = [isinstance(chunk.quantizer.max, Tensor) for chunk in chunks[0]]
+        pairs = list(zip(chunks[0], by_weight, strict=True))
+        self._ranges = self._path.new_tensor([1.0 if tensor else chunk.quantizer.max for chunk, tensor in pairs])
+        distances = ((self.previous[:, chunk.where], chunk if tensor else None) for chunk, tensor in pairs)
         self._chunk_groups = [
             (group, [values[:, group.where] for values in buffers], [next(distances) for _ in group.chunks])
-            for group in chunk_groups
+            for group in chunk_groups[0]
         ]
-        most_levels = max((group.quantizer.num_levels for group in chunk_groups), default=0)
+        most_levels = max((group.quantizer.num_levels for group in chunk_groups[0]), default=0)
         self._deferred = DeferredChanges(most_levels) if asynchronous(weights.device) else None
         self._pending: list[Located] = []
         is_sampled = None
         if sampled is not None:  # shared by all members
             is_sampled = np.zeros(self._size, np.bool_)
             is_sampled[sampled.cpu().numpy()] = True
-        rows = zip(weights, self.previous, self.level, self._count, self._hash, self._path, strict=True)
+        buffers_by_row = (weights, self.previous, self.level, self._count, self._hash, self._path)
+        rows = zip(chunks, chunk_groups, *buffers_by_row, strict=True)
         self._members = [
             Trajectory(
-                chunks, chunk_groups, row, previous, level, count, hash_, path,
+                of_row, groups, row, previous, level, count, hash_, path,
                 ChangeSequences(level, sampled, is_sampled, self._deferred is not None),
             )
-            for row, previous, level, count, hash_, path in rows
+            for of_row, groups, row, previous, level, count, hash_, path in rows
         ]  # fmt: skip
 
     def __len__(self) -> int:
@@ -130,7 +133,9 @@ class Trajectories(Sequence[Trajectory]):
                 changed.append(position.add_(group.where.start).add_(member, alpha=self._size))
             level.copy_(new_level)
             previous.sub_(weights).abs_()  # now holds |Δw|, and so do its views in distances
-            path_sums += [values.sum(1) if max_ is None else (values / max_).sum(1) for values, max_ in distances]
+            path_sums += [
+                values.sum(1) if chunk is None else (values / chunk.quantizer.max).sum(1) for values, chunk in distances
+            ]
             previous.copy_(weights)
         if path_sums:
             self._path += torch.stack(path_sums, 1) / self._ranges

@@ -171,6 +171,8 @@ def unfit(
         trajectory["sequences"] = {name: values.dtype for name, values in trajectory["sequences"].items()}
     member = next(iter(cohort.local.values()))
     model = {name: values for name, values in member.model.state_dict().items() if name not in cohort.needs.resized}
+    if cohort.scales_move:  # the text of a scale can have any length
+        model |= {name: values.dtype for name, values in model.items() if name.endswith("_extra_state")}
     of_member = {"model": model, "optimizer": ...}
     of_rank: dict[str, Any] = {"divergence": divergence, "losses": losses}
     trained = members

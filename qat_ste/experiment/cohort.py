@@ -19,9 +19,9 @@ from qat_ste.experiment.member import Loss, Member, Needs, Update, remap
 from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
-from qat_ste.fake_quant.flat_layout import FlatTensor, group_chunks, level_indices, split_into_chunks
+from qat_ste.fake_quant.flat_layout import Chunk, FlatTensor, group_chunks, split_into_chunks
 from qat_ste.fake_quant.flat_weights import FlatWeights, flat_tensors
-from qat_ste.optimizers import MakeOptimizer, adjustment_of
+from qat_ste.optimizers import Equivalence, MakeOptimizer, adjustment_of
 from qat_ste.quantizers.quantizer import Quantizer
 from qat_ste.theory.equivalence import SteEquivalent
 
@@ -63,21 +63,26 @@ class Cohort:
         if counterparts:
             require(COUNTERPART_LIST, counterparts=counterparts)
         self.tensors = flat_tensors(model)
+        self.scales_move = any(tensor.scale for tensor in self.tensors)
         self.quantized_weights = self.tensors[-1].stop
         self.lr = lr
         self.adjustment = adjustment_of(optimizer, lr)
         self.equivalent: SteEquivalent | None = None
         self.stage = 0
         if set(ADJUSTED) & set(counterparts):
-            self.adjustment, self.equivalent = adjust(self.adjustment, estimator, _common_quantizer(self.tensors))
+            quantizer = _common_quantizer(self.tensors)
+            self.adjustment, self.equivalent = adjust(self.adjustment, estimator, quantizer, self.scales_move)
         equivalence, self.update = self.adjustment.equivalence, Update.of(training)
+        mirrors = self.update.mirrors(equivalence) or (self.scales_move and equivalence is Equivalence.REMAP)
         self.specs, self.names = [MemberSpec(estimator)], {"reference": 0}
         for name in counterparts:
-            spec = MemberSpec.of(name, estimator, equivalence, self.equivalent, self.update.mirrors(equivalence))
+            spec = MemberSpec.of(name, estimator, equivalence, self.equivalent, mirrors)
             if spec not in self.specs[1:]:
                 self.specs.append(spec)
             self.names[name] = self.specs.index(spec, 1)
         self.layout = Layout(ranks or Ranks(), execution.placement, len(self.specs))
+        if self.scales_move and self.layout.groups > 1:
+            raise ArgumentError("placement", execution.placement, "together where scales move with the weights")
         share = self.layout.slice_size(self.quantized_weights)
         self.first = min(share * self.layout.ranks.rank, self.quantized_weights)
         self.last = min(self.first + share, self.quantized_weights)
@@ -94,7 +99,7 @@ class Cohort:
         """Makes the members, which takes nearly all the memory of a cohort; returns the cohort.
 
         ``local`` holds the members that this rank trains, by number. ``slices`` holds this rank's share of every
-        member's weights, ``first`` to ``last``, one row per member; ``slice_chunk_groups`` lays out a row.
+        member's weights, ``first`` to ``last``, one row per member; ``chunks`` and ``slice_chunk_groups`` lay out each.
         """
         if self.execution.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model, self.layout.data_group)
@@ -109,10 +114,18 @@ class Cohort:
             self._slices = latent.new_zeros(len(self.specs), share)
         self.update_slices()
         self.slices = self._slices[:, : self.last - self.first]
+        self.chunks = [self._chunks_of(number) for number in range(len(self.specs))]
         alone = self.layout.ranks.size == 1
-        chunks = split_into_chunks(self.tensors, self.first, self.last)
-        self.slice_chunk_groups = self.chunk_groups if alone else group_chunks(chunks, self._like)
+        chunk_groups = self.chunk_groups if alone else group_chunks(self.chunks[0], self._like)
+        self.slice_chunk_groups = [
+            group_chunks(chunks, self._like) if self.scales_move else chunk_groups for chunks in self.chunks
+        ]
         return self
+
+    def _chunks_of(self, number: int) -> list[Chunk]:
+        """The chunks of a member's row of ``slices``; without moving scales those of all members are equal."""
+        scales = self.local[number].weights.scales if self.scales_move else None
+        return split_into_chunks(self.tensors, self.first, self.last, scales)
 
     @property
     def counterparts(self) -> dict[str, int]:
@@ -151,10 +164,17 @@ class Cohort:
         Where this rank has all weights, this also writes their quantized values for the next forward pass.
         """
         alone = self.layout.ranks.size == 1
-        indices = level_indices(self.slice_chunk_groups, self.slices)
-        for chunk_group, level in zip(self.slice_chunk_groups, indices, strict=True):
+        for of_members in zip(*self.slice_chunk_groups, strict=True):
+            where = of_members[0].where
+            if self.scales_move:
+                rows = [group.quantizer.index(self.slices[n, where]) for n, group in enumerate(of_members)]
+                level = torch.stack(rows)
+                values = torch.stack([g.quantizer.level(row) for g, row in zip(of_members, rows, strict=True)])
+            else:
+                level = of_members[0].quantizer.index(self.slices[:, where])
+                values = of_members[0].quantizer.level(level) if alone else level
             if alone:
-                self._quantized[:, chunk_group.where] = chunk_group.quantizer.level(level)
+                self._quantized[:, where] = values
             yield level
         for member in self.local.values() if alone else ():
             member.weights.remember()
@@ -201,6 +221,8 @@ class Cohort:
             for chunk in split_into_chunks(self.tensors, 0, self.quantized_weights):
                 latent_chunk = weights.buffer[chunk.where]
                 latent_chunk.copy_(self.equivalent.on(chunk.quantizer).weight_map(latent_chunk))
+            if weights.scales is not None and not spec.mirrored:
+                weights.rescale(weights.scales.changed_by_map())
         settings = self.training, self.execution, self.layout, self.needs
         return Member(model, weights, self._optimizer, self.lr, spec, *settings, self.equivalent)
 

@@ -76,7 +76,7 @@ class MemberSpec:
 
 
 def adjust(
-    adjustment: Adjustment, estimator: Estimator, quantizer: Quantizer
+    adjustment: Adjustment, estimator: Estimator, quantizer: Quantizer, scales_move: bool = False
 ) -> tuple[Adjustment, SteEquivalent | None]:
     """What is adjusted for this estimator, where the optimizer calls for ``adjustment``; nothing without α and M.
 
@@ -89,6 +89,9 @@ def adjust(
         equivalent = SteEquivalent(estimator, quantizer)
     except ValueError as error:
         return Adjustment(Equivalence.NONE, str(error)), None
+    if scales_move and adjustment.equivalence is Equivalence.REMAP and not equivalent.keeps_ends:
+        reason = f"M of {estimator} moves the outermost levels, so that scales would no longer follow from the weights"
+        return Adjustment(Equivalence.NONE, reason), None
     if estimator.not_covered and adjustment.equivalence in (Equivalence.REMAP, Equivalence.KEEP):
         reason = f"{adjustment.reason}, but the theorem does not cover {estimator}: {estimator.not_covered}"
         adjustment = Adjustment(adjustment.equivalence, reason, tested=adjustment.tested, covered=False)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from qat_ste.divergence import WeightMap
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.fake_quant.flat_layout import split_into_chunks
 
 
 class DrawnWeights:
@@ -19,7 +17,7 @@ class DrawnWeights:
         ranks, size = cohort.layout.ranks, cohort.last - cohort.first
         share = -(-limit // ranks.size)
         self._drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:share].sort().values
-        self._initial = [self._take(weights) for weights in cohort.slices]
+        self._initial = [self._take(number) for number in range(len(cohort.slices))]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """``<member>/initial``, ``/final`` and ``/mapped_reference``; empty but on rank 0."""
@@ -27,15 +25,15 @@ class DrawnWeights:
         arrays = {}
         for name, number in cohort.names.items():
             arrays[f"{name}/initial"] = self._initial[number]
-            arrays[f"{name}/final"] = self._take(cohort.slices[number])
+            arrays[f"{name}/final"] = self._take(number)
             if number:
-                arrays[f"{name}/mapped_reference"] = self._take(cohort.slices[0], cohort.weight_map(number))
+                arrays[f"{name}/mapped_reference"] = self._take(0, cohort.weight_map(number))
         gathered = cohort.layout.ranks.gather(arrays) or []
         return {name: np.concatenate([of_rank[name] for of_rank in gathered]) for name in arrays} if gathered else {}
 
-    def _take(self, weights: Tensor, weight_map: WeightMap | None = None) -> np.ndarray:
-        taken = []
-        for chunk in split_into_chunks(self.cohort.tensors, self.cohort.first, self.cohort.last):
+    def _take(self, number: int, weight_map: WeightMap | None = None) -> np.ndarray:
+        taken, weights = [], self.cohort.slices[number]
+        for chunk in self.cohort.chunks[number]:
             start, stop = chunk.where.start, chunk.where.stop
             inside = self._drawn[(self._drawn >= start) & (self._drawn < stop)] - start
             values = weights[chunk.where]

@@ -15,7 +15,7 @@ from qat_ste.base.errors import POSITIVE, STRENGTH, OneOf
 from qat_ste.base.parameters import Parameters, parameter
 from qat_ste.base.sections import CLIP_AT, NAMES
 from qat_ste.fake_quant.fake_quantize import plain_name
-from qat_ste.fake_quant.flat_layout import FlatTensor, split_into_chunks
+from qat_ste.fake_quant.flat_layout import Chunk
 from qat_ste.theory.equivalence import SteEquivalent
 
 ById = Mapping[int, Tensor]  # by id of a parameter: the values that decay in place of its own
@@ -95,9 +95,7 @@ class Clipping(Parameters):
         clip_grads_with_norm_(parameters, self.norm, get_total_norm(counted))
 
 
-def mirrored(
-    v: Tensor, tensors: Sequence[FlatTensor], equivalent: SteEquivalent, remapped: bool
-) -> tuple[Tensor, Tensor]:
+def mirrored(v: Tensor, chunks: Sequence[Chunk], equivalent: SteEquivalent, remapped: bool) -> tuple[Tensor, Tensor]:
     """D(v), the values that decay in place of the STE's weights v so that both runs decay alike; and g at M⁻¹(v).
 
     With decay the reference moves by dw = -η·(g·G + λ·w). The counterpart follows v = M(w) with M' = α/g, so
@@ -110,7 +108,7 @@ def mirrored(
     Both results are flat like v.
     """
     decaying, factors = torch.zeros_like(v), torch.zeros_like(v)
-    for chunk in split_into_chunks(tensors, 0, tensors[-1].stop):
+    for chunk in chunks:
         here = equivalent.on(chunk.quantizer)
         w = here.inverse(v[chunk.where]) if remapped else v[chunk.where]
         g = here.estimator.derivative(w, chunk.quantizer)

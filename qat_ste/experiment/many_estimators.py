@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat_ste.base.errors import ArgumentError
 from qat_ste.base.sections import Quantization, Training
 from qat_ste.base.text import of_error
 from qat_ste.data.dataset import Batch
@@ -111,9 +112,11 @@ class _Run:
 
     def __init__(self, cohort: Cohort, spec: MemberSpec) -> None:
         self.member, self.fault, self.losses = cohort.member(spec), "", list[float]()
+        if cohort.scales_move:
+            raise ArgumentError("scale", "one that moves", "a fixed one here; use compare or qat-run")
         chunks = split_into_chunks(cohort.tensors, 0, cohort.quantized_weights)
         weights = self.member.weights.buffer[None]
-        self.trajectories = Trajectories(weights, chunks, cohort.chunk_groups)
+        self.trajectories = Trajectories(weights, [chunks], [cohort.chunk_groups])
         self._levels = partial(level_indices, cohort.chunk_groups, weights)
         self.trajectory = self.trajectories[0]
 

@@ -21,7 +21,7 @@ from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.execution import executed
 from qat_ste.experiment.gradient_update import ById, Clipping, L2Penalty, WeightDecay, mirrored
 from qat_ste.experiment.ranks import Layout
-from qat_ste.fake_quant.flat_layout import split_into_chunks
+from qat_ste.experiment.scale_update import follow_scales
 from qat_ste.fake_quant.flat_weights import FlatWeights
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
 from qat_ste.theory.equivalence import SteEquivalent
@@ -187,6 +187,8 @@ class Member:
         if parts:
             self._compare_with_whole(parts, targets, loss, cast(Tensor, value))
         self._prepare_step()
+        follows = self._spec.mirrored and self._spec.remap and self.weights.scales is not None
+        before = self.weights.buffer.clone() if follows else None
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError:
@@ -194,6 +196,10 @@ class Member:
         except Exception as error:  # a foreign optimizer may raise anything
             allowed = f"one that can take a step with lr={self.lrs[0] * lr_factor:g} ({of_error(error)})"
             raise ArgumentError("optimizer", type(self.optimizer).__name__, allowed) from error
+        if before is None or self._equivalent is None:
+            self.weights.rescale()
+        else:
+            follow_scales(self.weights, before, self._equivalent)
         return cast(Tensor, value)
 
     @torch.no_grad()
@@ -217,7 +223,7 @@ class Member:
         instead: ById = {}
         factors: ById = {}
         if self._spec.mirrored and self._equivalent is not None:
-            flat = mirrored(self.weights.buffer, self.weights.tensors, self._equivalent, self._spec.remap)
+            flat = mirrored(self.weights.buffer, self.weights.all_chunks, self._equivalent, self._spec.remap)
             instead, factors = map(self.weights.views, flat)
         if clipping is not None and not clipping.before_estimator:
             clipping.clip(self.model, factors)
@@ -231,6 +237,7 @@ class Member:
         """Context in which model and optimizer are in evaluation mode; afterwards each module is in its own again."""
         modes = [(module, module.training) for module in self.model.modules()]
         self._set_optimizer_mode("eval")
+        self.weights.update_modules()
         self.model.eval()
         try:
             yield
@@ -253,6 +260,7 @@ class Member:
 
     def state_dict(self) -> dict[str, Any]:
         """State of model and optimizer."""
+        self.weights.update_modules()
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -263,6 +271,7 @@ class Member:
             on_device = None if values is None else values.to(self.weights.buffer.device, copy=True)
             self.model.get_submodule(module)._buffers[buffer] = on_device
         self.model.load_state_dict(state["model"])
+        self.weights.read_modules()
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -285,7 +294,7 @@ def remap(member: Member, old: SteEquivalent, new: SteEquivalent) -> None:
     """
     weights, optimizer = member.weights, member.optimizer
     factors = torch.ones_like(weights.buffer)
-    for chunk in split_into_chunks(weights.tensors, 0, weights.tensors[-1].stop):
+    for chunk in weights.all_chunks:
         before, after, v = old.on(chunk.quantizer), new.on(chunk.quantizer), weights.buffer[chunk.where]
         w = before.inverse(v)
         factors[chunk.where] = after.slope(w) / before.slope(w)

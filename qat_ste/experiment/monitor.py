@@ -11,7 +11,6 @@ from torch import Tensor
 from qat_ste.divergence import Divergence, Trajectories, TrajectoryPair, Values, sample_positions
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.error_bound import ErrorBound
-from qat_ste.fake_quant.flat_layout import split_into_chunks
 
 
 class DivergenceMonitor:
@@ -23,8 +22,7 @@ class DivergenceMonitor:
         self.sequence_weights = cohort.quantized_weights if sampled is None else len(sampled)
         if sampled is not None:
             sampled = sampled[(sampled >= cohort.first) & (sampled < cohort.last)] - cohort.first
-        chunks = split_into_chunks(cohort.tensors, cohort.first, cohort.last)
-        self.trajectories = Trajectories(cohort.slices, chunks, cohort.slice_chunk_groups, sampled)
+        self.trajectories = Trajectories(cohort.slices, cohort.chunks, cohort.slice_chunk_groups, sampled)
         reference = self.trajectories[0]
         self.divergences = {
             number: Divergence(

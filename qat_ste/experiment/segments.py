@@ -13,7 +13,7 @@ from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.member import Loss, Member
 from qat_ste.experiment.randomness import seed_noise
 from qat_ste.experiment.state_transfer import StateTransfer
-from qat_ste.fake_quant.flat_layout import group_chunks, level_indices, split_into_chunks
+from qat_ste.fake_quant.flat_layout import Chunk, group_chunks, level_indices, split_into_chunks
 
 COLUMNS = ("distance", "path", "agreeing", "floor")  # of a finished segment, by tensor: sums over weights
 
@@ -62,19 +62,21 @@ class Segments:
         layout, size = cohort.layout, cohort.quantized_weights
         share = -(-size // layout.shard.ranks)
         self._where = slice(min(share * layout.shard.rank, size), min(share * (layout.shard.rank + 1), size))
-        chunks = split_into_chunks(cohort.tensors, self._where.start, self._where.stop)
+        chunks = self._chunks = self._chunks_of(cohort.local.get(0))  # lengths are in units of the reference's scales
         self._groups = group_chunks(chunks, cohort.slices)
-        self._chunks = chunks
         self._local = [part for place, part in enumerate(self.parts) if layout.trains(place)]
         for part in self._local:
             part.member = cohort.member(part.spec)
         self._members: list[Member] = [part.member for part in self._local if part.member is not None]
         self._previous = [member.weights.buffer[self._where].clone() for member in self._members]
         self._path = torch.zeros(len(self._local), len(chunks), dtype=torch.float64, device=cohort.device)
-        # A scalar range divides the sum of a chunk; a range by weight divides the terms.
-        self._ranges = [chunk.quantizer.max for chunk in chunks]
         self.transfer = StateTransfer(cohort)
         self.losses = torch.zeros(len(self.parts), steps, device=cohort.device)  # on this rank's share of the batch
+
+    def _chunks_of(self, member: Member | None) -> list[Chunk]:
+        """Chunks of this rank's share of the weights, with the member's scales."""
+        scales = None if member is None else member.weights.scales
+        return split_into_chunks(self.cohort.tensors, self._where.start, self._where.stop, scales)
 
     def execute(self, mode: str) -> None:
         """Computes the passes of all members in this way of ``EXECUTIONS`` from now on."""
@@ -123,12 +125,8 @@ class Segments:
 
     def _sums(self, values: Tensor) -> Tensor:
         """Σ values/max by chunk, float64."""
-        return torch.stack(
-            [
-                (values[chunk.where] / max_).sum(dtype=torch.float64)
-                for chunk, max_ in zip(self._chunks, self._ranges, strict=True)
-            ]
-        )
+        sums = [(values[c.where] / c.quantizer.max).sum(dtype=torch.float64) for c in self._chunks]
+        return torch.stack(sums)
 
     def _finish(self, part: Segmented, reference: Tensor) -> Tensor:
         """The sums of the segment that ends now, on this rank's share; zeros where other ranks train the member."""
@@ -138,7 +136,10 @@ class Segments:
         row = self._local.index(part)
         weights, w_ref = part.member.weights.buffer[self._where], reference[self._where]
         mapped, floor = self._mapped(part, w_ref)
-        levels = zip(level_indices(self._groups, weights), level_indices(self._groups, w_ref), strict=True)
+        groups = self._groups
+        if self.cohort.scales_move:
+            groups = group_chunks(self._chunks_of(part.member), weights)
+        levels = zip(level_indices(groups, weights), level_indices(self._groups, w_ref), strict=True)
         agreeing = torch.cat([(a == b).double() for a, b in levels])
         agreements = torch.stack([agreeing[chunk.where].sum() for chunk in self._chunks])
         columns = self._sums((mapped - weights).abs()), self._path[row], agreements, self._sums(floor)

@@ -11,7 +11,6 @@ from torch import Tensor
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.member import Member
-from qat_ste.fake_quant.flat_layout import split_into_chunks
 from qat_ste.optimizers.state_maps import STATE_MAPS, StateKind
 
 
@@ -48,8 +47,10 @@ class StateTransfer:
         return tensors
 
     def _tensors(self, member: Member) -> dict[Any, Tensor]:
-        """What a segment takes over: weights, other parameters, buffers and mapped state of the optimizer."""
+        """What a segment takes over: weights, scales, other parameters, buffers and mapped state of the optimizer."""
         tensors: dict[Any, Tensor] = {"weights": member.weights.buffer}
+        if member.weights.scales is not None:
+            tensors |= {("scale", number): values for number, values in member.weights.scales.values.items()}
         tensors |= {("parameter", place): values.detach() for place, values in enumerate(member.other_parameters)}
         tensors |= {("buffer", name): values for name, values in member.model.named_buffers()}
         for place, parameter in enumerate([*member.weights.parameters, *member.other_parameters]):
@@ -63,8 +64,7 @@ class StateTransfer:
         """Makes a member the counterpart ``number`` of the reference, whose tensors are given."""
         spec = self.cohort.specs[number]
         tensors, w_ref = self._tensors(member), reference["weights"]
-        size = self.cohort.quantized_weights
-        chunks = split_into_chunks(self.cohort.tensors, 0, size)
+        chunks = self._like_reference().weights.all_chunks
         weight_map = self.cohort.weight_map(number)
         for key, values in reference.items():
             if key not in tensors:  # a buffer or state that the member has not made yet
@@ -84,6 +84,10 @@ class StateTransfer:
                         values.mul_(views[key[1]])
                     if kind is StateKind.SCALED_VELOCITY:
                         values.mul_(spec.lr_jitter)
+        if (scales := member.weights.scales) is not None:
+            member.weights.rescale(
+                scales.values | (scales.changed_by_map() if spec.remap and not spec.mirrored else {})
+            )
         member.weights.forget()
 
     def _factor(self, kind: StateKind, spec: MemberSpec, w_ref: Tensor, quantizer: Any) -> Tensor | float:

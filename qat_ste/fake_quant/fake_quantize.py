@@ -14,9 +14,9 @@ from torch.nn.utils import parametrize
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Estimator
-from qat_ste.quantizers.grids import make_quantizer
+from qat_ste.quantizers.grids import largest_level, make_quantizer
 from qat_ste.quantizers.quantizer import Quantizer, check_latent
-from qat_ste.quantizers.scales import Grouping, scale_of
+from qat_ste.quantizers.scales import Grouping, InitialScale, MovingScale, scale_of
 
 Pattern = str | type[nn.Module]
 
@@ -46,6 +46,8 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.estimator = estimator
+        self.scale: MovingScale | None = None  # the rule of a scale that moves; see MemberScales
+        self.group_size = 0  # weights that share one
         self.holds_quantized = False  # whether the parameter holds the quantized values now; see FlatWeights
 
     def forward(self, w: Tensor) -> Tensor:
@@ -97,10 +99,15 @@ def initial_scale(quantization: Quantization, w: Tensor) -> float | Tensor:
     Raises:
         ArgumentError: ``scale`` or ``granularity`` do not suit the weights.
     """
-    scale = scale_of(quantization.scale)
+    scale = _scale(quantization)
     if isinstance(scale, float):
         return scale
     return scale.of(w, Grouping.of(quantization.granularity, w), quantizer_of(quantization, 1.0))
+
+
+def _scale(quantization: Quantization) -> float | InitialScale | MovingScale:
+    levels = quantization.levels
+    return scale_of(quantization.scale, 1.0 if levels is None else largest_level(levels))
 
 
 def quantize_weights(
@@ -140,7 +147,10 @@ def quantize_weights(
             if not w.numel():  # a layer without outputs has empty weights
                 continue
             quantizer = _checked_quantizer(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
-            chosen.append((module, tensor_name, FakeQuantize(quantizer, estimator)))
+            fake_quantize = FakeQuantize(quantizer, estimator)
+            if max is None and isinstance(scale := _scale(quantization), MovingScale):
+                fake_quantize.scale, fake_quantize.group_size = scale, Grouping.of(quantization.granularity, w).size
+            chosen.append((module, tensor_name, fake_quantize))
     if not chosen:
         allowed = "patterns that leave a weight to quantize, together with exclude"
         raise ArgumentError("include", quantization.include, allowed)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from qat_ste.base.errors import ArgumentError
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
-from qat_ste.fake_quant.flat_layout import ChunkGroup, FlatTensor
+from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup, FlatTensor, group_chunks, split_into_chunks
+from qat_ste.fake_quant.member_scales import MemberScales
+from qat_ste.quantizers.scales import Grouping
 
 log = logging.getLogger(__name__)
 MOST_SATURATED = 0.01  # of the weights before training, without a warning
@@ -39,7 +41,8 @@ def flat_tensors(model: nn.Module) -> list[FlatTensor]:
         if isinstance(quantizer.max, Tensor):
             max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
             quantizer = quantizer.with_max(max_)
-        tensors.append(FlatTensor(name, start, start + parameter.numel(), quantizer))
+        scale, size = fake_quantize.scale, fake_quantize.group_size
+        tensors.append(FlatTensor(name, start, start + parameter.numel(), quantizer, scale, size))
         start += parameter.numel()
     return tensors
 
@@ -88,6 +91,7 @@ class FlatWeights:
     Args:
         estimator: of all quantized tensors; see ``use``.
         chunk_groups: of all tensors; shared by all members, since their quantizers can be as large as the weights.
+            Where scales move, each member has its own.
         buffer: for the latent weights; can be longer than needed.
         quantized: for the quantized weights, as long as ``buffer``; call ``remember`` after writing to it.
     """
@@ -104,22 +108,59 @@ class FlatWeights:
         quantized_of_model = list(quantized_tensors(model))
         by_name = {name: parameter for name, parameter, _ in quantized_of_model}
         self.parameters = [by_name[tensor.name] for tensor in tensors]
-        self.tensors, self.buffer, self._quantized = tensors, buffer, quantized
+        self.tensors, self.buffer, self._quantized, self._model = tensors, buffer, quantized, model
         self._fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_of_model]
         self._latent_views, self._quantized_views = (list(self.views(flat).values()) for flat in (buffer, quantized))
         torch._foreach_copy_(self._latent_views, [parameter.detach() for parameter in self.parameters])
         self._set_parameters(self._latent_views, False)
         self.use(estimator)
-        self._chunk_groups = [
-            (chunk_group.quantizer, buffer[chunk_group.where], quantized[chunk_group.where])
-            for chunk_group in chunk_groups
-        ]
+        self.scales = MemberScales(tensors, buffer) if any(tensor.scale for tensor in tensors) else None
+        if self.scales is not None:
+            chunk_groups = group_chunks(self.all_chunks, buffer)
+        self.chunk_groups = chunk_groups
+        self._buffers = [(buffer[group.where], quantized[group.where]) for group in chunk_groups]
         self._quantized_versions: list[int] = []  # of the parameters when they were quantized
 
     def views(self, values: Tensor) -> dict[int, Tensor]:
         """The view of each parameter in a flat tensor laid out like the buffer, by the parameter's id."""
         pairs = zip(self.parameters, self.tensors, strict=True)
         return {id(parameter): values[tensor.start : tensor.stop].view(parameter.shape) for parameter, tensor in pairs}
+
+    @property
+    def all_chunks(self) -> list[Chunk]:
+        """Chunks of all weights, with this member's scales."""
+        return split_into_chunks(self.tensors, 0, self.tensors[-1].stop, self.scales)
+
+    def rescale(self, scales: dict[int, Tensor] | None = None) -> None:
+        """Sets the scales that move, by default to those of the weights."""
+        if self.scales is not None:
+            if scales is None:
+                self.scales.follow()
+            else:
+                self.scales.set(scales)
+            self.forget()
+
+    def update_modules(self) -> None:
+        """Gives the model's modules the scales as they are now, as evaluation, export and checkpoints need them."""
+        if self.scales is None:
+            return
+        fake_quantizes = {id(p): fake_quantize for _, p, fake_quantize in quantized_tensors(self._model)}
+        for number, scales in self.scales.values.items():
+            parameter, size = self.parameters[number], self.tensors[number].group_size
+            max_ = Grouping(parameter.shape, size).spread(scales.clone())
+            fake_quantizes[id(parameter)].quantizer = self.tensors[number].quantizer.rescaled(max_)
+
+    def read_modules(self) -> None:
+        """Takes the scales from the model's modules, as a checkpoint left them there."""
+        if self.scales is None:
+            return
+        fake_quantizes = {id(p): fake_quantize for _, p, fake_quantize in quantized_tensors(self._model)}
+        scales = {}
+        for number in self.scales.values:
+            parameter, size = self.parameters[number], self.tensors[number].group_size
+            max_ = torch.as_tensor(fake_quantizes[id(parameter)].quantizer.max)
+            scales[number] = max_.to(self.buffer).expand_as(parameter).reshape(-1)[::size]
+        self.rescale(scales)
 
     def use(self, estimator: Estimator) -> None:
         """Sets the estimator of all quantized tensors."""
@@ -190,19 +231,19 @@ class FlatWeights:
         self._quantized_versions = []
         gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]
         if type(estimator).backward is Estimator.backward:
-            for quantizer, latent, g in self._chunk_groups:
-                g.copy_(estimator.derivative(latent, quantizer))
+            for group, (latent, g) in zip(self.chunk_groups, self._buffers, strict=True):
+                g.copy_(estimator.derivative(latent, group.quantizer))
             torch._foreach_mul_(gradients, values)
         else:
             torch._foreach_copy_(values, gradients)
-            for quantizer, latent, gradient in self._chunk_groups:
-                gradient.copy_(estimator.backward(gradient, latent, quantizer))
+            for group, (latent, gradient) in zip(self.chunk_groups, self._buffers, strict=True):
+                gradient.copy_(estimator.backward(gradient, latent, group.quantizer))
             torch._foreach_copy_(gradients, values)
 
     @torch.no_grad()
     def _quantize(self) -> None:
-        for quantizer, latent, quantized in self._chunk_groups:
-            quantized.copy_(quantizer(latent))
+        for group, (latent, quantized) in zip(self.chunk_groups, self._buffers, strict=True):
+            quantized.copy_(group.quantizer(latent))
 
     def _replaced(self, views: Sequence[Tensor]) -> str:
         """The first tensor whose parameter is no longer one of these views; empty if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import pairwise
@@ -57,6 +58,11 @@ class GridQuantizer(Quantizer):
 
     def with_max(self, max: float | Tensor) -> GridQuantizer:
         return GridQuantizer(self._levels, max, self.saturation)
+
+    def rescaled(self, max: Tensor) -> GridQuantizer:
+        other = copy.copy(self)
+        other.max, other._cache = max, {}
+        return other
 
     @property
     def state(self) -> dict[str, Any]:
@@ -168,8 +174,23 @@ def _at_index(values: Tensor, index: Tensor) -> Tensor:
     return values.reshape(len(values), *missing, *values.shape[1:]).expand(-1, *index.shape).gather(0, index[None])[0]
 
 
+def largest_level(levels: str | Sequence[float]) -> float:
+    """The largest |level| of a grid in its own units, as 6 of E2M1.
+
+    Raises:
+        ArgumentError: the levels are not allowed.
+    """
+    listed = _listed_levels(levels)
+    return float(max(abs(listed[0]), abs(listed[-1])))
+
+
 def _relative_levels(levels: str | Sequence[float]) -> tuple[float, ...]:
     """Checks the levels and divides them by the largest |level|."""
+    listed, largest = _listed_levels(levels), largest_level(levels)
+    return tuple(float(level) / largest for level in listed)
+
+
+def _listed_levels(levels: str | Sequence[float]) -> list[Any]:
     if isinstance(levels, str) and levels in GRIDS:
         levels = GRIDS[levels]
     if isinstance(levels, str | Mapping | Set) or not isinstance(levels, Iterable):
@@ -178,5 +199,4 @@ def _relative_levels(levels: str | Sequence[float]) -> tuple[float, ...]:
     finite = all(level in Number(real=True) for level in levels)
     if not (2 <= len(levels) <= MOST_LEVELS and finite and all(low < high for low, high in pairwise(levels))):
         raise ArgumentError("levels", levels, "at least two finite numbers in ascending order")
-    largest = max(abs(levels[0]), abs(levels[-1]))
-    return tuple(float(level) / largest for level in levels)
+    return levels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -51,6 +52,10 @@ class Quantizer(ABC):
     @abstractmethod
     def with_max(self, max: float | Tensor) -> Quantizer:
         """Returns a quantizer with the same grid and another ``max``."""
+
+    @abstractmethod
+    def rescaled(self, max: Tensor) -> Quantizer:
+        """``with_max`` for a tensor known to be positive and finite, without looking at it."""
 
     @property
     @abstractmethod
@@ -150,6 +155,11 @@ class UniformQuantizer(Quantizer):
 
     def with_max(self, max: float | Tensor) -> UniformQuantizer:
         return UniformQuantizer(self.bits, max, self.saturation)
+
+    def rescaled(self, max: Tensor) -> UniformQuantizer:
+        other = copy.copy(self)
+        other.max, other._reaches, other._steps = max, {}, {}
+        return other
 
     def joined(self, quantizers: Sequence[Quantizer], sizes: Sequence[int], like: Tensor) -> UniformQuantizer:
         """One quantizer, bit-identical to these, which differ only in ``max``, on consecutive slices of these sizes."""

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat_ste.base.errors import POSITIVE, ArgumentError
+from qat_ste.base.errors import ArgumentError, Number
 
 NAMES, PERCENTILE = ("he", "initial_absmax", "initial_mse"), "initial_percentile"
+MOVING, RMS = ("absmax", "msamp_power", "mx_power"), "rms"
+FIXED = Number(1e-6, 1e6, real=True)
 Rounding = Callable[[Tensor], Tensor]  # of weights in units of the scale, to levels in the same units
 CANDIDATES = 100  # scales that are tried for the least squared error
 
@@ -89,9 +91,7 @@ class InitialScale:
             return he_uniform_bound(w)
         rows = grouping.rows(w.detach().double())
         largest = rows.abs().amax(1)
-        if (zero := (largest == 0).nonzero().flatten()).numel():
-            allowed = f"a scale that does not depend on the weights, as he: group {int(zero[0])} has zeros alone"
-            raise ArgumentError("scale", self.name, allowed)
+        _refuse_zeros(self.name, rows)
         if self.name == "initial_percentile":
             inside = max(1, math.ceil(rows.shape[1] * self.percent / 100))
             largest = rows.abs().kthvalue(inside, dim=1).values.clamp(min=torch.finfo(w.dtype).tiny)
@@ -99,6 +99,12 @@ class InitialScale:
             largest = _least_squares(rows, largest, rounding)
         scales = largest.to(w.dtype)
         return scales.item() if len(scales) == 1 else grouping.spread(scales)
+
+
+def _refuse_zeros(name: str, rows: Tensor) -> None:
+    if (zero := (rows == 0).all(1).nonzero().flatten()).numel():
+        allowed = f"a scale that does not depend on the weights, as he: group {int(zero[0])} has zeros alone"
+        raise ArgumentError("scale", name, allowed)
 
 
 def _least_squares(rows: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
@@ -111,17 +117,65 @@ def _least_squares(rows: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
     return best
 
 
-def scale_of(scale: Any) -> float | InitialScale:
+@dataclass(frozen=True)
+class MovingScale:
+    """A scale that is computed anew from the weights after each step, detached, by name.
+
+    ``absmax``: the largest |w| of a group. ``rms_<factor>``: factor·√mean(w²). Powers of two, of a grid whose levels
+    reach ``largest`` in its own units: ``msamp_power``, that of MS-AMP, 2^-floor(log2(largest/absmax)), with which no
+    weight saturates; ``mx_power``, that of OCP's Microscaling formats, 2^(floor(log2 absmax) - floor(log2 largest)),
+    with which some can. A group of zeros alone has the smallest scale that its type can hold.
+    """
+
+    name: str
+    factor: float = 1.0
+    largest: float = 1.0
+
+    @property
+    def kept(self) -> bool:
+        """Whether the scale is that of M(w) too, where M keeps the outermost levels."""
+        return self.name == "absmax"
+
+    def now(self, rows: Tensor) -> Tensor:
+        """The scale of each row of weights."""
+        scales = rows.square().mean(1).sqrt() * self.factor if self.name == RMS else rows.abs().amax(1)
+        if self.name == "msamp_power":
+            scales = self.largest * torch.exp2(-torch.floor(torch.log2(self.largest / scales)))
+        elif self.name == "mx_power":
+            scales = self.largest * torch.exp2(torch.floor(torch.log2(scales)) - math.floor(math.log2(self.largest)))
+        return scales.clamp(min=torch.finfo(rows.dtype).tiny)
+
+    def of(self, w: Tensor, grouping: Grouping, rounding: Rounding) -> Tensor:
+        """The initial scale of one tensor, as a tensor that broadcasts to the weights.
+
+        Raises:
+            ArgumentError: a group has zeros alone.
+        """
+        rows = grouping.rows(w.detach())
+        _refuse_zeros(self.name, rows)
+        return grouping.spread(self.now(rows))
+
+
+def scale_of(scale: Any, largest: float = 1.0) -> float | InitialScale | MovingScale:
     """A number, or the scale with this name.
+
+    Args:
+        largest: the largest |level| of the grid in its own units, for powers of two.
 
     Raises:
         ArgumentError: there is no such scale.
     """
-    if scale in POSITIVE:
+    if scale in FIXED:
         return float(scale)
     if scale in NAMES:
         return InitialScale(scale)
-    percent = scale.removeprefix(f"{PERCENTILE}_") if isinstance(scale, str) else ""
-    if percent != scale and re.fullmatch(r"\d+(\.\d+)?", percent) and 0 < float(percent) <= 100:
-        return InitialScale(PERCENTILE, float(percent))
-    raise ArgumentError("scale", scale, f"a positive number, {', '.join(NAMES)} or {PERCENTILE}_<percent>")
+    if scale in MOVING:
+        return MovingScale(scale, largest=largest)
+    name, _, text = scale.rpartition("_") if isinstance(scale, str) else ("", "", "")
+    number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+    if name == PERCENTILE and 0 < number <= 100:
+        return InitialScale(PERCENTILE, number)
+    if name == RMS and number > 0:
+        return MovingScale(RMS, number)
+    names = [*NAMES, f"{PERCENTILE}_<percent>", *MOVING]
+    raise ArgumentError("scale", scale, f"{FIXED}, {', '.join(names)} or {RMS}_<factor>")

@@ -42,6 +42,13 @@ class SteEquivalent:
         """α, the ratio of the counterpart's learning rate on quantized tensors to the reference's."""
         return self._maps.lr_factor
 
+    @property
+    def keeps_ends(self) -> bool:
+        """Whether M leaves the outermost levels in place, as it does where g is even in u."""
+        ends = self.quantizer.with_max(1.0)
+        levels = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+        return bool((self.on(ends).weight_map(levels) - levels).abs().max() < 1e-9)
+
     def counterpart(self, remapped: bool) -> Estimator:
         """The STE whose gradient ends where the estimator's does; if ``remapped``, at the image of that end under M."""
         return self._maps.counterpart(remapped)

@@ -34,7 +34,8 @@ def random_walk(kind: str, generator: torch.Generator) -> torch.Tensor:
 
 
 def make_trajectories(weights, chunks, sampled=None):
-    return Trajectories(weights, chunks, group_chunks(chunks, weights[0]), sampled)
+    rows = len(weights)
+    return Trajectories(weights, [chunks] * rows, [group_chunks(chunks, weights[0])] * rows, sampled)
 
 
 def observe_step(trajectories, step):

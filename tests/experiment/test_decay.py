@@ -12,7 +12,7 @@ from qat_ste import SteEquivalent, Training, UniformQuantizer, quantize_weights
 from qat_ste.estimators import Acos, Gauss, Tanh, Tent
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.gradient_update import mirrored
-from qat_ste.fake_quant.flat_layout import FlatTensor
+from qat_ste.fake_quant.flat_layout import FlatTensor, split_into_chunks
 from qat_ste.optimizers import KerasSGD, SignSGD
 from tests.arguments import WEIGHTS
 from tests.experiment.swinging import errors
@@ -30,7 +30,9 @@ def test_what_decays_instead_is_the_reference_decay_seen_through_the_map(estimat
     pair = SteEquivalent(estimator, quantizer)
     w = torch.linspace(-0.3, 0.3, 20_001, dtype=torch.float64)
     v, after = pair.weight_map(w), pair.weight_map(w * (1 - share))
-    found, _ = mirrored(v, [FlatTensor("weight", 0, len(v), quantizer)], pair, remapped=True)
+    found, _ = mirrored(
+        v, split_into_chunks([FlatTensor("weight", 0, len(v), quantizer)], 0, len(v)), pair, remapped=True
+    )
     slope = (v - after) / (pair.lr_factor * share)
     smooth = (quantizer.alive(w) == quantizer.alive(w * (1 - share))) & (quantizer.alive(w) == quantizer.alive(v))
     assert smooth.float().mean() > 0.99
@@ -99,7 +101,7 @@ def test_unquantized_tensors_decay_as_they_are():
         for name, parameter in member.model.named_parameters():
             if "original" not in name:
                 torch.testing.assert_close(parameter, before[name] * (1 - 0.1 * (0.4 + 0.3)))
-    instead, _ = mirrored(flat, cohort.tensors, cohort.equivalent, remapped=True)
+    instead, _ = mirrored(flat, cohort.local[0].weights.all_chunks, cohort.equivalent, remapped=True)
     shrunk = flat - cohort.lr * cohort.equivalent.lr_factor * 0.7 * instead
     torch.testing.assert_close(counterpart.weights.buffer, shrunk, rtol=1e-4, atol=1e-6)
 

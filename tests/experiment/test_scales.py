@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.experiment.tiny import network, run
+from qat_ste.estimators import ApproxSign
+from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.lockstep import Stopped
+from qat_ste.fake_quant.fake_quantize import quantized_tensors, remove_quantizers
+from tests.experiment.tiny import ADAM, network, run
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
@@ -56,3 +60,76 @@ def test_a_scale_that_does_not_suit_a_tensor_names_it():
 def _zeros(module):
     nn.init.zeros_(module.weight)
     return module
+
+
+MOVING = ["absmax", "rms_2.5", "msamp_power", "mx_power"]
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
+@pytest.mark.parametrize("scale", MOVING)
+def test_scales_that_move_are_each_members_own(scale, granularity):
+    members = ["ste", "mirrored", "naive", "replica"]
+    arguments = {"scale": scale, "granularity": granularity, "include": ["Conv2d"], "lr": 0.002, "steps": 20}
+    found = run(**arguments, counterparts=members)
+    assert found.counterparts["replica"].weight_alignment_error == 0
+    assert found.counterparts["mirrored"].initial_quantized_agreement == 1
+    if scale != "rms_2.5":
+        assert found.counterparts["ste"].initial_quantized_agreement == 1
+    else:
+        assert found.counterparts["ste"].initial_quantized_agreement < 1, "M changes the mean square"
+    alone = run(**arguments, counterparts=["ste"])
+    assert alone.counterparts["ste"] == found.counterparts["ste"], "no member changes another one's scale"
+
+
+def test_mirrored_mends_what_a_moving_scale_does_to_sgd():
+    """The published adjustment does not get better with the learning rate; that of the reference's scale does."""
+    errors = {}
+    for lr, steps in ((0.01, 40), (0.002, 200)):
+        found = run(build_model=lambda: network(0.0), scale="absmax", include=["Conv2d"], lr=lr, steps=steps,
+                    optimizer=torch.optim.SGD, counterparts=["ste", "mirrored", "naive"])  # fmt: skip
+        errors[lr] = {name: result.weight_alignment_error for name, result in found.counterparts.items()}
+    fallen = {name: errors[0.01][name] / errors[0.002][name] for name in errors[0.01]}
+    assert fallen["ste"] < 1.3 and fallen["naive"] < 1.3
+    assert fallen["mirrored"] > 3
+    assert errors[0.002]["mirrored"] < 0.05 * errors[0.002]["ste"]
+
+
+def test_where_the_scale_does_not_move_mirrored_is_ste():
+    found = run(scale="msamp_power", include=["Conv2d"], lr=1e-4, steps=5, counterparts=["ste", "mirrored"])
+    assert found.counterparts["ste"] == found.counterparts["mirrored"]
+
+
+def test_under_adam_a_computed_scale_needs_nothing():
+    found = run(scale="absmax", include=["Conv2d"], optimizer=ADAM, lr=1e-3, counterparts=["ste", "mirrored", "naive"])
+    assert found.counterparts["ste"] == found.counterparts["mirrored"] == found.counterparts["naive"]
+
+
+@pytest.mark.parametrize("scale", ["absmax", "rms_2.5"])
+@pytest.mark.parametrize("segment", [None, 4])
+def test_a_stopped_run_continues_bit_for_bit(scale, segment, tmp_path):
+    arguments = {"scale": scale, "granularity": "channel", "include": ["Conv2d"], "lr": 0.002, "steps": 24,
+                 "segment": segment, "counterparts": ["ste", "mirrored", "naive"]}  # fmt: skip
+    whole = run(**arguments)
+    asked = iter(range(1000))
+    with pytest.raises(Stopped):
+        run(**arguments, checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked) >= 10)
+    again = run(**arguments, checkpoints=Checkpoints(tmp_path))
+    assert again.rows == whole.rows
+    assert again.counterparts == whole.counterparts
+    assert again.segments == whole.segments
+
+
+def test_models_come_back_with_the_scales_of_their_last_weights():
+    found = run(scale="absmax", granularity="channel", include=["Conv2d"], lr=0.02, steps=20)
+    for model in found.models.values():
+        (_, latent, fake_quantize), *_ = quantized_tensors(model)
+        torch.testing.assert_close(fake_quantize.quantizer.max.flatten(), latent.detach().abs().amax((1, 2, 3)))
+        levels = model[0].weight.detach().clone()
+        plain = remove_quantizers(model)
+        assert plain[0].weight.equal(levels)
+
+
+def test_an_estimator_that_moves_the_ends_of_the_range_is_not_adjusted():
+    found = run(scale="absmax", include=["Conv2d"], estimator=ApproxSign(), bits=1, steps=3)
+    assert found.equivalence == "none" and "outermost levels" in found.equivalence_reason
+    assert run(include=["Conv2d"], estimator=ApproxSign(), bits=1, steps=3).equivalence == "remap"

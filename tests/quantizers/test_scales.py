@@ -86,5 +86,5 @@ def test_a_channel_of_zeros_is_named(w):
 @pytest.mark.parametrize("scale", ["absmin", "initial_percentile_0", "initial_percentile_101", "initial_percentile_x", 0,
                                    -1.0, None, [1]])  # fmt: skip
 def test_other_scales_are_refused(scale):
-    with pytest.raises(ArgumentError, match="scale must be a positive number, he, initial_absmax"):
+    with pytest.raises(ArgumentError, match="scale must be a number from 1e-06 up to 1e\\+06, he, initial_absmax"):
         scale_of(scale)
