@@ -26,6 +26,10 @@ def breaking_changes(cohort: Cohort) -> dict[str, str]:
             instead = f"train.weight_decay={decay:g}" if decoupled else f"train.l2={decay / 2:g}"
             remedy = f"Use {instead} in its place; then {MIRRORED}."
             changes[f"weight decay (optimizer.weight_decay={decay:g})"] = remedy
+    moving = next((tensor.scale for tensor in cohort.tensors if tensor.scale is not None), None)
+    if moving is not None and remap:
+        remedy = "Use a fixed scale; or the counterpart 'mirrored', whose scale moves as the reference's does."
+        changes[f"a scale that moves (quantizer.scale={moving.name})"] = remedy
     mirrored = f"{MIRRORED[0].upper()}{MIRRORED[1:]}."
     if training.weight_decay and remap:
         changes[f"weight decay (train.weight_decay={training.weight_decay:g})"] = mirrored

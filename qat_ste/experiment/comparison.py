@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from qat_ste.experiment.lockstep import Lockstep, Record, Row, train
 from qat_ste.experiment.member import Loss
 from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.optimizer_memory import largest_movement, movements
 from qat_ste.experiment.preflight import Preflight
 from qat_ste.experiment.randomness import kept_generators, seed_everything
 from qat_ste.experiment.ranks import Ranks
@@ -61,6 +62,7 @@ class Comparison:
         rows: the metrics along the run, as ``on_row`` received them.
         weights: initial, final and re-mapped latent weights of up to 50,000 positions, over the range.
         models: the trained networks of this rank, by name; ``reference`` is one of them.
+        movement_in_memory: δ by quantized tensor, under Adam and its kin; see ``movements``.
         segments: the results of segments, where ``training.segment`` asks for them.
         settings: the arguments as plain values, by section.
     """
@@ -78,6 +80,7 @@ class Comparison:
     weights: dict[str, np.ndarray]
     models: dict[str, nn.Module]
     settings: dict[str, Any]
+    movement_in_memory: dict[str, float] = field(default_factory=dict)
     segments: SegmentResults | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,6 +198,8 @@ def compare(
             if lengths[-1] >= steps:
                 raise ArgumentError("segment", training.segment, f"shorter than the run of {steps} steps")
             segments = Segments(cohort, lengths, steps)
+        if cohort.layout.ranks.rank == 0 and (problem := largest_movement(movements(cohort, steps))):
+            log.warning(problem)
         drawn = DrawnWeights(cohort)
         monitor = DivergenceMonitor(cohort, metrics.sequence_weights, seed)
         record = train(
@@ -270,7 +275,9 @@ def _summarize(
     results = {number: _counterpart(monitor, record, number, of_members[number]) for number in monitor.divergences}
     counterparts = {name: results[number] for name, number in cohort.counterparts.items()}
     errors = {name: result.weight_alignment_error for name, result in counterparts.items()}
-    adjustment = cohort.adjustment
+    adjustment, delta = cohort.adjustment, movements(cohort, steps)
+    for member in cohort.local.values():
+        member.weights.update_modules()
     return Comparison(
         reference=MemberResult.of(of_members[0]),
         counterparts=counterparts,
@@ -281,7 +288,9 @@ def _summarize(
             seed=cohort.training.seed,
             breaks=breaking_changes(cohort),
             steps=steps,
+            memory=largest_movement(delta),
         ),
+        movement_in_memory=delta,
         equivalence=str(adjustment.equivalence),
         equivalence_reason=str(adjustment),
         lr_factor=cohort.equivalent.lr_factor if cohort.equivalent else None,

@@ -25,21 +25,26 @@ PACKAGES = ("qat-ste", "torch", "torchvision", "hydra-core", "omegaconf", "wandb
 
 def results_of(comparison: Comparison) -> dict[str, Any]:
     """The part of ``results.json`` that a comparison determines."""
-    return {
-        "schema": 1,
-        "versions": versions(),
-        "cpu_count": os.cpu_count(),
-        "steps": comparison.steps,
-        "quantized_weights": comparison.quantized_weights,
-        "sequence_weights": comparison.sequence_weights,
-        "lr_factor": comparison.lr_factor,
-        "equivalence": comparison.equivalence,
-        "equivalence_reason": comparison.equivalence_reason,
-        "reference": comparison.reference.as_dict(),
-        "counterparts": {name: result.as_dict() for name, result in comparison.counterparts.items()},
-        "verdict": vars(comparison.verdict),
-        "metrics": metric_titles(),
-    } | (comparison.segments.as_dict() if comparison.segments else {})
+    memory = {"movement_in_memory": comparison.movement_in_memory} if comparison.movement_in_memory else {}
+    return (
+        {
+            "schema": 1,
+            "versions": versions(),
+            "cpu_count": os.cpu_count(),
+            "steps": comparison.steps,
+            "quantized_weights": comparison.quantized_weights,
+            "sequence_weights": comparison.sequence_weights,
+            "lr_factor": comparison.lr_factor,
+            "equivalence": comparison.equivalence,
+            "equivalence_reason": comparison.equivalence_reason,
+            "reference": comparison.reference.as_dict(),
+            "counterparts": {name: result.as_dict() for name, result in comparison.counterparts.items()},
+            "verdict": vars(comparison.verdict),
+            "metrics": metric_titles(),
+        }
+        | memory
+        | (comparison.segments.as_dict() if comparison.segments else {})
+    )
 
 
 def versions() -> dict[str, str]:

@@ -47,6 +47,7 @@ def decide(
     seed: int | None = None,
     breaks: Mapping[str, str] | None = None,
     steps: int | None = None,
+    memory: str = "",
 ) -> Verdict:
     """Decides whether the estimator mattered in one run.
 
@@ -58,6 +59,7 @@ def decide(
         breaks: remedies by the setting that breaks the equivalence (docs/equivalence.md), in words, as
             "gradient clipping (train.clip_norm=1)".
         steps: length of the run; the statement warns where there are few.
+        memory: why the claim for adaptive optimizers is not expected to hold; empty: it is.
     """
     ste, naive = errors.get("ste"), errors.get("naive")
     jitters = {percent: error for name, error in errors.items() if (percent := jitter_percent(name)) and error}
@@ -83,6 +85,7 @@ def decide(
         statement = f"{run} {_sentences(outcome, distance, ste_ratio, control, equivalence, breaks or {})}"
         if not covered:
             statement += " The theorem does not cover this estimator; the distance measured says how much that matters."
+    statement += f" {memory}" if memory else ""
     if steps is not None and steps < FEW_STEPS:
         statement += f" So short a run ({steps} {'step' if steps == 1 else 'steps'}) says little."
     return Verdict(statement, ste_ratio, naive_ratio, percent, outcome)

@@ -133,3 +133,11 @@ def test_an_estimator_that_moves_the_ends_of_the_range_is_not_adjusted():
     found = run(scale="absmax", include=["Conv2d"], estimator=ApproxSign(), bits=1, steps=3)
     assert found.equivalence == "none" and "outermost levels" in found.equivalence_reason
     assert run(include=["Conv2d"], estimator=ApproxSign(), bits=1, steps=3).equivalence == "remap"
+
+
+def test_the_verdict_says_that_a_moving_scale_breaks_the_adjustment():
+    found = run(scale="rms_2.5", include=["Conv2d"], lr=0.002, steps=60, counterparts=["ste", "naive", "jitter"])
+    assert "A scale that moves (quantizer.scale=rms) breaks the equivalence" in found.verdict.statement
+    assert "mirrored" in found.verdict.statement
+    fixed = run(scale="initial_absmax", include=["Conv2d"], lr=0.002, steps=60, counterparts=["ste", "naive", "jitter"])
+    assert "breaks" not in fixed.verdict.statement
