@@ -73,7 +73,10 @@ class Cohort:
             quantizer = _common_quantizer(self.tensors)
             self.adjustment, self.equivalent = adjust(self.adjustment, estimator, quantizer, self.scales_move)
         equivalence, self.update = self.adjustment.equivalence, Update.of(training)
-        mirrors = self.update.mirrors(equivalence) or (self.scales_move and equivalence is Equivalence.REMAP)
+        learned = any(tensor.scale is not None and tensor.scale.learned for tensor in self.tensors)
+        mirrors = self.update.mirrors(equivalence) or (
+            (self.scales_move and equivalence is Equivalence.REMAP) or (learned and equivalence is Equivalence.KEEP)
+        )
         self.specs, self.names = [MemberSpec(estimator)], {"reference": 0}
         for name in counterparts:
             spec = MemberSpec.of(name, estimator, equivalence, self.equivalent, mirrors)

@@ -86,6 +86,10 @@ def _tensors(member: Member) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in member.model.named_parameters():
         names[id(parameter)] = plain_name(name)
         yield plain_name(name), parameter.detach()
+    if (scales := member.weights.scales) is not None:
+        for number, values in scales.values.items():
+            names[id(values)] = f"the scale of {scales.tensors[number].name}"
+            yield names[id(values)], values.detach()
     yield from member.model.named_buffers()
     for stepped, state in member.optimizer.state.items():
         for key, values in state.items():

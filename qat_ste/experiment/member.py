@@ -23,7 +23,9 @@ from qat_ste.experiment.gradient_update import ById, Clipping, L2Penalty, Weight
 from qat_ste.experiment.ranks import Layout
 from qat_ste.experiment.scale_update import follow_scales
 from qat_ste.fake_quant.flat_weights import FlatWeights
+from qat_ste.fake_quant.member_scales import Seen
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
+from qat_ste.quantizers.quantizer import Quantizer
 from qat_ste.theory.equivalence import SteEquivalent
 
 Outputs = Any  # a tensor, or tensors in tuples, lists, dictionaries or objects
@@ -134,6 +136,13 @@ class Member:
             {"params": weights.parameters, "lr": self._lr * spec.lr_factor},
             {"params": self.other_parameters, "lr": self._lr},
         ]
+        self.scale_parameters = [] if weights.scales is None else [*weights.scales.learned.values()]
+        if weights.scales is not None:
+            groups += [
+                {"params": [values], "lr": self._lr * scale.lr}
+                for number, values in weights.scales.learned.items()
+                if (rule := weights.tensors[number].scale) and (scale := rule.learned)
+            ]
         self.optimizer = optimizer([group for group in groups if group["params"]], lr=self._lr)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = None
@@ -189,6 +198,7 @@ class Member:
         self._prepare_step()
         follows = self._spec.mirrored and self._spec.remap and self.weights.scales is not None
         before = self.weights.buffer.clone() if follows else None
+        now = [chunk.quantizer for chunk in self.weights.all_chunks] if follows else []
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError:
@@ -199,7 +209,7 @@ class Member:
         if before is None or self._equivalent is None:
             self.weights.rescale()
         else:
-            follow_scales(self.weights, before, self._equivalent)
+            follow_scales(self.weights, before, now, self._equivalent)
         return cast(Tensor, value)
 
     @torch.no_grad()
@@ -215,14 +225,27 @@ class Member:
         tolerance = max(1e-4, 4 * torch.finfo(lowest).eps)
         self.accumulated_wrong |= (whole - value).abs() > tolerance * (whole.abs() + value.abs())
 
+    @property
+    def _seen(self) -> Seen | None:
+        """The weights and g of the reference that a mirrored scale gets its gradient from."""
+        equivalent, remap = self._equivalent, self._spec.remap
+        if not self._spec.mirrored or equivalent is None:
+            return None
+
+        def seen(v: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+            w = equivalent.on(quantizer).inverse(v) if remap else v
+            return w, equivalent.estimator.derivative(w, quantizer)
+
+        return seen
+
     def _prepare_step(self) -> None:
         l2, weight_decay, clipping = self.update.l2, self.update.weight_decay, self.update.clipping
         if clipping is not None and clipping.before_estimator:
             clipping.clip(self.model, {})
-        self.weights.estimate()
+        self.weights.estimate(self._seen)
         instead: ById = {}
         factors: ById = {}
-        if self._spec.mirrored and self._equivalent is not None:
+        if self._spec.mirrored and self._equivalent is not None and self.update != Update():
             flat = mirrored(self.weights.buffer, self.weights.all_chunks, self._equivalent, self._spec.remap)
             instead, factors = map(self.weights.views, flat)
         if clipping is not None and not clipping.before_estimator:

@@ -50,10 +50,12 @@ class StateTransfer:
         """What a segment takes over: weights, scales, other parameters, buffers and mapped state of the optimizer."""
         tensors: dict[Any, Tensor] = {"weights": member.weights.buffer}
         if member.weights.scales is not None:
-            tensors |= {("scale", number): values for number, values in member.weights.scales.values.items()}
+            tensors |= {("scale", number): values.detach() for number, values in member.weights.scales.values.items()}
         tensors |= {("parameter", place): values.detach() for place, values in enumerate(member.other_parameters)}
         tensors |= {("buffer", name): values for name, values in member.model.named_buffers()}
-        for place, parameter in enumerate([*member.weights.parameters, *member.other_parameters]):
+        for place, parameter in enumerate(
+            [*member.weights.parameters, *member.other_parameters, *member.scale_parameters]
+        ):
             state = member.optimizer.state.get(parameter, {})
             for key in self._state_map:
                 if isinstance(state.get(key), Tensor):

@@ -16,7 +16,7 @@ from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Estimator
 from qat_ste.quantizers.grids import largest_level, make_quantizer
 from qat_ste.quantizers.quantizer import Quantizer, check_latent
-from qat_ste.quantizers.scales import Grouping, InitialScale, MovingScale, scale_of
+from qat_ste.quantizers.scales import Grouping, InitialScale, LearnedScale, MovingScale, scale_of
 
 Pattern = str | type[nn.Module]
 
@@ -46,7 +46,7 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.estimator = estimator
-        self.scale: MovingScale | None = None  # the rule of a scale that moves; see MemberScales
+        self.scale: MovingScale | LearnedScale | None = None  # the rule of a scale that moves; see MemberScales
         self.group_size = 0  # weights that share one
         self.holds_quantized = False  # whether the parameter holds the quantized values now; see FlatWeights
 
@@ -105,7 +105,7 @@ def initial_scale(quantization: Quantization, w: Tensor) -> float | Tensor:
     return scale.of(w, Grouping.of(quantization.granularity, w), quantizer_of(quantization, 1.0))
 
 
-def _scale(quantization: Quantization) -> float | InitialScale | MovingScale:
+def _scale(quantization: Quantization) -> float | InitialScale | MovingScale | LearnedScale:
     levels = quantization.levels
     return scale_of(quantization.scale, 1.0 if levels is None else largest_level(levels))
 
@@ -148,7 +148,7 @@ def quantize_weights(
                 continue
             quantizer = _checked_quantizer(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
             fake_quantize = FakeQuantize(quantizer, estimator)
-            if max is None and isinstance(scale := _scale(quantization), MovingScale):
+            if max is None and isinstance(scale := _scale(quantization), MovingScale | LearnedScale):
                 fake_quantize.scale, fake_quantize.group_size = scale, Grouping.of(quantization.granularity, w).size
             chosen.append((module, tensor_name, fake_quantize))
     if not chosen:

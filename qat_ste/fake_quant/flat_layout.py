@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.quantizers.quantizer import Quantizer, UniformQuantizer
-from qat_ste.quantizers.scales import MovingScale
+from qat_ste.quantizers.scales import LearnedScale, MovingScale
 
 # Several buffers of this size fit into a CPU's cache, and the overhead of a call is small compared with its work.
 CHUNK_WEIGHTS = 1 << 17
@@ -30,7 +30,7 @@ class FlatTensor:
     start: int
     stop: int
     quantizer: Quantizer
-    scale: MovingScale | None = None
+    scale: MovingScale | LearnedScale | None = None
     group_size: int = 0
 
     @property

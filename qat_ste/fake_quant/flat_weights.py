@@ -13,7 +13,7 @@ from qat_ste.base.errors import ArgumentError
 from qat_ste.estimators import Estimator
 from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
 from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup, FlatTensor, group_chunks, split_into_chunks
-from qat_ste.fake_quant.member_scales import MemberScales
+from qat_ste.fake_quant.member_scales import MemberScales, Seen
 from qat_ste.quantizers.scales import Grouping
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class FlatWeights:
         fake_quantizes = {id(p): fake_quantize for _, p, fake_quantize in quantized_tensors(self._model)}
         for number, scales in self.scales.values.items():
             parameter, size = self.parameters[number], self.tensors[number].group_size
-            max_ = Grouping(parameter.shape, size).spread(scales.clone())
+            max_ = Grouping(parameter.shape, size).spread(scales.detach().clone())
             fake_quantizes[id(parameter)].quantizer = self.tensors[number].quantizer.rescaled(max_)
 
     def read_modules(self) -> None:
@@ -214,8 +214,11 @@ class FlatWeights:
                     raise ArgumentError("build_model", f"a change of {tensor.name}", UNCHANGED)
 
     @torch.no_grad()
-    def estimate(self) -> None:
+    def estimate(self, seen: Seen | None = None) -> None:
         """Replaces the gradients at quantized weights by the estimator's gradients of latent weights, in place.
+
+        Args:
+            seen: the weights and g that learned scales get their gradients from; by default the member's own.
 
         Raises:
             ValueError: no quantized weight has a gradient.
@@ -227,6 +230,9 @@ class FlatWeights:
             raise ValueError("include: the loss depends on none of the quantized weights, so they get no gradient")
         if any(gradient.layout is not torch.strided for gradient, _ in with_gradient):
             raise ArgumentError("build_model", "sparse gradients", "a function whose quantized weights get dense ones")
+        if self.scales is not None and self.scales.learned:
+            grads = {n: p.grad.reshape(-1) for n, p in enumerate(self.parameters) if p.grad is not None}
+            self.scales.set_gradients(grads, seen or (lambda w, quantizer: (w, estimator.derivative(w, quantizer))))
         # The quantized values are no longer needed: their buffer now takes g, or all gradients side by side.
         self._quantized_versions = []
         gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]

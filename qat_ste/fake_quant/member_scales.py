@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qat_ste.fake_quant.flat_layout import Chunk, FlatTensor
+from qat_ste.fake_quant.flat_layout import Chunk, FlatTensor, split_into_chunks
 from qat_ste.quantizers.quantizer import Quantizer
+from qat_ste.quantizers.scales import MovingScale
+
+Seen = Callable[[Tensor, Quantizer], tuple[Tensor, Tensor]]
 
 
 class MemberScales:
@@ -21,11 +25,11 @@ class MemberScales:
 
     def __init__(self, tensors: Sequence[FlatTensor], buffer: Tensor) -> None:
         self.tensors, self.buffer = tensors, buffer
-        self.values = {
-            number: tensor.initial_scales.to(buffer, copy=True)
-            for number, tensor in enumerate(tensors)
-            if tensor.scale is not None
-        }
+        self.values: dict[int, Tensor] = {}
+        for number, tensor in enumerate(tensors):
+            if tensor.scale is not None:
+                initial = tensor.initial_scales.to(buffer, copy=True)
+                self.values[number] = nn.Parameter(initial) if tensor.scale.learned else initial
         self._now: dict[tuple[int, int, int], Quantizer] = {}
 
     def quantizer(self, chunk: Chunk) -> Quantizer:
@@ -34,20 +38,26 @@ class MemberScales:
             return chunk.initial
         key = (chunk.tensor, chunk.part.start, chunk.part.stop)
         if key not in self._now:
-            tensor, scales = self.tensors[chunk.tensor], self.values[chunk.tensor]
+            tensor, scales = self.tensors[chunk.tensor], self.values[chunk.tensor].detach()
+            scales = scales.clone() if tensor.scale and tensor.scale.learned else scales  # trained in place
             if len(scales) > 1:
                 scales = scales.repeat_interleave(tensor.group_size)[chunk.part]
             self._now[key] = chunk.initial.rescaled(scales if len(scales) > 1 else scales[0])
         return self._now[key]
 
+    @property
+    def learned(self) -> dict[int, nn.Parameter]:
+        """The scales that the optimizer trains, by number of the tensor."""
+        return {number: values for number, values in self.values.items() if isinstance(values, nn.Parameter)}
+
     def computed(self, weights: Tensor) -> dict[int, Tensor]:
-        """The scales that these weights, flat as the buffer, give by each tensor's rule."""
+        """The scales that these weights, flat as the buffer, give by each tensor's rule; not those that are learned."""
         computed = {}
         for number in self.values:
             tensor = self.tensors[number]
-            assert tensor.scale is not None
-            rows = weights[tensor.start : tensor.stop].view(-1, tensor.group_size)
-            computed[number] = tensor.scale.now(rows)
+            if isinstance(tensor.scale, MovingScale):
+                rows = weights[tensor.start : tensor.stop].view(-1, tensor.group_size)
+                computed[number] = tensor.scale.now(rows)
         return computed
 
     def changed_by_map(self) -> dict[int, Tensor]:
@@ -61,7 +71,39 @@ class MemberScales:
         """Sets the scales to those of the member's weights."""
         self.set(self.computed(self.buffer))
 
+    @torch.no_grad()
     def set(self, values: dict[int, Tensor]) -> None:
-        """Sets the scales, by number of the tensor; quantizers made before keep theirs."""
-        self.values |= {number: scales.to(self.buffer) for number, scales in values.items()}
+        """Sets the scales, by number of the tensor, those of learned ones to positive values.
+
+        Quantizers made before keep theirs.
+        """
+        for number, scales in values.items():
+            if number not in self.learned:
+                self.values[number] = scales.to(self.buffer)
+            elif scales is not self.values[number]:
+                self.values[number].copy_(scales)
+        for parameter in self.learned.values():
+            parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
         self._now = {}
+
+    @torch.no_grad()
+    def set_gradients(self, gradients: dict[int, Tensor], seen: Seen) -> None:
+        """Sets the gradients of learned scales, Σ G·(q(x) - x·g(x)) by group.
+
+        Args:
+            gradients: G at the quantized weights, flat, by number of the tensor.
+            seen: the weights w = s·x and g(w) of each chunk, from its latent weights and quantizer.
+        """
+        for number, parameter in self.learned.items():
+            if number not in gradients:
+                continue
+            tensor, terms = self.tensors[number], torch.empty_like(gradients[number])
+            scale = tensor.scale.learned if tensor.scale else None
+            assert scale is not None
+            for chunk in split_into_chunks([tensor], tensor.start, tensor.stop):
+                quantizer = self.quantizer(replace(chunk, tensor=number))
+                w, g = seen(self.buffer[tensor.start : tensor.stop][chunk.part], quantizer)
+                inside = g if scale.with_g else quantizer.gradient_mask(w)
+                terms[chunk.part] = (quantizer(w) - w * inside) / quantizer.max * gradients[number][chunk.part]
+            factor = scale.gradient_factor(tensor.quantizer, tensor.group_size)
+            parameter.grad = terms.view(-1, tensor.group_size).sum(1).mul_(factor)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qat_ste.base.errors import ArgumentError, Number
+from qat_ste.base.errors import FLAG, POSITIVE, ArgumentError, Number, OneOf
+from qat_ste.base.parameters import Parameters, parameter
+from qat_ste.quantizers.quantizer import Quantizer
 
 NAMES, PERCENTILE = ("he", "initial_absmax", "initial_mse"), "initial_percentile"
-MOVING, RMS = ("absmax", "msamp_power", "mx_power"), "rms"
+MOVING, RMS, LEARNED = ("absmax", "msamp_power", "mx_power"), "rms", "learned"
 FIXED = Number(1e-6, 1e6, real=True)
-Rounding = Callable[[Tensor], Tensor]  # of weights in units of the scale, to levels in the same units
 CANDIDATES = 100  # scales that are tried for the least squared error
 
 
@@ -81,7 +82,7 @@ class InitialScale:
     name: str
     percent: float = 100.0
 
-    def of(self, w: Tensor, grouping: Grouping, rounding: Rounding) -> float | Tensor:
+    def of(self, w: Tensor, grouping: Grouping, rounding: Quantizer) -> float | Tensor:
         """The scale of one tensor: a number for one group, else a tensor that broadcasts to the weights.
 
         Raises:
@@ -107,7 +108,7 @@ def _refuse_zeros(name: str, rows: Tensor) -> None:
         raise ArgumentError("scale", name, allowed)
 
 
-def _least_squares(rows: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
+def _least_squares(rows: Tensor, largest: Tensor, rounding: Quantizer) -> Tensor:
     best, least = largest.clone(), torch.full_like(largest, math.inf)
     for fraction in torch.linspace(1 / CANDIDATES, 1, CANDIDATES, dtype=torch.float64).tolist():
         scales = (largest * fraction)[:, None]
@@ -136,6 +137,11 @@ class MovingScale:
         """Whether the scale is that of M(w) too, where M keeps the outermost levels."""
         return self.name == "absmax"
 
+    @property
+    def learned(self) -> LearnedScale | None:
+        """None: the scale is computed."""
+        return None
+
     def now(self, rows: Tensor) -> Tensor:
         """The scale of each row of weights."""
         scales = rows.square().mean(1).sqrt() * self.factor if self.name == RMS else rows.abs().amax(1)
@@ -145,7 +151,7 @@ class MovingScale:
             scales = self.largest * torch.exp2(torch.floor(torch.log2(scales)) - math.floor(math.log2(self.largest)))
         return scales.clamp(min=torch.finfo(rows.dtype).tiny)
 
-    def of(self, w: Tensor, grouping: Grouping, rounding: Rounding) -> Tensor:
+    def of(self, w: Tensor, grouping: Grouping, rounding: Quantizer) -> Tensor:
         """The initial scale of one tensor, as a tensor that broadcasts to the weights.
 
         Raises:
@@ -156,20 +162,71 @@ class MovingScale:
         return grouping.spread(self.now(rows))
 
 
-def scale_of(scale: Any, largest: float = 1.0) -> float | InitialScale | MovingScale:
+@dataclass(frozen=True)
+class LearnedScale(Parameters):
+    """A scale that the optimizer trains beside the weights, as LSQ does (arXiv 1902.08153).
+
+    Its gradient is Σ G·(q(x) - x·g(x)) over a group, the derivative of s·q̂(w/s), with x = w/s and q the level in units
+    of the scale. LSQ trains the step size Δ, with the factor 1/√(N·Q_P) on its gradient, N the weights of a group and
+    Q_P = (levels - 1)/2. For s = Q_P·Δ that is the factor Q_P²/√(N·Q_P), which matters under SGD.
+
+    Args:
+        initial: ``lsq``, the published 2·mean|w|/√Q_P for Δ; or ``absmax``.
+        lr: factor on the learning rate of the scales, which α does not change.
+        lsq_factor: whether the gradient has LSQ's factor.
+        with_g: whether the gradient contains g; LSQ as published has 1 in its place inside the range.
+    """
+
+    initial: str = parameter("lsq", OneOf(("lsq", "absmax")), "")
+    lr: float = parameter(1.0, POSITIVE, "")
+    lsq_factor: bool = parameter(True, FLAG, "")
+    with_g: bool = parameter(True, FLAG, "")
+    name = LEARNED
+    kept = True
+
+    @property
+    def learned(self) -> LearnedScale | None:
+        """The scale itself."""
+        return self
+
+    def of(self, w: Tensor, grouping: Grouping, rounding: Quantizer) -> Tensor:
+        """The initial scale of one tensor, as a tensor that broadcasts to the weights.
+
+        Raises:
+            ArgumentError: a group has zeros alone.
+        """
+        rows = grouping.rows(w.detach()).abs()
+        _refuse_zeros(self.name, rows)
+        return grouping.spread(2 * rows.mean(1) * _half(rounding) ** 0.5 if self.initial == "lsq" else rows.amax(1))
+
+    def gradient_factor(self, quantizer: Quantizer, size: int) -> float:
+        """The factor on the gradient of the scale of ``size`` weights."""
+        return _half(quantizer) ** 1.5 / size**0.5 if self.lsq_factor else 1.0
+
+
+def _half(quantizer: Quantizer) -> float:
+    return (quantizer.num_levels - 1) / 2
+
+
+def scale_of(scale: Any, largest: float = 1.0) -> float | InitialScale | MovingScale | LearnedScale:
     """A number, or the scale with this name.
 
     Args:
+        scale: also a ``LearnedScale``, or a mapping of its arguments with ``name: learned``.
         largest: the largest |level| of the grid in its own units, for powers of two.
 
     Raises:
         ArgumentError: there is no such scale.
     """
+    if isinstance(scale, LearnedScale):
+        return scale
+    if scale == LEARNED or (isinstance(scale, Mapping) and scale.get("name") == LEARNED):
+        return _learned({} if scale == LEARNED else scale)
     if scale in FIXED:
         return float(scale)
-    if scale in NAMES:
+    if isinstance(scale, str) and scale in NAMES:
         return InitialScale(scale)
-    if scale in MOVING:
+    if isinstance(scale, str) and scale in MOVING:
         return MovingScale(scale, largest=largest)
     name, _, text = scale.rpartition("_") if isinstance(scale, str) else ("", "", "")
     number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
@@ -177,5 +234,16 @@ def scale_of(scale: Any, largest: float = 1.0) -> float | InitialScale | MovingS
         return InitialScale(PERCENTILE, number)
     if name == RMS and number > 0:
         return MovingScale(RMS, number)
-    names = [*NAMES, f"{PERCENTILE}_<percent>", *MOVING]
+    names = [*NAMES, f"{PERCENTILE}_<percent>", *MOVING, LEARNED]
     raise ArgumentError("scale", scale, f"{FIXED}, {', '.join(names)} or {RMS}_<factor>")
+
+
+def _learned(arguments: Mapping[str, Any]) -> LearnedScale:
+    given = {key: value for key, value in arguments.items() if key != "name"}
+    known = [each.name for each in fields(LearnedScale)]
+    if unknown := [str(key) for key in given if key not in known]:
+        raise ArgumentError("scale", dict(arguments), f"without {', '.join(unknown)}: learned has {', '.join(known)}")
+    try:
+        return LearnedScale(**given)
+    except ArgumentError as error:
+        raise ArgumentError("scale", dict(arguments), f"learned with {error.name} {error.allowed}") from error

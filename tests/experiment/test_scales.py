@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from qat_ste.estimators import ApproxSign
+from qat_ste import Quantization
+from qat_ste.estimators import ApproxSign, Ste, Tanh
 from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.lockstep import Stopped
-from qat_ste.fake_quant.fake_quantize import quantized_tensors, remove_quantizers
+from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
+from qat_ste.quantizers.quantizer import UniformQuantizer
+from qat_ste.quantizers.scales import LearnedScale
 from tests.experiment.tiny import ADAM, network, run
 
 
@@ -62,7 +66,7 @@ def _zeros(module):
     return module
 
 
-MOVING = ["absmax", "rms_2.5", "msamp_power", "mx_power"]
+MOVING = ["absmax", "rms_2.5", "msamp_power", "mx_power", "learned"]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
@@ -81,11 +85,12 @@ def test_scales_that_move_are_each_members_own(scale, granularity):
     assert alone.counterparts["ste"] == found.counterparts["ste"], "no member changes another one's scale"
 
 
-def test_mirrored_mends_what_a_moving_scale_does_to_sgd():
+@pytest.mark.parametrize("scale", ["absmax", LearnedScale(), LearnedScale(initial="absmax", lsq_factor=False)])
+def test_mirrored_mends_what_a_moving_scale_does_to_sgd(scale):
     """The published adjustment does not get better with the learning rate; that of the reference's scale does."""
     errors = {}
     for lr, steps in ((0.01, 40), (0.002, 200)):
-        found = run(build_model=lambda: network(0.0), scale="absmax", include=["Conv2d"], lr=lr, steps=steps,
+        found = run(build_model=lambda: network(0.0), scale=scale, include=["Conv2d"], lr=lr, steps=steps,
                     optimizer=torch.optim.SGD, counterparts=["ste", "mirrored", "naive"])  # fmt: skip
         errors[lr] = {name: result.weight_alignment_error for name, result in found.counterparts.items()}
     fallen = {name: errors[0.01][name] / errors[0.002][name] for name in errors[0.01]}
@@ -104,7 +109,7 @@ def test_under_adam_a_computed_scale_needs_nothing():
     assert found.counterparts["ste"] == found.counterparts["mirrored"] == found.counterparts["naive"]
 
 
-@pytest.mark.parametrize("scale", ["absmax", "rms_2.5"])
+@pytest.mark.parametrize("scale", ["absmax", "rms_2.5", "learned"])
 @pytest.mark.parametrize("segment", [None, 4])
 def test_a_stopped_run_continues_bit_for_bit(scale, segment, tmp_path):
     arguments = {"scale": scale, "granularity": "channel", "include": ["Conv2d"], "lr": 0.002, "steps": 24,
@@ -141,3 +146,73 @@ def test_the_verdict_says_that_a_moving_scale_breaks_the_adjustment():
     assert "mirrored" in found.verdict.statement
     fixed = run(scale="initial_absmax", include=["Conv2d"], lr=0.002, steps=60, counterparts=["ste", "naive", "jitter"])
     assert "breaks" not in fixed.verdict.statement
+
+
+def test_under_adam_a_learned_scale_has_to_be_mirrored():
+    scale = LearnedScale(initial="absmax", lsq_factor=False)
+    found = run(build_model=lambda: network(0.0), scale=scale, include=["Conv2d"], optimizer=ADAM, lr=1e-3,
+                counterparts=["ste", "mirrored", "jitter"])  # fmt: skip
+    errors = {name: result.weight_alignment_error for name, result in found.counterparts.items()}
+    assert errors["mirrored"] < 0.2 * errors["ste"]
+    assert "A scale that moves (quantizer.scale=learned) breaks the equivalence" in found.verdict.statement
+
+
+class Rounded(torch.autograd.Function):
+    """Forward: the level of x = w/s, in units of s. Backward: g(x)."""
+
+    @staticmethod
+    def forward(ctx, x, quantizer, g):
+        ctx.save_for_backward(g)
+        return quantizer(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None, None
+
+
+@pytest.mark.parametrize("with_g", [True, False])
+@pytest.mark.parametrize("estimator", [Tanh(5.5), Ste()])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
+def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estimator, with_g):
+    torch.manual_seed(0)
+    scale = LearnedScale(with_g=with_g)
+    quantization = Quantization(scale=scale, granularity=granularity, include=["Conv2d"])
+    model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3)).double(), quantization, estimator)
+    with torch.no_grad():
+        model[0].parametrizations.weight.original.mul_(2)  # some weights are saturated
+    cohort = Cohort(model, estimator, torch.optim.SGD, 0.1, ["naive"]).make_members()
+    weights = cohort.local[0].weights
+    gradient = torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    weights.parameters[0].grad = gradient.clone()
+    weights.estimate()
+
+    latent = weights.parameters[0].detach().clone()
+    unit = UniformQuantizer(2, 1.0)
+    size = {"tensor": 36, "channel": 9}.get(granularity, granularity)
+    s = weights.scales.values[0].detach().clone().requires_grad_()
+    x = latent.view(-1, size) / s[:, None]
+    g = estimator.derivative(x.detach(), unit) if with_g else unit.gradient_mask(x.detach())
+    (Rounded.apply(x, unit, g) * s[:, None] * gradient.view(-1, size)).sum().backward()
+    assert unit.saturated(x.detach()).any() and not unit.saturated(x.detach()).all()
+    torch.testing.assert_close(weights.scales.values[0].grad, s.grad * 1.5**1.5 / size**0.5, rtol=1e-9, atol=0)
+
+
+def test_the_rate_of_a_learned_scale_is_its_own():
+    """The counterpart's weights train at α·η, its scales at η times their factor."""
+    model = quantize_weights(network(), Quantization(scale=LearnedScale(lr=0.3), include=["Conv2d"]), Tanh(5.5))
+    cohort = Cohort(model, Tanh(5.5), torch.optim.SGD, 0.1, ["ste"]).make_members()
+    assert cohort.local[0].lrs == pytest.approx([0.1, 0.1, 0.03])
+    assert cohort.local[1].lrs == pytest.approx([0.1 * cohort.equivalent.lr_factor, 0.1, 0.03])
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ({"name": "learned", "lr": 0}, "learned with lr a positive finite number"),
+        ({"name": "learned", "rate": 1}, "without rate: learned has initial, lr, lsq_factor, with_g"),
+        ({"name": "absmax"}, "scale must be a number from"),
+    ],
+)
+def test_wrong_arguments_of_a_learned_scale(scale, message):
+    with pytest.raises(ValueError, match=message):
+        run(scale=scale, steps=1)
