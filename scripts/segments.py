@@ -100,7 +100,7 @@ def wrong_factor() -> Iterator[None]:
 def wrong_map() -> Iterator[None]:
     """M of tanh with k = 4.5, α of k = 5.5."""
 
-    def wrong(adjustment: Any, estimator: Estimator, quantizer: Any) -> Any:
+    def wrong(adjustment: Any, estimator: Estimator, quantizer: Any, *_: Any) -> Any:
         adjusted, equivalent = adjust(adjustment, Tanh(4.5), quantizer)
         assert equivalent is not None
         equivalent._maps.lr_factor = SteEquivalent(estimator, quantizer).lr_factor

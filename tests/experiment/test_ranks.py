@@ -13,12 +13,14 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
-from qat_ste import CheckpointSchedule, compare
+from qat_ste import CheckpointSchedule, Execution, Quantization, compare
 from qat_ste.data.digits import digits
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.checkpoint import Checkpoints
+from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.ranks import Layout, Ranks
+from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.models import small_cnn
 from tests.arguments import sorted_arguments
 from tests.experiment.tiny import SGD
@@ -52,6 +54,8 @@ SCENARIOS = {
     "sampled": {"sequence_weights": 3000},
     "segments": {"segment": [4, 10]},
     "segments spread": {"segment": [4, 10], "placement": "spread"},
+    "absmax": {"scale": "absmax", "granularity": "channel", "counterparts": ["ste", "naive", "jitter", "mirrored"]},
+    "learned": {"scale": "learned", "counterparts": ["ste", "naive", "jitter", "mirrored"], "segment": [4]},
 }
 
 
@@ -87,7 +91,9 @@ def work(rank: int, size: int, folder: str, names: list[str]) -> None:
     dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=size, timeout=timedelta(seconds=60))
     found = {name: scenario(name) for name in names}
     if size == 2:
-        found |= {"resumed " + name: scenario(name, f"{folder}/{name}") for name in ("spread", "segments spread")}
+        found |= {
+            "resumed " + name: scenario(name, f"{folder}/{name}") for name in ("spread", "segments spread", "learned")
+        }
     every = Ranks().gather(found)
     if rank == 0:
         torch.save(every, f"{folder}/found.pt")
@@ -101,7 +107,7 @@ def on_ranks(size: int, folder, names: list[str]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one() -> dict:
-    return {name: scenario(name) for name in ("together", "sampled", "segments")}
+    return {name: scenario(name) for name in ("together", "sampled", "segments", "absmax", "learned")}
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +191,25 @@ def test_a_parameter_that_gets_no_gradient_does_not_stop_two_ranks(two):
 
 def test_resumed_on_two_ranks_is_undisturbed_bit_for_bit(two):
     for rank in two:
-        for name in ("spread", "segments spread"):
+        for name in ("spread", "segments spread", "learned"):
             assert rank[f"resumed {name}"] == rank[name]
+
+
+@pytest.mark.parametrize("name", ["absmax", "learned"])
+def test_scales_that_move_on_two_ranks_are_those_of_one(one, two, name):
+    for counterpart in ("ste", "naive", "jitter", "mirrored"):
+        found, expected = two[0][name][counterpart], one[name][counterpart]
+        for key in (*ERRORS, *INITIAL):
+            assert found[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-7), (counterpart, key)
+
+
+def test_scales_that_move_need_their_members_together(monkeypatch):
+    monkeypatch.setattr(dist, "new_group", lambda ranks: ranks)
+    model = quantize_weights(small_cnn(), Quantization(scale="absmax"), Tanh(5.5))
+    ranks = Ranks()
+    ranks.rank, ranks.size = 0, 2
+    with pytest.raises(ValueError, match="placement must be together where scales move with the weights, got 'spread'"):
+        Cohort(model, Tanh(5.5), SGD, 0.1, ["ste"], execution=Execution(placement="spread"), ranks=ranks)
 
 
 @pytest.mark.parametrize("name", ["segments", "segments spread"])
