@@ -27,7 +27,7 @@ def breaking_changes(cohort: Cohort) -> dict[str, str]:
             remedy = f"Use {instead} in its place; then {MIRRORED}."
             changes[f"weight decay (optimizer.weight_decay={decay:g})"] = remedy
     moving = next((tensor.scale for tensor in cohort.tensors if tensor.scale is not None), None)
-    if moving is not None and (remap or (moving.learned and equivalence is Equivalence.KEEP)):
+    if moving is not None and (remap or (moving.has_gradient and equivalence is Equivalence.KEEP)):
         remedy = "Use a fixed scale; or the counterpart 'mirrored', whose scale moves as the reference's does."
         changes[f"a scale that moves (quantizer.scale={moving.name})"] = remedy
     mirrored = f"{MIRRORED[0].upper()}{MIRRORED[1:]}."

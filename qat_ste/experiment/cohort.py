@@ -73,9 +73,9 @@ class Cohort:
             quantizer = _common_quantizer(self.tensors)
             self.adjustment, self.equivalent = adjust(self.adjustment, estimator, quantizer, self.scales_move)
         equivalence, self.update = self.adjustment.equivalence, Update.of(training)
-        learned = any(tensor.scale is not None and tensor.scale.learned for tensor in self.tensors)
+        trained = any(tensor.scale is not None and tensor.scale.has_gradient for tensor in self.tensors)
         mirrors = self.update.mirrors(equivalence) or (
-            (self.scales_move and equivalence is Equivalence.REMAP) or (learned and equivalence is Equivalence.KEEP)
+            (self.scales_move and equivalence is Equivalence.REMAP) or (trained and equivalence is Equivalence.KEEP)
         )
         self.specs, self.names = [MemberSpec(estimator)], {"reference": 0}
         for name in counterparts:

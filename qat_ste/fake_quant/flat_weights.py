@@ -230,9 +230,10 @@ class FlatWeights:
             raise ValueError("include: the loss depends on none of the quantized weights, so they get no gradient")
         if any(gradient.layout is not torch.strided for gradient, _ in with_gradient):
             raise ArgumentError("build_model", "sparse gradients", "a function whose quantized weights get dense ones")
-        if self.scales is not None and self.scales.learned:
-            grads = {n: p.grad.reshape(-1) for n, p in enumerate(self.parameters) if p.grad is not None}
-            self.scales.set_gradients(grads, seen or (lambda w, quantizer: (w, estimator.derivative(w, quantizer))))
+        of_scales: dict[int, Tensor] = {}
+        if self.scales is not None and self.scales.has_gradient:
+            own = seen or (lambda w, quantizer: (w, estimator.derivative(w, quantizer)))
+            of_scales = self.scales.gradients(self._gradients(), own)
         # The quantized values are no longer needed: their buffer now takes g, or all gradients side by side.
         self._quantized_versions = []
         gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]
@@ -245,6 +246,17 @@ class FlatWeights:
             for group, (latent, gradient) in zip(self.chunk_groups, self._buffers, strict=True):
                 gradient.copy_(estimator.backward(gradient, latent, group.quantizer))
             torch._foreach_copy_(gradients, values)
+        if self.scales is not None and of_scales:
+            of_latent = self._gradients()
+            self.scales.pass_on(of_scales, of_latent, seen)
+            for number, gradient in of_latent.items():
+                parameter = self.parameters[number]
+                parameter.grad = gradient.view(parameter.shape)
+
+    def _gradients(self) -> dict[int, Tensor]:
+        """The gradients of the quantized tensors that have one, flat, by number of the tensor."""
+        grads = enumerate(parameter.grad for parameter in self.parameters)
+        return {number: gradient.reshape(-1) for number, gradient in grads if gradient is not None}
 
     @torch.no_grad()
     def _quantize(self) -> None:

@@ -86,24 +86,53 @@ class MemberScales:
             parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
         self._now = {}
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any scale passes a gradient on."""
+        return any(tensor.scale is not None and tensor.scale.has_gradient for tensor in self.tensors)
+
     @torch.no_grad()
-    def set_gradients(self, gradients: dict[int, Tensor], seen: Seen) -> None:
-        """Sets the gradients of learned scales, Σ G·(q(x) - x·g(x)) by group.
+    def gradients(self, of_weights: dict[int, Tensor], seen: Seen) -> dict[int, Tensor]:
+        """Σ G·(q(x) - x·g(x)) by group, of each scale that passes a gradient on, by number of the tensor.
 
         Args:
-            gradients: G at the quantized weights, flat, by number of the tensor.
+            of_weights: G at the quantized weights, flat, by number of the tensor.
             seen: the weights w = s·x and g(w) of each chunk, from its latent weights and quantizer.
         """
-        for number, parameter in self.learned.items():
-            if number not in gradients:
+        sums = {}
+        for number, gradient in of_weights.items():
+            tensor, terms = self.tensors[number], torch.empty_like(gradient)
+            if tensor.scale is None or not tensor.scale.has_gradient:
                 continue
-            tensor, terms = self.tensors[number], torch.empty_like(gradients[number])
-            scale = tensor.scale.learned if tensor.scale else None
-            assert scale is not None
+            without_g = tensor.scale.learned is not None and not tensor.scale.learned.with_g
             for chunk in split_into_chunks([tensor], tensor.start, tensor.stop):
                 quantizer = self.quantizer(replace(chunk, tensor=number))
                 w, g = seen(self.buffer[tensor.start : tensor.stop][chunk.part], quantizer)
-                inside = g if scale.with_g else quantizer.gradient_mask(w)
-                terms[chunk.part] = (quantizer(w) - w * inside) / quantizer.max * gradients[number][chunk.part]
-            factor = scale.gradient_factor(tensor.quantizer, tensor.group_size)
-            parameter.grad = terms.view(-1, tensor.group_size).sum(1).mul_(factor)
+                inside = quantizer.gradient_mask(w) if without_g else g
+                terms[chunk.part] = (quantizer(w) - w * inside) / quantizer.max * gradient[chunk.part]
+            sums[number] = terms.view(-1, tensor.group_size).sum(1)
+        return sums
+
+    @torch.no_grad()
+    def pass_on(self, gradients: dict[int, Tensor], of_latent: dict[int, Tensor], seen: Seen | None) -> None:
+        """Gives learned scales their gradients, and the largest weight of a group that of a scale that depends on it.
+
+        Args:
+            gradients: of the scales; see ``gradients``.
+            of_latent: gradients of the latent weights, flat, by number of the tensor; changed in place.
+            seen: given for a counterpart that sees scales as the reference does. Its gradients lack the factor g of the
+                reference's, so what it adds to them is divided by g.
+        """
+        for number, sums in gradients.items():
+            tensor, size = self.tensors[number], self.tensors[number].group_size
+            if tensor.scale is not None and tensor.scale.learned is not None:
+                self.values[number].grad = sums * tensor.scale.learned.gradient_factor(tensor.quantizer, size)
+                continue
+            latent = self.buffer[tensor.start : tensor.stop]
+            largest = latent.view(-1, size).abs().argmax(1) + size * torch.arange(len(sums), device=sums.device)
+            added = sums * latent[largest].sign()
+            if seen is not None:
+                chunk = Chunk(number, slice(0, 0), tensor.quantizer, slice(tensor.start, tensor.stop))
+                scales = self.values[number] if len(sums) > 1 else self.values[number][0]
+                added = added / seen(latent[largest], chunk.initial.rescaled(scales))[1]
+            of_latent[number].index_add_(0, largest, added)

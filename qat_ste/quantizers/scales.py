@@ -16,7 +16,7 @@ from qat_ste.base.parameters import Parameters, parameter
 from qat_ste.quantizers.quantizer import Quantizer
 
 NAMES, PERCENTILE = ("he", "initial_absmax", "initial_mse"), "initial_percentile"
-MOVING, RMS, LEARNED = ("absmax", "msamp_power", "mx_power"), "rms", "learned"
+MOVING, RMS, LEARNED = ("absmax", "absmax_gradient", "msamp_power", "mx_power"), "rms", "learned"
 FIXED = Number(1e-6, 1e6, real=True)
 CANDIDATES = 100  # scales that are tried for the least squared error
 
@@ -120,12 +120,14 @@ def _least_squares(rows: Tensor, largest: Tensor, rounding: Quantizer) -> Tensor
 
 @dataclass(frozen=True)
 class MovingScale:
-    """A scale that is computed anew from the weights after each step, detached, by name.
+    """A scale that is computed anew from the weights after each step, by name.
 
-    ``absmax``: the largest |w| of a group. ``rms_<factor>``: factor·√mean(w²). Powers of two, of a grid whose levels
-    reach ``largest`` in its own units: ``msamp_power``, that of MS-AMP, 2^-floor(log2(largest/absmax)), with which no
-    weight saturates; ``mx_power``, that of OCP's Microscaling formats, 2^(floor(log2 absmax) - floor(log2 largest)),
-    with which some can. A group of zeros alone has the smallest scale that its type can hold.
+    ``absmax``: the largest |w| of a group, detached. ``absmax_gradient``: not detached, so that the largest weight also
+    gets the gradient of the scale (see ``LearnedScale``) times its sign. ``rms_<factor>``: factor·√mean(w²), detached.
+    Powers of two, detached, of a grid whose levels reach ``largest`` in its own units: ``msamp_power``, that of MS-AMP,
+    2^-floor(log2(largest/absmax)), with which no weight saturates; ``mx_power``, that of OCP's Microscaling formats,
+    2^(floor(log2 absmax) - floor(log2 largest)), with which some can. A group of zeros alone has the smallest scale
+    that its type can hold.
     """
 
     name: str
@@ -135,7 +137,12 @@ class MovingScale:
     @property
     def kept(self) -> bool:
         """Whether the scale is that of M(w) too, where M keeps the outermost levels."""
-        return self.name == "absmax"
+        return self.name in ("absmax", "absmax_gradient")
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the scale passes a gradient on."""
+        return self.name == "absmax_gradient"
 
     @property
     def learned(self) -> LearnedScale | None:
@@ -183,6 +190,7 @@ class LearnedScale(Parameters):
     with_g: bool = parameter(True, FLAG, "")
     name = LEARNED
     kept = True
+    has_gradient = True
 
     @property
     def learned(self) -> LearnedScale | None:

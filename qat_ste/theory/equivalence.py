@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,12 +43,11 @@ class SteEquivalent:
         """α, the ratio of the counterpart's learning rate on quantized tensors to the reference's."""
         return self._maps.lr_factor
 
-    @property
+    @cached_property
     def keeps_ends(self) -> bool:
         """Whether M leaves the outermost levels in place, as it does where g is even in u."""
-        ends = self.quantizer.with_max(1.0)
         levels = torch.tensor([-1.0, 1.0], dtype=torch.float64)
-        return bool((self.on(ends).weight_map(levels) - levels).abs().max() < 1e-9)
+        return bool((self._maps.forward(levels, self.quantizer.with_max(1.0)) - levels).abs().max() < 1e-9)
 
     def counterpart(self, remapped: bool) -> Estimator:
         """The STE whose gradient ends where the estimator's does; if ``remapped``, at the image of that end under M."""
@@ -65,7 +65,12 @@ class SteEquivalent:
 
     def weight_map(self, w: Tensor) -> Tensor:
         """M(w), computed in float64; shape and dtype of ``w``. Each weight keeps its level."""
-        return self._keep_levels(w, self._maps.forward(w, self.quantizer))
+        moved = self._keep_levels(w, self._maps.forward(w, self.quantizer))
+        if not self.keeps_ends or self.quantizer.saturation == "none":
+            return moved
+        # A weight on the end of the range must not be rounded to beyond it, where it would get no gradient.
+        inside = moved.clamp(*self.quantizer.reach(self.quantizer.saturation, moved))
+        return torch.where(self.quantizer.alive(w), inside, moved)
 
     def inverse(self, z: Tensor) -> Tensor:
         """M⁻¹(z), computed in float64 to 1e-10; shape and dtype of ``z``. Each weight keeps its level."""

@@ -66,7 +66,7 @@ def _zeros(module):
     return module
 
 
-MOVING = ["absmax", "rms_2.5", "msamp_power", "mx_power", "learned"]
+MOVING = ["absmax", "absmax_gradient", "rms_2.5", "msamp_power", "mx_power", "learned"]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
@@ -85,7 +85,9 @@ def test_scales_that_move_are_each_members_own(scale, granularity):
     assert alone.counterparts["ste"] == found.counterparts["ste"], "no member changes another one's scale"
 
 
-@pytest.mark.parametrize("scale", ["absmax", LearnedScale(), LearnedScale(initial="absmax", lsq_factor=False)])
+@pytest.mark.parametrize(
+    "scale", ["absmax", "absmax_gradient", LearnedScale(), LearnedScale(initial="absmax", lsq_factor=False)]
+)
 def test_mirrored_mends_what_a_moving_scale_does_to_sgd(scale):
     """The published adjustment does not get better with the learning rate; that of the reference's scale does."""
     errors = {}
@@ -148,13 +150,16 @@ def test_the_verdict_says_that_a_moving_scale_breaks_the_adjustment():
     assert "breaks" not in fixed.verdict.statement
 
 
-def test_under_adam_a_learned_scale_has_to_be_mirrored():
-    scale = LearnedScale(initial="absmax", lsq_factor=False)
+@pytest.mark.parametrize("scale", ["absmax_gradient", LearnedScale(initial="absmax", lsq_factor=False)])
+def test_under_adam_a_scale_with_a_gradient_has_to_be_mirrored(scale):
     found = run(build_model=lambda: network(0.0), scale=scale, include=["Conv2d"], optimizer=ADAM, lr=1e-3,
                 counterparts=["ste", "mirrored", "jitter"])  # fmt: skip
     errors = {name: result.weight_alignment_error for name, result in found.counterparts.items()}
-    assert errors["mirrored"] < 0.2 * errors["ste"]
-    assert "A scale that moves (quantizer.scale=learned) breaks the equivalence" in found.verdict.statement
+    assert errors["mirrored"] < 0.2 * errors["ste"], errors
+    assert (
+        f"A scale that moves (quantizer.scale={getattr(scale, 'name', scale)}) breaks the equivalence"
+        in found.verdict.statement
+    )
 
 
 class Rounded(torch.autograd.Function):
@@ -195,6 +200,27 @@ def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estima
     (Rounded.apply(x, unit, g) * s[:, None] * gradient.view(-1, size)).sum().backward()
     assert unit.saturated(x.detach()).any() and not unit.saturated(x.detach()).all()
     torch.testing.assert_close(weights.scales.values[0].grad, s.grad * 1.5**1.5 / size**0.5, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
+def test_the_largest_weight_gets_the_gradient_of_its_scale(granularity):
+    torch.manual_seed(0)
+    quantization = Quantization(scale="absmax_gradient", granularity=granularity, include=["Conv2d"])
+    model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3)).double(), quantization, Tanh(5.5))
+    cohort = Cohort(model, Tanh(5.5), torch.optim.SGD, 0.1, ["naive"]).make_members()
+    weights = cohort.local[0].weights
+    gradient = torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    weights.parameters[0].grad = gradient.clone()
+    weights.estimate()
+
+    unit, size = UniformQuantizer(2, 1.0), {"tensor": 36, "channel": 9}.get(granularity, granularity)
+    latent = weights.parameters[0].detach().clone().requires_grad_()
+    rows = latent.view(-1, size)
+    s = rows.abs().amax(1, keepdim=True)
+    x = rows / s
+    g = Tanh(5.5).derivative(x.detach(), unit)
+    (Rounded.apply(x, unit, g) * s * gradient.view(-1, size)).sum().backward()
+    torch.testing.assert_close(weights.parameters[0].grad, latent.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_the_rate_of_a_learned_scale_is_its_own():

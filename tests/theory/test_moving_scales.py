@@ -99,3 +99,13 @@ def test_scales_of_rows(scale, expected):
 def test_a_row_that_becomes_zero_keeps_a_positive_scale():
     for scale in (MovingScale("absmax"), MovingScale("rms", 2.0), MovingScale("mx_power"), MovingScale("msamp_power")):
         assert (scale.now(torch.zeros(2, 3)) > 0).all()
+
+
+def test_a_weight_on_the_end_of_the_range_keeps_its_gradient():
+    """M(max) = max in exact arithmetic; rounded to beyond it, the weight would be frozen for good."""
+    scales = torch.rand(20_000, generator=torch.Generator().manual_seed(1)) + 1e-3
+    ends = UniformQuantizer(2, scales)
+    pair = SteEquivalent(Tanh(5.5), UniformQuantizer(2, 1.0)).on(ends)
+    for w in (scales, -scales):
+        assert ends.alive(w).all() and ends.alive(pair.weight_map(w)).all()
+    assert not ends.alive(pair.weight_map(scales * 1.001)).any(), "what is outside stays there"
