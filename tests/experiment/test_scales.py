@@ -66,6 +66,7 @@ def _zeros(module):
     return module
 
 
+WITHOUT_FACTOR = LearnedScale(initial="absmax", lsq_factor=False)
 MOVING = ["absmax", "absmax_gradient", "rms_2.5", "msamp_power", "mx_power", "learned"]
 
 
@@ -86,7 +87,11 @@ def test_scales_that_move_are_each_members_own(scale, granularity):
 
 
 @pytest.mark.parametrize(
-    "scale", ["absmax", "absmax_gradient", LearnedScale(), LearnedScale(initial="absmax", lsq_factor=False)]
+    "scale",
+    [
+        LearnedScale(),
+        *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("absmax", "absmax_gradient", WITHOUT_FACTOR)),
+    ],
 )
 def test_mirrored_mends_what_a_moving_scale_does_to_sgd(scale):
     """The published adjustment does not get better with the learning rate; that of the reference's scale does."""
@@ -150,7 +155,7 @@ def test_the_verdict_says_that_a_moving_scale_breaks_the_adjustment():
     assert "breaks" not in fixed.verdict.statement
 
 
-@pytest.mark.parametrize("scale", ["absmax_gradient", LearnedScale(initial="absmax", lsq_factor=False)])
+@pytest.mark.parametrize("scale", ["absmax_gradient", WITHOUT_FACTOR])
 def test_under_adam_a_scale_with_a_gradient_has_to_be_mirrored(scale):
     found = run(build_model=lambda: network(0.0), scale=scale, include=["Conv2d"], optimizer=ADAM, lr=1e-3,
                 counterparts=["ste", "mirrored", "jitter"])  # fmt: skip
