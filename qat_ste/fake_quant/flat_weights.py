@@ -233,7 +233,7 @@ class FlatWeights:
         of_scales: dict[int, Tensor] = {}
         if self.scales is not None and self.scales.has_gradient:
             own = seen or (lambda w, quantizer: (w, estimator.derivative(w, quantizer)))
-            of_scales = self.scales.gradients(self._gradients(), own)
+            of_scales = self.scales.gradients(self._gradients(), self._quantized, own)
         # The quantized values are no longer needed: their buffer now takes g, or all gradients side by side.
         self._quantized_versions = []
         gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]

@@ -92,11 +92,12 @@ class MemberScales:
         return any(tensor.scale is not None and tensor.scale.has_gradient for tensor in self.tensors)
 
     @torch.no_grad()
-    def gradients(self, of_weights: dict[int, Tensor], seen: Seen) -> dict[int, Tensor]:
+    def gradients(self, of_weights: dict[int, Tensor], quantized: Tensor, seen: Seen) -> dict[int, Tensor]:
         """Σ G·(q(x) - x·g(x)) by group, of each scale that passes a gradient on, by number of the tensor.
 
         Args:
             of_weights: G at the quantized weights, flat, by number of the tensor.
+            quantized: the quantized weights, flat as the buffer. M keeps levels, so they are q(w) for any ``seen``.
             seen: the weights w = s·x and g(w) of each chunk, from its latent weights and quantizer.
         """
         sums = {}
@@ -109,7 +110,9 @@ class MemberScales:
                 quantizer = self.quantizer(replace(chunk, tensor=number))
                 w, g = seen(self.buffer[tensor.start : tensor.stop][chunk.part], quantizer)
                 inside = quantizer.gradient_mask(w) if without_g else g
-                terms[chunk.part] = (quantizer(w) - w * inside) / quantizer.max * gradient[chunk.part]
+                levels = quantized[tensor.start : tensor.stop][chunk.part]
+                torch.addcmul(levels, w, inside, value=-1, out=terms[chunk.part])
+                terms[chunk.part].mul_(gradient[chunk.part]).div_(quantizer.max)
             sums[number] = terms.view(-1, tensor.group_size).sum(1)
         return sums
 

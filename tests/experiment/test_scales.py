@@ -194,6 +194,8 @@ def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estima
     weights = cohort.local[0].weights
     gradient = torch.randn(4, 1, 3, 3, dtype=torch.float64)
     weights.parameters[0].grad = gradient.clone()
+    with weights.quantized():
+        pass
     weights.estimate()
 
     latent = weights.parameters[0].detach().clone()
@@ -216,6 +218,8 @@ def test_the_largest_weight_gets_the_gradient_of_its_scale(granularity):
     weights = cohort.local[0].weights
     gradient = torch.randn(4, 1, 3, 3, dtype=torch.float64)
     weights.parameters[0].grad = gradient.clone()
+    with weights.quantized():
+        pass
     weights.estimate()
 
     unit, size = UniformQuantizer(2, 1.0), {"tensor": 36, "channel": 9}.get(granularity, granularity)
