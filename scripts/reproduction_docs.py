@@ -34,9 +34,9 @@ from run_records import restore
 FULL = "_full"  # ends the name of a folder with the whole matrix
 SEEDS, ONE_SEED = 3, "scaledown_matched"  # of each row; of this one, a single seed
 FIGURES = {
-    "alignment_error": "Weight alignment error over training, mean of the seeds, bands from the lowest to the highest.",
-    "alignment_scatter": "Final weights of the reference against those of `ste`, one seed.",
-    "curves": "Loss and accuracy, one seed.",
+    "alignment_error": "weight alignment error over training, mean of the seeds, bands from the lowest to the highest.",
+    "alignment_scatter": "final weights of the reference against those of `ste`, one seed.",
+    "curves": "loss and accuracy, one seed.",
 }
 Figures = dict[str, Callable[[Path], object]]
 
@@ -75,13 +75,14 @@ def _section(
     for setup, order in content["orders"].items():
         lines.append(f"- {markdown_text(setup)}: {markdown_text(order)}")
     full, segments = path.name.endswith(FULL), _segments(findings)
-    lines += ["", *_missing(content)] if full else []
-    lines += ["", "### Claims", "", markdown_claims(claims), ""]
+    lines += ["", *_missing(content)] if full else [""]
+    lines += ["### Claims", "", markdown_claims(claims), ""]
     if segments:
         lines += ["### Segments", "", segments, ""]
     if full and findings is not None:
         for name in _figures(path, findings):
-            lines += [f"![{FIGURES[_kind(name)]}](reproduction/{name})", "", FIGURES[_kind(name)], ""]
+            caption = f"{_setup(path, name)}: {FIGURES[_kind(name)]}"
+            lines += [f"![{caption}](reproduction/{name})", "", caption, ""]
     for table in paper_tables(measured, content.get("metrics", {})):
         lines += [f"### {markdown_text(table.setup)}", "", "Mean ± standard deviation over n seeds.", ""]
         lines += [markdown_table(table), ""]
@@ -125,6 +126,10 @@ def _figures(records: Path, findings: Findings) -> Figures:
 
 def _kind(name: str) -> str:
     return next(kind for kind in FIGURES if name.endswith(f"{kind}.png"))
+
+
+def _setup(records: Path, name: str) -> str:
+    return name.removeprefix(f"{records.name}_").removesuffix(f"_{_kind(name)}.png")
 
 
 def _draw(records: Path, name: str, path: Path) -> None:
