@@ -55,8 +55,9 @@ class Quantization(Parameters):
     Args:
         bits: 1 to 16; 2^bits equally spaced levels, unless ``levels`` are given.
         levels: name of a grid, or ascending numbers; see ``GridQuantizer``.
-        scale: the largest |level|: ``he``, the He-uniform bound; a number; or taken once from the initial weights:
-            ``initial_absmax``, ``initial_percentile_<percent>``, ``initial_mse``; see ``InitialScale``.
+        scale: the largest |level|: ``he``, the He-uniform bound; a number; one taken once from the initial weights, as
+            ``initial_absmax`` (see ``InitialScale``); computed at every step, as ``absmax`` (see ``MovingScale``); or
+            ``learned`` (see ``LearnedScale``).
         granularity: which weights of a tensor share a scale: ``tensor``, ``channel``, or n: groups of n weights of a
             channel; see ``Grouping``.
         saturation: where the backward pass lets the gradient through; see ``Quantizer``.
@@ -72,7 +73,11 @@ class Quantization(Parameters):
     bits: int = parameter(2, BITS, "2^bits equally spaced levels, unless `levels` are given")
     levels: Any = parameter(None, None, "a grid (ternary, fp4_e2m1, nf4, apot) or ascending numbers: replaces `bits`")
     scale: Any = parameter(
-        "he", None, "largest |level|: he, a number, initial_absmax, initial_percentile_<percent> or initial_mse"
+        "he",
+        None,
+        "largest |level|: he, a number, initial_absmax, initial_mse, initial_percentile_<percent>, absmax, "
+        "absmax_gradient, rms_<factor>, msamp_power, mx_power or learned",
+        "absmax",
     )
     granularity: Any = parameter(
         "tensor", _Granularity(), "what shares a scale: tensor, channel, or a number of weights of a channel", "channel"

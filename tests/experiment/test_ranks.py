@@ -149,6 +149,7 @@ def test_four_ranks_are_one(one, four, placement):
     assert_the_same_run(four[0][placement], one["together"])
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(one):
     """The control: what 1e-4 above would not let pass."""
     SCENARIOS["other"] = {"seed": 2}
@@ -175,6 +176,7 @@ def test_a_sample_of_sequences_is_the_same_on_any_number_of_ranks(one, two):
         assert two[0]["sampled"][name][key] == pytest.approx(one["sampled"][name][key], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_batch_norm_by_rank_leaves_the_replica_exactly_equal(two):
     replica, ste = two[0]["batch norm"]["replica"], two[0]["batch norm"]["ste"]
     assert replica["weight_alignment_error"] == replica["logit_mse"] == 0
@@ -182,6 +184,7 @@ def test_batch_norm_by_rank_leaves_the_replica_exactly_equal(two):
     assert ste["weight_alignment_error"] > 0
 
 
+@pytest.mark.slow
 def test_a_parameter_that_gets_no_gradient_does_not_stop_two_ranks(two):
     """The numbers of the same network without that parameter, which is drawn last, but for the order of sums."""
     errors = {key: two[0][key]["ste"]["weight_alignment_error"] for key in ("unused", "batch norm")}
@@ -189,12 +192,14 @@ def test_a_parameter_that_gets_no_gradient_does_not_stop_two_ranks(two):
     assert two[0]["unused"]["replica"]["weight_alignment_error"] == 0
 
 
+@pytest.mark.slow
 def test_resumed_on_two_ranks_is_undisturbed_bit_for_bit(two):
     for rank in two:
         for name in ("spread", "segments spread", "learned"):
             assert rank[f"resumed {name}"] == rank[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["absmax", "learned"])
 def test_scales_that_move_on_two_ranks_are_those_of_one(one, two, name):
     for counterpart in ("ste", "naive", "jitter", "mirrored"):
@@ -212,6 +217,7 @@ def test_scales_that_move_need_their_members_together(monkeypatch):
         Cohort(model, Tanh(5.5), SGD, 0.1, ["ste"], execution=Execution(placement="spread"), ranks=ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["segments", "segments spread"])
 def test_segments_on_two_ranks_are_those_of_one(one, two, name):
     for row, other in zip(two[0][name]["rows"], one["segments"]["rows"], strict=True):
