@@ -199,7 +199,7 @@ def compare(
                 raise ArgumentError("segment", training.segment, f"shorter than the run of {steps} steps")
             segments = Segments(cohort, lengths, steps)
         if cohort.layout.ranks.rank == 0 and (problem := largest_movement(movements(cohort, steps))):
-            log.warning(problem)
+            log.info(problem)
         drawn = DrawnWeights(cohort)
         monitor = DivergenceMonitor(cohort, metrics.sequence_weights, seed)
         record = train(

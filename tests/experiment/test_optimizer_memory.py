@@ -28,7 +28,7 @@ def test_no_memory_is_longer_than_the_run():
 
 
 def test_where_it_is_large_the_start_and_the_verdict_say_so(caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         found = run(optimizer=adam(0.999), lr=1e-2, steps=30, include=["Conv2d"], scale=0.6)
     (warning,) = [record.getMessage() for record in caplog.records if "δ" in record.getMessage()]
     assert warning.startswith("δ = 0.75 (0.weight): weights can cross")
