@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import logging.config
 import os
@@ -40,6 +41,14 @@ def join(device: torch.device, init_method: str = "env://", rank: int = -1, size
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method, rank=rank, world_size=size)
+    if device.type == "cpu":
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Ends gloo's threads, which would now and then abort a process that ends with them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def launch(cfg: DictConfig, folder: Path, origin: dict[str, Any], job_logging: dict[str, Any]) -> int:
