@@ -129,7 +129,7 @@ class FlatWeights:
     @property
     def all_chunks(self) -> list[Chunk]:
         """Chunks of all weights, with this member's scales."""
-        return split_into_chunks(self.tensors, 0, self.tensors[-1].stop, self.scales)
+        return split_into_chunks(self.tensors, 0, self.tensors[-1].stop) if self.scales is None else self.scales.chunks
 
     def rescale(self, scales: dict[int, Tensor] | None = None) -> None:
         """Sets the scales that move, by default to those of the weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ class MemberScales:
                 initial = tensor.initial_scales.to(buffer, copy=True)
                 self.values[number] = nn.Parameter(initial) if tensor.scale.learned else initial
         self._now: dict[tuple[int, int, int], Quantizer] = {}
+        self.chunks = split_into_chunks(tensors, 0, tensors[-1].stop, self)  # once: it looks at the scales
 
     def quantizer(self, chunk: Chunk) -> Quantizer:
         """The quantizer of a chunk's weights with its scales as they are now."""
@@ -106,12 +106,11 @@ class MemberScales:
             if tensor.scale is None or not tensor.scale.has_gradient:
                 continue
             without_g = tensor.scale.learned is not None and not tensor.scale.learned.with_g
-            for chunk in split_into_chunks([tensor], tensor.start, tensor.stop):
-                quantizer = self.quantizer(replace(chunk, tensor=number))
-                w, g = seen(self.buffer[tensor.start : tensor.stop][chunk.part], quantizer)
+            for chunk in (chunk for chunk in self.chunks if chunk.tensor == number):
+                quantizer = chunk.quantizer
+                w, g = seen(self.buffer[chunk.where], quantizer)
                 inside = quantizer.gradient_mask(w) if without_g else g
-                levels = quantized[tensor.start : tensor.stop][chunk.part]
-                torch.addcmul(levels, w, inside, value=-1, out=terms[chunk.part])
+                torch.addcmul(quantized[chunk.where], w, inside, value=-1, out=terms[chunk.part])
                 terms[chunk.part].mul_(gradient[chunk.part]).div_(quantizer.max)
             sums[number] = terms.view(-1, tensor.group_size).sum(1)
         return sums
@@ -135,7 +134,6 @@ class MemberScales:
             largest = latent.view(-1, size).abs().argmax(1) + size * torch.arange(len(sums), device=sums.device)
             added = sums * latent[largest].sign()
             if seen is not None:
-                chunk = Chunk(number, slice(0, 0), tensor.quantizer, slice(tensor.start, tensor.stop))
                 scales = self.values[number] if len(sums) > 1 else self.values[number][0]
-                added = added / seen(latent[largest], chunk.initial.rescaled(scales))[1]
+                added = added / seen(latent[largest], tensor.quantizer.rescaled(scales))[1]
             of_latent[number].index_add_(0, largest, added)
