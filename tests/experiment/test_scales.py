@@ -180,16 +180,13 @@ class Rounded(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0], None, None
 
 
-@pytest.mark.parametrize("with_g", [True, False])
-@pytest.mark.parametrize("estimator", [Tanh(5.5), Ste()])
-@pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
-def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estimator, with_g):
+def estimated(scale, granularity, estimator, larger=1):
+    """The weights of a layer in float64 after ``estimate``, and the gradient G that they had at quantized weights."""
     torch.manual_seed(0)
-    scale = LearnedScale(with_g=with_g)
     quantization = Quantization(scale=scale, granularity=granularity, include=["Conv2d"])
     model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3)).double(), quantization, estimator)
     with torch.no_grad():
-        model[0].parametrizations.weight.original.mul_(2)  # some weights are saturated
+        model[0].parametrizations.weight.original.mul_(larger)
     cohort = Cohort(model, estimator, torch.optim.SGD, 0.1, ["naive"]).make_members()
     weights = cohort.local[0].weights
     gradient = torch.randn(4, 1, 3, 3, dtype=torch.float64)
@@ -197,6 +194,14 @@ def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estima
     with weights.quantized():
         pass
     weights.estimate()
+    return weights, gradient
+
+
+@pytest.mark.parametrize("with_g", [True, False])
+@pytest.mark.parametrize("estimator", [Tanh(5.5), Ste()])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
+def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estimator, with_g):
+    weights, gradient = estimated(LearnedScale(with_g=with_g), granularity, estimator, larger=2)  # some saturate
 
     latent = weights.parameters[0].detach().clone()
     unit = UniformQuantizer(2, 1.0)
@@ -211,16 +216,7 @@ def test_the_gradient_of_a_learned_scale_is_that_of_autograd(granularity, estima
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
 def test_the_largest_weight_gets_the_gradient_of_its_scale(granularity):
-    torch.manual_seed(0)
-    quantization = Quantization(scale="absmax_gradient", granularity=granularity, include=["Conv2d"])
-    model = quantize_weights(nn.Sequential(nn.Conv2d(1, 4, 3)).double(), quantization, Tanh(5.5))
-    cohort = Cohort(model, Tanh(5.5), torch.optim.SGD, 0.1, ["naive"]).make_members()
-    weights = cohort.local[0].weights
-    gradient = torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    weights.parameters[0].grad = gradient.clone()
-    with weights.quantized():
-        pass
-    weights.estimate()
+    weights, gradient = estimated("absmax_gradient", granularity, Tanh(5.5))
 
     unit, size = UniformQuantizer(2, 1.0), {"tensor": 36, "channel": 9}.get(granularity, granularity)
     latent = weights.parameters[0].detach().clone().requires_grad_()
