@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
+from parts import run_parts
 from qat_ste import Execution, Quantization, Training, compare
 from qat_ste.data.dataset import Shard
 from qat_ste.data.digits import digits
@@ -137,14 +137,5 @@ def delta() -> None:
 
 PARTS = {"trial": trial, "accuracy": accuracy, "delta": delta}
 
-
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=PARTS)
-    for part in parser.parse_args().parts:
-        PARTS[part]()
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, PARTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from parts import run_parts
 from qat_ste import Execution, Quantization, Training, compare
 from qat_ste.data.dataset import Shard
 from qat_ste.data.digits import digits
@@ -152,14 +152,5 @@ def coverage() -> None:
 
 PARTS = {"trial": trial, "controls": controls, "adam": adam, "coverage": coverage}
 
-
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=PARTS)
-    for part in parser.parse_args().parts:
-        PARTS[part]()
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, PARTS)
