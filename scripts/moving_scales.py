@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
+from benchmarks.memory import bytes_a_member
 from parts import run_parts
 from qat_ste import Execution, Quantization, Training, compare
 from qat_ste.data.dataset import Shard
@@ -30,9 +31,11 @@ SCALES: dict[str, Any] = {
     "fixed": "initial_absmax",
     "absmax": "absmax",
     "learned": LearnedScale(initial="absmax", lsq_factor=False),
+    "learned at η/10": LearnedScale(initial="absmax", lsq_factor=False, lr=0.1),
 }
 TANH = Tanh(5.5)
 MEMBERS = ("ste", "mirrored", "naive", "jitter")
+MEASURED = [("initial_absmax", "ste")] + [(scale, of) for scale in ("absmax", "learned") for of in ("ste", "mirrored")]
 FIGURE = Path(__file__).parents[1] / "docs" / "equivalence" / "delta.png"
 
 
@@ -83,7 +86,7 @@ def trial() -> None:
     """Fixed, computed and learned scales, at η and at η/5 with five times the steps."""
     optimizers: dict[str, tuple[Any, float, int]] = {
         "SGD, momentum 0.9": (MOMENTUM, 0.01, 200),
-        "SGD": (PLAIN, 0.02, 200),
+        "SGD": (PLAIN, 0.1, 200),  # as far a step as with momentum
         "Adam, β₂ = 0.95": (partial(torch.optim.Adam, betas=(0.9, 0.95)), 1e-3, 200),
     }
     print("| optimizer | scale | seed | " + " | ".join(f"`{name}`" for name in MEMBERS) + " |")
@@ -135,7 +138,18 @@ def delta() -> None:
         FIGURE.write_bytes(png(figure))
 
 
-PARTS = {"trial": trial, "accuracy": accuracy, "delta": delta}
+def memory() -> None:
+    """Bytes a weight that a counterpart adds to training with SGD and momentum, metrics included."""
+    print("| granularity | " + " | ".join(f"{scale}, `{member}`" for scale, member in MEASURED) + " |")
+    print("|---|" + "---:|" * len(MEASURED))
+    for granularity in ("tensor", "channel", 32, 16):
+        cells = [
+            f"{bytes_a_member(scale, granularity, ['naive', member], width=1024):.0f}" for scale, member in MEASURED
+        ]
+        print(f"| {granularity} | " + " | ".join(cells) + " |")
+
+
+PARTS = {"trial": trial, "accuracy": accuracy, "delta": delta, "memory": memory}
 
 if __name__ == "__main__":
     run_parts(__doc__, PARTS)

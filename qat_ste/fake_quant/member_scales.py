@@ -41,7 +41,9 @@ class MemberScales:
             tensor, scales = self.tensors[chunk.tensor], self.values[chunk.tensor].detach()
             scales = scales.clone() if tensor.scale and tensor.scale.learned else scales  # trained in place
             if len(scales) > 1:
-                scales = scales.repeat_interleave(tensor.group_size)[chunk.part]
+                size, start, stop = tensor.group_size, chunk.part.start, chunk.part.stop
+                first = start // size  # the groups of this chunk alone: a tensor can have many chunks
+                scales = scales[first : -(-stop // size)].repeat_interleave(size)[start - first * size :][: stop - start]
             self._now[key] = chunk.initial.rescaled(scales if len(scales) > 1 else scales[0])
         return self._now[key]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Tanh
@@ -67,6 +69,24 @@ def bytes_a_weight(width: int = WIDTH) -> dict[str, float]:
         "of each counterpart": (by_members[2] - by_members[1]) / weights,
         "of each member, for kept sequences": kept,
     }
+
+
+def bytes_a_member(scale: str, granularity: str | int, counterparts: Sequence[str], width: int = WIDTH) -> float:
+    """Returns bytes per weight that the last counterpart adds to training and metrics, between steps."""
+    totals = []
+    for names in (counterparts[:-1], counterparts):
+        estimator = Tanh(5.5)
+        quantization = Quantization(include=["Linear"], scale=scale, granularity=granularity)
+        model = quantize_weights(one_layer(width), quantization, estimator)
+        cohort = Cohort(model, estimator, OPTIMIZER, LR, list(names)).make_members()
+        monitor = DivergenceMonitor(cohort, 1, seed=0)
+        for step in (1, 2):
+            for member in cohort.local.values():
+                member.step(torch.ones(1, width), torch.zeros(1, dtype=torch.long), cross_entropy, 1.0)
+                member.optimizer.zero_grad()
+            monitor.observe(step, cohort.levels())
+        totals.append(sum(_buffers([monitor, cohort], set())))
+    return (totals[1] - totals[0]) / width / width
 
 
 def bytes_held() -> list[Figure]:
