@@ -43,7 +43,8 @@ class MemberScales:
             if len(scales) > 1:
                 size, start, stop = tensor.group_size, chunk.part.start, chunk.part.stop
                 first = start // size  # the groups of this chunk alone: a tensor can have many chunks
-                scales = scales[first : -(-stop // size)].repeat_interleave(size)[start - first * size :][: stop - start]
+                scales = scales[first : -(-stop // size)].repeat_interleave(size)
+                scales = scales[start - first * size :][: stop - start]
             self._now[key] = chunk.initial.rescaled(scales if len(scales) > 1 else scales[0])
         return self._now[key]
 
