@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qat_ste.experiment.checkpoint import Checkpoints
     from qat_ste.experiment.comparison import Comparison, compare
     from qat_ste.experiment.gradient_update import Clipping, L2Penalty, WeightDecay
+    from qat_ste.experiment.pretraining import pretrain
     from qat_ste.experiment.results import CounterpartResult, MemberResult
     from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.quantizers.grids import GridQuantizer
@@ -41,6 +42,7 @@ _HOME = {
     "card_of": "experiment.card_of",
     "compare": "experiment.comparison",
     "estimators": "estimators",
+    "pretrain": "experiment.pretraining",
     "quantize_weights": "fake_quant.fake_quantize",
     "quantized_tensors": "fake_quant.fake_quantize",
     "remove_quantizers": "fake_quant.fake_quantize",
@@ -65,6 +67,7 @@ __all__ = [
     "card_of",
     "compare",
     "estimators",
+    "pretrain",
     "quantize_weights",
     "quantized_tensors",
     "remove_quantizers",

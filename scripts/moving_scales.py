@@ -55,8 +55,9 @@ def run(
     optimizer: Callable[..., torch.optim.Optimizer] = MOMENTUM,
     estimator: Estimator = TANH,
     counterparts: Sequence[str] = MEMBERS,
+    bits: int = 2,
 ) -> Comparison:
-    """The comparison at 2 bits, one scale a tensor."""
+    """The comparison, one scale a tensor."""
     data = digits()
 
     def batches(shard: Shard) -> Any:
@@ -69,7 +70,7 @@ def run(
         estimator=estimator,
         optimizer=optimizer,
         lr=lr,
-        quantization=Quantization(bits=2, scale=scale),
+        quantization=Quantization(bits=bits, scale=scale),
         training=Training(steps=steps, seed=seed),
         execution=Execution(device="cpu"),
         validation=lambda shard: data.test_batches(CPU, shard),

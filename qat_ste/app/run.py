@@ -21,18 +21,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat_ste.app.job import quoted
 from qat_ste.app.schema import ConfigError, parameters
+from qat_ste.app.start import start_of_run
 from qat_ste.app.validate import RunComponents
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.files import locked
 from qat_ste.base.process import keep_freed_memory
 from qat_ste.base.run_config import identity
 from qat_ste.base.sections import SECTIONS
+from qat_ste.data.dataset import Shard, TrainingBatches
 from qat_ste.data.image_files import BrokenImageError
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.comparison import Comparison, compare
 from qat_ste.experiment.lockstep import Row, Stopped
 from qat_ste.experiment.ranks import Ranks
 from qat_ste.experiment.run_report import results_of, write_page
+from qat_ste.experiment.start import Start
 from qat_ste.loggers import Logger
 from qat_ste.loggers.files import RunFolder
 from qat_ste.loggers.terminal import TerminalLogger
@@ -202,10 +205,15 @@ def _compare(
         for logger in loggers:
             logger.log_row(row)
 
+    def on_start(start: Start) -> None:
+        for logger in loggers:
+            if isinstance(logger, TerminalLogger):
+                logger.say(str(start), wrap=True)
+
     ranks, dataset = Ranks(), components.dataset
     dataset.prepare()
     try:
-        comparison = _compared(cfg, components, checkpoints, on_row, stop)
+        comparison = _compared(cfg, components, checkpoints, on_row, on_start, stop)
     except ArgumentError as error:
         raise ConfigError([f"{_key(error.name)}: {error}"]) from error
     return comparison, len(set().union(*(ranks.gather(list(dataset.skipped)) or [])))
@@ -223,13 +231,18 @@ def _compared(
     components: RunComponents,
     checkpoints: Checkpoints,
     on_row: Callable[[Row], None],
+    on_start: Callable[[Start], None],
     stop: StopRequest,
 ) -> Comparison:
     training, dataset = components.training, components.dataset
-    batches = training.batch_size, training.shuffle, training.seed, components.device
+    execution = replace(components.execution, device=components.device)
+
+    def batches(shard: Shard) -> TrainingBatches:
+        return dataset.train_batches(training.batch_size, training.shuffle, training.seed, components.device, shard)
+
     return compare(
-        components.build_model,
-        lambda shard: dataset.train_batches(*batches, shard),
+        start_of_run(cfg, components, batches, execution, stop),
+        batches,
         loss=F.cross_entropy,
         estimator=components.estimator,
         optimizer=components.optimizer,
@@ -237,10 +250,11 @@ def _compared(
         quantization=components.quantization,
         training=training,
         metrics=components.metrics,
-        execution=replace(components.execution, device=components.device),
+        execution=execution,
         validation=lambda shard: dataset.test_batches(components.device, shard),
         counterparts=list(cfg.counterparts),
         checkpoints=checkpoints,
         on_row=on_row,
+        on_start=on_start if training.pretrain_steps else None,
         stop=lambda: bool(stop),
     )

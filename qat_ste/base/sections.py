@@ -256,7 +256,14 @@ class _Seeds(ListOf):
 
 @dataclass(frozen=True)
 class TrainConfig(Training):
-    """Section ``train``: ``Training``, the batches, and the factors that rows of the paper's tables set."""
+    """Section ``train``: ``Training``, the start, the batches, and the factors that rows of the paper's tables set."""
+
+    pretrain_steps: int = parameter(
+        0,
+        Number(0, STEPS.highest),
+        "of the float network that training starts from; runs share it, in paths.output",
+        500,
+    )
 
     batch_size: int = parameter(64, COUNT, "of all members alike")
     shuffle: bool = parameter(True, FLAG, "false: file order, wrapping around")

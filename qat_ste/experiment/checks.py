@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.text import of_error, of_value
 from qat_ste.data.dataset import Shard
-from qat_ste.experiment.member import Loss, checked_loss
 from qat_ste.experiment.model_copy import copy_model
+from qat_ste.experiment.passes import Loss, checked_loss
 from qat_ste.optimizers import MakeOptimizer
 
 

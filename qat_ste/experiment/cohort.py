@@ -15,8 +15,9 @@ from qat_ste.divergence import WeightMap
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import ADJUSTED, COUNTERPART_LIST, MemberSpec, adjust
 from qat_ste.experiment.execution import candidates, check_execution, fastest
-from qat_ste.experiment.member import Loss, Member, Needs, Update, remap
+from qat_ste.experiment.member import Member, Needs, Update, remap
 from qat_ste.experiment.model_copy import copy_model
+from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.fake_quant.flat_layout import Chunk, FlatTensor, group_chunks, split_into_chunks

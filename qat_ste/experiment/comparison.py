@@ -22,16 +22,16 @@ from qat_ste.estimators import Estimator
 from qat_ste.experiment.batch_source import Batches, BatchSource
 from qat_ste.experiment.breaking_changes import breaking_changes
 from qat_ste.experiment.checkpoint import Checkpoints
-from qat_ste.experiment.checks import BATCHES, VALIDATION, check_model, check_optimizer, of_shard
+from qat_ste.experiment.checks import BATCHES, VALIDATION, called, check_model, check_optimizer, of_shard
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import COUNTERPART_LIST
 from qat_ste.experiment.drawn_weights import DrawnWeights
 from qat_ste.experiment.execution import find_device, warn_of_tf32
 from qat_ste.experiment.lockstep import Lockstep, Record, Row, train
-from qat_ste.experiment.member import Loss
 from qat_ste.experiment.model_copy import copy_model
 from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.experiment.optimizer_memory import largest_movement, movements
+from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.preflight import Preflight
 from qat_ste.experiment.randomness import kept_generators, seed_everything
 from qat_ste.experiment.ranks import Ranks
@@ -39,6 +39,7 @@ from qat_ste.experiment.results import CounterpartResult, MemberResult
 from qat_ste.experiment.schedules import schedule_of
 from qat_ste.experiment.segment_results import SegmentResults
 from qat_ste.experiment.segments import Segments
+from qat_ste.experiment.start import Start, start_of
 from qat_ste.experiment.verdict import Verdict, decide
 from qat_ste.fake_quant.fake_quantize import packed_model, quantize_weights, unpacked_model
 from qat_ste.fake_quant.flat_weights import warn_of_saturation
@@ -65,6 +66,7 @@ class Comparison:
         movement_in_memory: δ by quantized tensor, under Adam and its kin; see ``movements``.
         segments: the results of segments, where ``training.segment`` asks for them.
         settings: the arguments as plain values, by section.
+        start: the network before training, where ``on_start`` asked for it.
     """
 
     reference: MemberResult
@@ -82,6 +84,7 @@ class Comparison:
     settings: dict[str, Any]
     movement_in_memory: dict[str, float] = field(default_factory=dict)
     segments: SegmentResults | None = None
+    start: Start | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         packed = {id(model): packed_model(copy_model(model)) for model in self.models.values()}
@@ -123,6 +126,7 @@ def compare(
     counterparts: Sequence[str] = DEFAULT_COUNTERPARTS,
     checkpoints: Checkpoints | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_start: Callable[[Start], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> Comparison:
@@ -139,6 +143,7 @@ def compare(
         counterparts: ``ste``, ``mirrored``, ``ste_once``, ``naive``, ``jitter``, ``jitter_<percent>``, ``replica``.
         checkpoints: resumes the run from a folder, and saves it there.
         on_row: called with each row of metrics.
+        on_start: called before the first step with what quantization does to the network, evaluated for it.
         stop: called after each step; true stops the run.
         progress: whether to show a progress bar.
 
@@ -152,6 +157,9 @@ def compare(
     require(FUNCTION, build_model=build_model, loss=loss, optimizer=optimizer, on_row=on_row, stop=stop)
     require(BATCHES, batches=batches)
     require(OrNone(VALIDATION), validation=validation)
+    require(OrNone(FUNCTION), on_start=on_start)
+    if on_start is not None and validation is None:
+        raise ArgumentError("on_start", on_start, "None without validation, which it evaluates")
     require(FLAG, progress=progress)
     require(POSITIVE, lr=lr)
     require(COUNTERPART_LIST, counterparts=counterparts)
@@ -192,6 +200,10 @@ def compare(
         source = BatchSource(rank_batches, done, seed)
         if done < steps:
             Preflight(cohort, loss, source.first(), seed).run(rank_validation, checkpoints is not None)
+        start = None
+        if on_start is not None and rank_validation is not None:
+            start = start_of(cohort, rank_validation, loss, seed)
+            called("on_start", on_start, start)
         cohort.make_members()
         segments = None
         if lengths := training.segments:
@@ -223,7 +235,7 @@ def compare(
     settings |= {"estimator": repr(estimator), "optimizer": {"name": _name(optimizer), "lr": lr}}
     settings |= {"model": type(model).__name__}
     comparison = _summarize(cohort, monitor, record, drawn, steps, settings)
-    return comparison if segments is None else replace(comparison, segments=SegmentResults.of(segments))
+    return replace(comparison, start=start, segments=None if segments is None else SegmentResults.of(segments))
 
 
 def _length(batches: Any) -> int | None:

@@ -13,7 +13,7 @@ from qat_ste.base.errors import ArgumentError
 from qat_ste.divergence.outputs import inference_metrics, output_sums
 from qat_ste.experiment.checks import explained
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.member import Loss, Outputs, checked_loss
+from qat_ste.experiment.passes import Loss, Outputs, checked_loss
 from qat_ste.experiment.randomness import EVALUATION, seed_noise
 
 
@@ -44,7 +44,7 @@ def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Los
                     seed_noise(seed, number, cohort.device, layout.shard.rank, EVALUATION)
                     local[index] = member.predict(inputs)
                 outputs = layout.share_outputs(local, members)
-                if _are_classes(outputs[0], targets):
+                if are_classes(outputs[0], targets):
                     for index, output in enumerate(outputs):
                         sums[index, 2:] += output_sums(outputs[0], output, targets)
                 for index, output in enumerate(outputs):  # last, since the loss may work in place
@@ -54,7 +54,7 @@ def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Los
     return [_evaluation(row) for row in sums]
 
 
-def _are_classes(outputs: Outputs, targets: Tensor) -> bool:
+def are_classes(outputs: Outputs, targets: Tensor) -> bool:
     """Whether these are logits of at least two classes, and targets that number them."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         return False

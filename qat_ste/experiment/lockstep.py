@@ -22,8 +22,9 @@ from qat_ste.experiment.checks import called, explained
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.evaluation import Evaluation, evaluate
 from qat_ste.experiment.finiteness import FinitenessCheck, check_row
-from qat_ste.experiment.member import Loss, Member
+from qat_ste.experiment.member import Member
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.randomness import seed_noise
 from qat_ste.experiment.schedules import Schedule
 from qat_ste.experiment.segments import Segments

@@ -21,7 +21,7 @@ from qat_ste.estimators import Estimator
 from qat_ste.experiment.batch_source import Batches, BatchSource
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import MemberSpec
-from qat_ste.experiment.member import Loss
+from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.randomness import kept_generators, seed_noise
 from qat_ste.experiment.schedules import schedule_of
 from qat_ste.experiment.segment_results import SegmentResults

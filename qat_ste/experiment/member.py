@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.execution import executed
 from qat_ste.experiment.gradient_update import ById, Clipping, L2Penalty, WeightDecay, mirrored
+from qat_ste.experiment.passes import Loss, Outputs, backward, checked_loss
 from qat_ste.experiment.ranks import Layout
 from qat_ste.experiment.scale_update import follow_scales
 from qat_ste.fake_quant.flat_weights import FlatWeights
@@ -27,38 +29,6 @@ from qat_ste.fake_quant.member_scales import Seen
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
 from qat_ste.quantizers.quantizer import Quantizer
 from qat_ste.theory.equivalence import SteEquivalent
-
-Outputs = Any  # a tensor, or tensors in tuples, lists, dictionaries or objects
-Loss = Callable[[Outputs, Tensor], Tensor]
-
-
-def checked_loss(loss: Loss, outputs: Outputs, targets: Tensor) -> Tensor:
-    """The loss, a scalar that depends on weights.
-
-    Raises:
-        ArgumentError: the loss cannot be computed, is no scalar tensor, or depends on no weight.
-    """
-    try:
-        value = loss(outputs, targets)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        given = " and ".join(_described(values) for values in (outputs, targets))
-        raise ArgumentError(
-            "loss", loss, f"a function that accepts {given} ({' '.join(str(error).split())})"
-        ) from error
-    if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
-        raise ArgumentError("loss", _described(value), "a function that returns a floating-point scalar tensor")
-    if torch.is_grad_enabled() and not value.requires_grad:
-        allowed = "a function whose result depends on the weights (is it detached, or are all weights frozen?)"
-        raise ArgumentError("loss", "a value without a gradient", allowed)
-    return value
-
-
-def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +48,28 @@ class Update:
             l2=L2Penalty(training.l2, include) if training.l2 else None,
             weight_decay=WeightDecay(training.weight_decay, include) if training.weight_decay else None,
         )
+
+    def apply(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        factors: ById = MappingProxyType({}),
+        penalized: ById = MappingProxyType({}),
+        shrunk: ById = MappingProxyType({}),
+    ) -> None:
+        """Makes the changes that come after the estimator.
+
+        Args:
+            factors: by id of a parameter, what its gradient is multiplied by in the norm; see ``Clipping``.
+            penalized, shrunk: by id, the values that decay in place of the parameter's own, by ``l2`` and
+                ``weight_decay``.
+        """
+        if self.clipping is not None and not self.clipping.before_estimator:
+            self.clipping.clip(model, factors)
+        if self.l2 is not None:
+            self.l2.add_gradient(model, penalized)
+        if self.weight_decay is not None:
+            self.weight_decay.shrink(model, optimizer, shrunk)
 
     def mirrors(self, equivalence: Equivalence) -> bool:
         """Whether ``mirrored`` differs from ``ste``: it decays or clips by the reference's numbers."""
@@ -173,28 +165,14 @@ class Member:
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * lr_factor
         self.optimizer.zero_grad()
-        value: Tensor | float = 0.0
-        parts: list[Outputs] = []
         inputs, targets = inputs.clone(), targets.clone()  # the model or the loss may work in place
-        micro_batches = [(inputs, targets)]
-        if self.accumulate > 1:
-            chunks = (values.chunk(self.accumulate) for values in (inputs, targets))
-            micro_batches = list(zip(*chunks, strict=True))
+        unsynchronized = self._parallel.no_sync if self._parallel is not None else nullcontext
         with self.weights.quantized():
-            for number, (micro_inputs, micro_targets) in enumerate(micro_batches, 1):
-                wait = self._parallel is not None and number < len(micro_batches)
-                with cast(DistributedDataParallel, self._parallel).no_sync() if wait else nullcontext():
-                    with self._autocast():
-                        outputs = self._forward(micro_inputs)
-                        if len(micro_batches) > 1:
-                            parts.append(tree_map_only(Tensor, lambda values: values.detach().clone(), outputs))
-                        share = checked_loss(loss, outputs, micro_targets)
-                    if len(micro_batches) > 1:
-                        share = share * (len(micro_inputs) / len(inputs))
-                    share.backward()
-                value = value + share.detach()
+            value, parts = backward(
+                self._forward, loss, inputs, targets, self.accumulate, self._autocast, unsynchronized
+            )
         if parts:
-            self._compare_with_whole(parts, targets, loss, cast(Tensor, value))
+            self._compare_with_whole(parts, targets, loss, value)
         self._prepare_step()
         follows = self._spec.mirrored and self._spec.remap and self.weights.scales is not None
         before = self.weights.buffer.clone() if follows else None
@@ -210,7 +188,7 @@ class Member:
             self.weights.rescale()
         else:
             follow_scales(self.weights, before, now, self._equivalent)
-        return cast(Tensor, value)
+        return value
 
     @torch.no_grad()
     def _compare_with_whole(self, parts: list[Outputs], targets: Tensor, loss: Loss, value: Tensor) -> None:
@@ -239,7 +217,7 @@ class Member:
         return seen
 
     def _prepare_step(self) -> None:
-        l2, weight_decay, clipping = self.update.l2, self.update.weight_decay, self.update.clipping
+        clipping = self.update.clipping
         if clipping is not None and clipping.before_estimator:
             clipping.clip(self.model, {})
         self.weights.estimate(self._seen)
@@ -248,12 +226,7 @@ class Member:
         if self._spec.mirrored and self._equivalent is not None and self.update != Update():
             flat = mirrored(self.weights.buffer, self.weights.all_chunks, self._equivalent, self._spec.remap)
             instead, factors = map(self.weights.views, flat)
-        if clipping is not None and not clipping.before_estimator:
-            clipping.clip(self.model, factors)
-        if l2 is not None:
-            l2.add_gradient(self.model, instead)
-        if weight_decay is not None:
-            weight_decay.shrink(self.model, self.optimizer, instead if self._spec.remap else {})
+        self.update.apply(self.model, self.optimizer, factors, instead, instead if self._spec.remap else {})
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -270,9 +243,7 @@ class Member:
             self._set_optimizer_mode("train")
 
     def _set_optimizer_mode(self, mode: str) -> None:
-        """Calls ``train`` or ``eval`` of an optimizer that has both, as those without a schedule do."""
-        if all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval")):
-            getattr(self.optimizer, mode)()
+        if set_mode(self.optimizer, mode):
             self.weights.forget()
 
     def predict(self, inputs: Tensor) -> Outputs:
@@ -296,6 +267,14 @@ class Member:
         self.model.load_state_dict(state["model"])
         self.weights.read_modules()
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> bool:
+    """Calls ``train`` or ``eval`` of an optimizer that has both, as those without a schedule do; whether it has."""
+    has_modes = all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+    if has_modes:
+        getattr(optimizer, mode)()
+    return has_modes
 
 
 def _bits(dtype: torch.dtype) -> int:

@@ -21,7 +21,8 @@ from qat_ste.experiment.batch_source import on_device, seeded
 from qat_ste.experiment.checks import check_batch, explained
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.lockstep import ACCUMULATION
-from qat_ste.experiment.member import Loss, Member, Needs, checked_loss
+from qat_ste.experiment.member import Member, Needs
+from qat_ste.experiment.passes import Loss, checked_loss
 from qat_ste.experiment.randomness import seed_noise
 from qat_ste.fake_quant.fake_quantize import plain_name
 

@@ -43,6 +43,7 @@ def results_of(comparison: Comparison) -> dict[str, Any]:
             "metrics": metric_titles(),
         }
         | memory
+        | ({"start": vars(comparison.start)} if comparison.start else {})
         | (comparison.segments.as_dict() if comparison.segments else {})
     )
 

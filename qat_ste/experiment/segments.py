@@ -10,7 +10,8 @@ from torch import Tensor
 
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.counterparts import MemberSpec
-from qat_ste.experiment.member import Loss, Member
+from qat_ste.experiment.member import Member
+from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.randomness import seed_noise
 from qat_ste.experiment.state_transfer import StateTransfer
 from qat_ste.fake_quant.flat_layout import Chunk, group_chunks, level_indices, split_into_chunks

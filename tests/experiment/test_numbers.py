@@ -14,7 +14,7 @@ from torch import nn
 from qat_ste import CheckpointSchedule
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.lockstep import Record
-from qat_ste.experiment.member import checked_loss
+from qat_ste.experiment.passes import checked_loss
 from tests.experiment.tiny import ADAM, batches, network, run
 
 MEMBERS = 4

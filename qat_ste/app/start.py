@@ -1,0 +1,65 @@
+"""The float network that a run starts from, trained once for all runs of the same start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qat_ste.app.schema import parameters
+from qat_ste.app.validate import RunComponents
+from qat_ste.base.files import home_path
+from qat_ste.base.run_config import identity
+from qat_ste.base.sections import Execution
+from qat_ste.data.dataset import Shard, TrainingBatches
+from qat_ste.experiment.pretraining import pretrain
+
+FOLDER = "pretrained"  # in paths.output
+LENGTH = ("steps", "epochs", "steps_per_epoch", "length_scale", "lr_scale", "share", "segment", "clip_at")
+
+
+def start_of_run(
+    cfg: DictConfig,
+    components: RunComponents,
+    batches: Callable[[Shard], TrainingBatches],
+    execution: Execution,
+    stop: object,
+) -> Callable[[], nn.Module]:
+    """The function that builds the network of a run, pretrained if ``train.pretrain_steps`` says so.
+
+    Pretraining ends early once ``stop`` is true.
+    """
+    training = components.training
+    if not training.pretrain_steps:
+        return components.build_model
+    config = _config(cfg, components)
+    name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    return pretrain(
+        components.build_model,
+        batches,
+        training.pretrain_steps,
+        loss=F.cross_entropy,
+        optimizer=components.optimizer,
+        lr=cfg.optimizer.lr,
+        training=training,
+        execution=execution,
+        folder=home_path(cfg.paths.output) / FOLDER / name,
+        config=config,
+        schedule=parameters(cfg, "checkpoint"),
+        stop=lambda: bool(stop),
+    )
+
+
+def _config(cfg: DictConfig, components: RunComponents) -> dict[str, Any]:
+    """What determines the float network: not what is quantized, nor how the run goes on."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = identity(plain)
+    train = {key: value for key, value in config["train"].items() if key not in LENGTH}
+    parts = {key: config[key] for key in ("dataset", "model", "optimizer")}
+    runtime = {"device": components.device.type, "precision": cfg.runtime.precision}
+    return parts | {"train": train, "runtime": runtime, "data": components.dataset.fingerprint}

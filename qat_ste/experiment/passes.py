@@ -1,0 +1,81 @@
+"""Forward and backward passes of a step, and the loss that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from qat_ste.base.errors import ArgumentError
+
+Outputs = Any  # a tensor, or tensors in tuples, lists, dictionaries or objects
+Loss = Callable[[Outputs, Tensor], Tensor]
+
+
+def checked_loss(loss: Loss, outputs: Outputs, targets: Tensor) -> Tensor:
+    """The loss, a scalar that depends on weights.
+
+    Raises:
+        ArgumentError: the loss cannot be computed, is no scalar tensor, or depends on no weight.
+    """
+    try:
+        value = loss(outputs, targets)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = " and ".join(_described(values) for values in (outputs, targets))
+        raise ArgumentError(
+            "loss", loss, f"a function that accepts {given} ({' '.join(str(error).split())})"
+        ) from error
+    if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
+        raise ArgumentError("loss", _described(value), "a function that returns a floating-point scalar tensor")
+    if torch.is_grad_enabled() and not value.requires_grad:
+        allowed = "a function whose result depends on the weights (is it detached, or are all weights frozen?)"
+        raise ArgumentError("loss", "a value without a gradient", allowed)
+    return value
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+
+
+def backward(
+    forward: Callable[[Tensor], Outputs],
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    parts: int = 1,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    unsynchronized: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Tensor, list[Outputs]]:
+    """Adds up the gradients of a batch, passed in ``parts``.
+
+    Args:
+        unsynchronized: entered for all parts but the last, since ranks average gradients once.
+
+    Returns:
+        The loss, detached: the mean of the parts' losses by size; and, of several parts, their outputs.
+    """
+    value: Tensor | float = 0.0
+    outputs_of_parts: list[Outputs] = []
+    micro_batches = [(inputs, targets)]
+    if parts > 1:
+        micro_batches = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+    for number, (micro_inputs, micro_targets) in enumerate(micro_batches, 1):
+        with unsynchronized() if number < len(micro_batches) else nullcontext():
+            with autocast():
+                outputs = forward(micro_inputs)
+                if len(micro_batches) > 1:
+                    outputs_of_parts.append(tree_map_only(Tensor, lambda values: values.detach().clone(), outputs))
+                share = checked_loss(loss, outputs, micro_targets)
+            if len(micro_batches) > 1:
+                share = share * (len(micro_inputs) / len(inputs))
+            share.backward()
+        value = value + share.detach()
+    return torch.as_tensor(value), outputs_of_parts
