@@ -216,7 +216,8 @@ class RunValidator:
             quantizer = quantizer_of(quantization, 1.0)
             estimator.check(quantizer)
         except ArgumentError as error:
-            self.builder.add("quantizer.levels", f"must be {error.allowed}", "[-1,0,1]")
+            key, example = ("ties", "up") if error.name == "ties" else ("levels", "[-1,0,1]")
+            self.builder.add(f"quantizer.{key}", f"must be {error.allowed}", example)
             return None
         except ValueError as error:  # of built-in estimators, those for one bit
             key, example = ("bits", "1") if quantization.levels is None else ("levels", "[-1,1]")

@@ -26,6 +26,7 @@ COUNTERPARTS = ("ste", "naive", "jitter", "replica", "mirrored", "ste_once")
 DEFAULT_COUNTERPARTS = ("ste", "naive", "jitter")
 # range: between the outermost levels (arXiv 2405.05171); bin: half a step beyond them; none: everywhere.
 SATURATIONS = ("range", "bin", "none")
+TIES = ("up", "even")
 SCHEDULES = ("cosine", "constant", "step")
 CLIP_AT = ("latent", "quantized")
 PLACEMENTS = ("together", "spread")
@@ -61,6 +62,7 @@ class Quantization(Parameters):
         granularity: which weights of a tensor share a scale: ``tensor``, ``channel``, or n: groups of n weights of a
             channel; see ``Grouping``.
         saturation: where the backward pass lets the gradient through; see ``Quantizer``.
+        ties: the level of a weight on a threshold: ``up`` or ``even``; see ``GridQuantizer``.
         include: modules whose ``weight`` is quantized: types, type names ("Conv2d"), or patterns over qualified
             names ("layer1.*").
         exclude: modules left alone although ``include`` names them.
@@ -71,12 +73,14 @@ class Quantization(Parameters):
     """
 
     bits: int = parameter(2, BITS, "2^bits equally spaced levels, unless `levels` are given")
-    levels: Any = parameter(None, None, "a grid (ternary, fp4_e2m1, nf4, apot) or ascending numbers: replaces `bits`")
+    levels: Any = parameter(
+        None, None, "a grid (ternary, fp4_e2m1, nf4, apot, int4) or ascending numbers: replaces `bits`"
+    )
     scale: Any = parameter(
         "he",
         None,
         "largest |level|: he, a number, initial_absmax, initial_mse, initial_percentile_<percent>, absmax, "
-        "absmax_gradient, rms_<factor>, msamp_power, mx_power or learned",
+        "absmax_gradient, rms_<factor>, msamp_power, mx_power, nvfp4 or learned",
         "absmax",
     )
     granularity: Any = parameter(
@@ -84,6 +88,9 @@ class Quantization(Parameters):
     )
     saturation: str = parameter(
         "range", OneOf(SATURATIONS), "where the gradient passes: range (|w| <= max), bin (half a step more), none"
+    )
+    ties: str = parameter(
+        "up", OneOf(TIES), "a weight on a threshold goes to the upper level (up) or as in IEEE (even)"
     )
     include: list[Any] = parameter(["Conv2d"], PATTERNS, "types or name patterns of the quantized modules")
     exclude: list[Any] = parameter([], PATTERNS, "modules left alone although `include` names them")

@@ -88,9 +88,11 @@ def quantizer_of(quantization: Quantization, max: float | Tensor) -> Quantizer:
     """The quantizer with these levels, the largest at ``max``.
 
     Raises:
-        ArgumentError: ``levels`` or ``max`` are not allowed.
+        ArgumentError: ``levels``, ``ties`` or ``max`` are not allowed.
     """
-    return make_quantizer(max, quantization.saturation, bits=quantization.bits, levels=quantization.levels)
+    return make_quantizer(
+        max, quantization.saturation, bits=quantization.bits, levels=quantization.levels, ties=quantization.ties
+    )
 
 
 def initial_scale(quantization: Quantization, w: Tensor) -> float | Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_ste.base.errors import ArgumentError, Number
+from qat_ste.base.errors import ArgumentError, Number, OneOf, require
+from qat_ste.base.sections import TIES
 from qat_ste.quantizers.quantizer import Quantizer, UniformQuantizer, check_latent
 
 _E2M1 = (0.5, 1, 1.5, 2, 3, 4, 6)
@@ -28,6 +29,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     ),
     # Additive powers of two with four bits, sign included (Li et al. 2020, arXiv 1909.13144).
     "apot": (*(-x for x in reversed(_POWERS)), 0, *_POWERS),
+    "int4": tuple(range(-7, 8)),
 }  # fmt: skip
 MOST_LEVELS = 2**16
 
@@ -44,20 +46,27 @@ class GridQuantizer(Quantizer):
     Args:
         levels: a name in ``GRIDS``, or at least two finite numbers in strictly ascending order.
         max, saturation: see ``Quantizer``.
+        ties: the level of a weight on a threshold. ``up``: the upper one; ``even``: the one that lies an even number of
+            levels from the level 0, which for integers and floats is IEEE's rounding half to even.
 
     Raises:
         ArgumentError: an argument has a value that is not allowed.
     """
 
-    def __init__(self, levels: str | Sequence[float], max: float | Tensor, saturation: str = "range") -> None:
+    def __init__(
+        self, levels: str | Sequence[float], max: float | Tensor, saturation: str = "range", ties: str = "up"
+    ) -> None:
         super().__init__(max, saturation)
-        self._levels = _relative_levels(levels)
+        require(OneOf(TIES), ties=ties)
+        self._levels, self.ties = _relative_levels(levels), ties
+        if ties == "even" and 0 not in self._levels:
+            raise ArgumentError("ties", ties, "up for levels without 0")
         self.num_levels = len(self._levels)
         self._cache: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         self._relative: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def with_max(self, max: float | Tensor) -> GridQuantizer:
-        return GridQuantizer(self._levels, max, self.saturation)
+        return GridQuantizer(self._levels, max, self.saturation, self.ties)
 
     def rescaled(self, max: Tensor) -> GridQuantizer:
         other = copy.copy(self)
@@ -66,7 +75,9 @@ class GridQuantizer(Quantizer):
 
     @property
     def state(self) -> dict[str, Any]:
-        return {"levels": self._levels, "max": self.max, "saturation": self.saturation}
+        # Without the default, states are those of versions that had no ``ties``.
+        ties = {} if self.ties == "up" else {"ties": self.ties}
+        return {"levels": self._levels, "max": self.max, "saturation": self.saturation, **ties}
 
     @property
     def levels(self) -> Tensor:
@@ -124,13 +135,22 @@ class GridQuantizer(Quantizer):
         return self._relative[dtype, device]
 
     def _in_dtype(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Levels and thresholds for weights of this dtype, each rounded once."""
+        """Levels and thresholds for weights of this dtype, each rounded once.
+
+        Where a tie goes to the lower level, the threshold is the next number above.
+        """
         check_latent(dtype)
         if (dtype, device) not in self._cache:
             max_ = torch.as_tensor(self.max, dtype=torch.float64, device=device)
             levels = torch.tensor(self._levels, dtype=torch.float64, device=device).reshape(-1, *[1] * max_.ndim)
-            thresholds = (levels[:-1] + levels[1:]) / 2
-            self._cache[dtype, device] = (levels * max_).to(dtype), (thresholds * max_).to(dtype)
+            thresholds = ((levels[:-1] + levels[1:]) / 2 * max_).to(dtype)
+            if self.ties == "even":
+                first = self._levels.index(0) % 2  # threshold i is the upper end of level i
+                lowered, following = thresholds[first::2], thresholds[first + 1 :: 2]
+                lowered.copy_(torch.nextafter(lowered, torch.full_like(lowered, math.inf)))
+                # Thresholds that a tiny ``max`` makes equal stay in order.
+                torch.maximum(following, lowered[: len(following)], out=following)
+            self._cache[dtype, device] = (levels * max_).to(dtype), thresholds
         return self._cache[dtype, device]
 
     def _in_default_dtype(self) -> tuple[Tensor, Tensor]:
@@ -145,15 +165,18 @@ def make_quantizer(
     *,
     bits: int = 2,
     levels: str | Sequence[float] | None = None,
+    ties: str = "up",
 ) -> Quantizer:
     """Returns the quantizer with these levels or, without ``levels``, with 2^bits equally spaced ones.
 
     Raises:
         ArgumentError: an argument has a value that is not allowed.
     """
-    if levels is None:
-        return UniformQuantizer(bits, max, saturation)
-    return GridQuantizer(levels, max, saturation)
+    if levels is not None:
+        return GridQuantizer(levels, max, saturation, ties)
+    if ties != "up":
+        raise ArgumentError("ties", ties, "up for 2^bits levels, which do not include 0")
+    return UniformQuantizer(bits, max, saturation)
 
 
 def _count_reached(thresholds: Tensor, x: Tensor) -> Tensor:

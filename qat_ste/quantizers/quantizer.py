@@ -26,8 +26,9 @@ def check_latent(dtype: torch.dtype, name: str = "latent weights") -> None:
 class Quantizer(ABC):
     """Rounds each weight to the nearest of its sorted levels, deterministically.
 
-    Thresholds lie midway between neighbouring levels. A weight on a threshold goes to the upper level. A threshold
-    is the same floating-point number in the forward pass, in the metrics and in the weight map.
+    Thresholds lie midway between neighbouring levels. A weight on a threshold goes to the upper level (unless a
+    ``GridQuantizer`` rounds ties to even). A threshold is the same floating-point number in the forward pass, in the
+    metrics and in the weight map.
 
     Args:
         max: the largest |level|, > 0; a float, or a tensor that broadcasts against the weights (per channel).
@@ -65,7 +66,7 @@ class Quantizer(ABC):
     @property
     @abstractmethod
     def thresholds(self) -> Tensor:
-        """All thresholds, ascending; shape (num_levels - 1, *max.shape)."""
+        """The smallest number that rounds to each level but the lowest; shape (num_levels - 1, *max.shape)."""
 
     @abstractmethod
     def index(self, w: Tensor) -> Tensor:

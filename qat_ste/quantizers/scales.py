@@ -16,8 +16,10 @@ from qat_ste.base.parameters import Parameters, parameter
 from qat_ste.quantizers.quantizer import Quantizer
 
 NAMES, PERCENTILE = ("he", "initial_absmax", "initial_mse"), "initial_percentile"
-MOVING, RMS, LEARNED = ("absmax", "absmax_gradient", "msamp_power", "mx_power"), "rms", "learned"
+MOVING, RMS, LEARNED = ("absmax", "absmax_gradient", "msamp_power", "mx_power", "nvfp4"), "rms", "learned"
 FIXED = Number(1e-6, 1e6, real=True)
+E8M0 = (-127, 127)  # smallest and largest exponent of the power of two
+E4M3 = (2.0**-9, 448.0)  # smallest and largest positive value
 CANDIDATES = 100  # scales that are tried for the least squared error
 
 
@@ -104,7 +106,8 @@ class InitialScale:
 
 def _refuse_zeros(name: str, rows: Tensor) -> None:
     if (zero := (rows == 0).all(1).nonzero().flatten()).numel():
-        allowed = f"a scale that does not depend on the weights, as he: group {int(zero[0])} has zeros alone"
+        where = f"group {int(zero[0])}" if len(rows) > 1 else "the tensor"
+        allowed = f"a scale that does not depend on the weights, as he: {where} has zeros alone"
         raise ArgumentError("scale", name, allowed)
 
 
@@ -124,10 +127,14 @@ class MovingScale:
 
     ``absmax``: the largest |w| of a group, detached. ``absmax_gradient``: not detached, so that the largest weight also
     gets the gradient of the scale (see ``LearnedScale``) times its sign. ``rms_<factor>``: factor·√mean(w²), detached.
-    Powers of two, detached, of a grid whose levels reach ``largest`` in its own units: ``msamp_power``, that of MS-AMP,
-    2^-floor(log2(largest/absmax)), with which no weight saturates; ``mx_power``, that of OCP's Microscaling formats,
-    2^(floor(log2 absmax) - floor(log2 largest)), with which some can. A group of zeros alone has the smallest scale
-    that its type can hold.
+    The others are detached too and times ``largest``, the largest |level| in the grid's own units. ``msamp_power``:
+    the power of two of MS-AMP, 2^-floor(log2(largest/absmax)), with which no weight saturates. ``mx_power``: that of
+    OCP's Microscaling formats, 2^(floor(log2 absmax) - floor(log2 largest)), with which some can; its exponent is one
+    of E8M0, -127 to 127. ``nvfp4``: NVIDIA's product of a scale of the tensor, s_t = max|w|/(448·largest) in float32,
+    and one of the group, absmax/largest/s_t rounded to the nearest FP8 E4M3 number, ties to even, from 2^-9 to 448.
+
+    A group of zeros alone is allowed at the start under ``mx_power`` and ``nvfp4``, and later under any rule. It has
+    the smallest scale of its format, and at least the smallest normal number of the weights' type.
     """
 
     name: str
@@ -150,22 +157,42 @@ class MovingScale:
         return None
 
     def now(self, rows: Tensor) -> Tensor:
-        """The scale of each row of weights."""
-        scales = rows.square().mean(1).sqrt() * self.factor if self.name == RMS else rows.abs().amax(1)
-        if self.name == "msamp_power":
-            scales = self.largest * torch.exp2(-torch.floor(torch.log2(self.largest / scales)))
-        elif self.name == "mx_power":
-            scales = self.largest * torch.exp2(torch.floor(torch.log2(scales)) - math.floor(math.log2(self.largest)))
-        return scales.clamp(min=torch.finfo(rows.dtype).tiny)
+        """The scale of each row of weights; the rows are all those of a tensor."""
+        tiny = torch.finfo(rows.dtype).tiny
+        if self.name == RMS:
+            return (rows.square().mean(1).sqrt() * self.factor).clamp(min=tiny)
+        absmax = rows.abs().amax(1).clamp(min=tiny)
+        if self.name == "nvfp4":
+            return (self.largest * self._nvfp4(absmax.float())).to(rows.dtype).clamp(min=tiny)
+        if self.name in ("msamp_power", "mx_power"):
+            return (self.largest * torch.exp2(self._exponent(absmax).double())).to(rows.dtype)
+        return absmax
+
+    def _exponent(self, absmax: Tensor) -> Tensor:
+        """The exponent of the power of two. From mantissas in [1/2, 1), since log2 is inexact near powers of two."""
+        mantissa, exponent = torch.frexp(absmax)
+        largest_mantissa, largest_exponent = math.frexp(self.largest)
+        exponent = exponent - largest_exponent
+        if self.name == "mx_power":
+            return exponent.clamp(*E8M0)
+        return exponent + (mantissa.double() > largest_mantissa)
+
+    def _nvfp4(self, absmax: Tensor) -> Tensor:
+        """s_b·s_t of each block, exact in float64; from float32, in which a tiny number of float64 may be 0."""
+        absmax = absmax.clamp(min=torch.finfo(torch.float32).tiny)
+        of_tensor = absmax.max() / (E4M3[1] * self.largest)
+        of_block = (absmax / self.largest / of_tensor).clamp(*E4M3).to(torch.float8_e4m3fn)
+        return of_block.double() * of_tensor.double()
 
     def of(self, w: Tensor, grouping: Grouping, rounding: Quantizer) -> Tensor:
         """The initial scale of one tensor, as a tensor that broadcasts to the weights.
 
         Raises:
-            ArgumentError: a group has zeros alone.
+            ArgumentError: a group has zeros alone; under ``nvfp4`` the tensor, under ``mx_power`` none is refused.
         """
         rows = grouping.rows(w.detach())
-        _refuse_zeros(self.name, rows)
+        if self.name != "mx_power":
+            _refuse_zeros(self.name, rows.reshape(1, -1) if self.name == "nvfp4" else rows)
         return grouping.spread(self.now(rows))
 
 

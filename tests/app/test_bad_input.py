@@ -53,7 +53,7 @@ CASES = [
     ("optimizer.momentum=nan", "optimizer.momentum=nan: must be finite; for example optimizer.momentum=0.9"),
     ("optimizer._partial_=false", "optimizer._partial_=false: SGD.__init__() missing 1"),
     ("estimator.k=[1]", "estimator.k=[1]: must be a number; for example estimator.k=5.5"),
-    ("quantizer.levels=5", "quantizer.levels=5: must be one of ternary, fp4_e2m1, nf4, apot, or a list of numbers; for example"),
+    ("quantizer.levels=5", "quantizer.levels=5: must be one of ternary, fp4_e2m1, nf4, apot, int4, or a list of numbers; for example"),
     ("quantizer.include=[[],{}]", "quantizer.include=[[],{}]: must be a list of module types, type names or name patterns; for example"),
     ("quantizer.exclude=[Conv9d]", "quantizer.exclude=[Conv9d]: must be patterns that match modules of the model ('Conv9d' matches none; it has Conv2d, Linear); for example quantizer.exclude=[]"),
     ("counterparts=[[],{}]", "counterparts=[[],{}]: must be a list of at least one of ste"),

@@ -72,7 +72,7 @@ def test_wrong_arguments(name):
         ({"validation": [(torch.zeros(2, 3, 6, 6), torch.zeros(2).long())]}, "validation must be batches that fit the model, which does not accept"),
         ({"loss": lambda outputs, targets: outputs}, "loss must be one that fits batches: a function that returns a floating-point scalar tensor, got 'float32 of shape (16, 4)'"),
         ({"schedule": lambda step: math.nan}, "schedule must be a function that returns finite numbers (step 0), got nan"),
-        ({"levels": 5}, "levels must be one of ternary, fp4_e2m1, nf4, apot, or a list of numbers, got 5"),
+        ({"levels": 5}, "levels must be one of ternary, fp4_e2m1, nf4, apot, int4, or a list of numbers, got 5"),
         ({"exclude": ["Conv9d"]}, "exclude must be patterns that match modules of the model ('Conv9d' matches none; it has Conv2d, BatchNorm2d, Linear)"),
         ({"device": "nowhere"}, "device must be a device that this machine has ("),
         ({"counterparts": "ste"}, "counterparts must be a list of at least one of ste, naive,"),

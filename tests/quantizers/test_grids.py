@@ -128,11 +128,15 @@ def test_per_channel_equals_one_quantizer_per_channel(levels):
             assert torch.equal(cell_of_whole[channel], cell_of_single)
 
 
-@pytest.mark.parametrize("levels", ["ternary", "fp4_e2m1", "nf4", UNEVEN], ids=str)
+@pytest.mark.parametrize(
+    ("levels", "ties"),
+    [("ternary", "up"), ("fp4_e2m1", "up"), ("fp4_e2m1", "even"), ("nf4", "up"), ("int4", "even"), (UNEVEN, "up")],
+    ids=str,
+)
 @pytest.mark.parametrize("name", EVEN)
-def test_the_map_changes_no_level(name, levels):
+def test_the_map_changes_no_level(name, levels, ties):
     for max_ in SCALES.values():
-        quantizer = GridQuantizer(levels, max_)
+        quantizer = GridQuantizer(levels, max_, ties=ties)
         equivalent = SteEquivalent(getattr(estimators, name)(), quantizer)
         near = around(quantizer.thresholds.reshape(quantizer.num_levels - 1, -1).T.contiguous(), 100)
         for w in (near, torch.randn(len(near), 5_000) * 0.1):
@@ -192,7 +196,7 @@ def test_g_that_is_not_even_would_make_the_map_jump_on_unequal_widths():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        ("fp5", r"levels must be one of ternary, fp4_e2m1, nf4, apot, or a list of numbers, got 'fp5'"),
+        ("fp5", r"levels must be one of ternary, fp4_e2m1, nf4, apot, int4, or a list of numbers, got 'fp5'"),
         ([1], "levels must be at least two finite numbers in ascending order"),
         ([0, 0, 1], "in ascending order"),
         ([1, -1], "in ascending order"),
