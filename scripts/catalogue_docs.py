@@ -116,9 +116,13 @@ def _adjusted(entry: Entry, equivalence: str) -> str:
 def _grids(shown: Sequence[Entry]) -> dict[str, str]:
     """Template values about grids: a table of the grids, and a table of the estimators whose α differs between them."""
     rows, alphas = [], {}
+    listed: list[Any] = []  # formats that differ in their scales alone share a grid
     bits = SETTINGS[0][0]
     for name, path in options("quantizer", config_dir()).items():
         levels = dict(OmegaConf.to_object(OmegaConf.load(path)))["levels"]  # type: ignore[arg-type]
+        if levels in listed:
+            continue
+        listed.append(levels)
         quantizer = make_quantizer(1.0, bits=bits, levels=levels)
         about = f" (`quantizer.bits={bits}`)" if levels is None else ""
         values = " ".join(f"{level:.3g}" for level in quantizer.levels.tolist())

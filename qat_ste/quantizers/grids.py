@@ -29,7 +29,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     ),
     # Additive powers of two with four bits, sign included (Li et al. 2020, arXiv 1909.13144).
     "apot": (*(-x for x in reversed(_POWERS)), 0, *_POWERS),
-    "int4": tuple(range(-7, 8)),
+    "int4": tuple(range(-7, 8)),  # symmetric: without -8
 }  # fmt: skip
 MOST_LEVELS = 2**16
 
@@ -46,8 +46,8 @@ class GridQuantizer(Quantizer):
     Args:
         levels: a name in ``GRIDS``, or at least two finite numbers in strictly ascending order.
         max, saturation: see ``Quantizer``.
-        ties: the level of a weight on a threshold. ``up``: the upper one; ``even``: the one that lies an even number of
-            levels from the level 0, which for integers and floats is IEEE's rounding half to even.
+        ties: where a weight on a threshold goes. ``up``: to the upper level; ``even``: to the level that is an even
+            number of levels from 0, which is IEEE 754's round half to even for integers and floats.
 
     Raises:
         ArgumentError: an argument has a value that is not allowed.
@@ -137,7 +137,7 @@ class GridQuantizer(Quantizer):
     def _in_dtype(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Levels and thresholds for weights of this dtype, each rounded once.
 
-        Where a tie goes to the lower level, the threshold is the next number above.
+        If a tie goes to the lower level, the threshold is the next larger number.
         """
         check_latent(dtype)
         if (dtype, device) not in self._cache:
@@ -145,10 +145,10 @@ class GridQuantizer(Quantizer):
             levels = torch.tensor(self._levels, dtype=torch.float64, device=device).reshape(-1, *[1] * max_.ndim)
             thresholds = ((levels[:-1] + levels[1:]) / 2 * max_).to(dtype)
             if self.ties == "even":
-                first = self._levels.index(0) % 2  # threshold i is the upper end of level i
+                first = self._levels.index(0) % 2  # threshold i lies between levels i and i + 1
                 lowered, following = thresholds[first::2], thresholds[first + 1 :: 2]
                 lowered.copy_(torch.nextafter(lowered, torch.full_like(lowered, math.inf)))
-                # Thresholds that a tiny ``max`` makes equal stay in order.
+                # A tiny ``max`` can make thresholds equal; they must stay in order.
                 torch.maximum(following, lowered[: len(following)], out=following)
             self._cache[dtype, device] = (levels * max_).to(dtype), thresholds
         return self._cache[dtype, device]

@@ -127,14 +127,16 @@ class MovingScale:
 
     ``absmax``: the largest |w| of a group, detached. ``absmax_gradient``: not detached, so that the largest weight also
     gets the gradient of the scale (see ``LearnedScale``) times its sign. ``rms_<factor>``: factor·√mean(w²), detached.
-    The others are detached too and times ``largest``, the largest |level| in the grid's own units. ``msamp_power``:
-    the power of two of MS-AMP, 2^-floor(log2(largest/absmax)), with which no weight saturates. ``mx_power``: that of
-    OCP's Microscaling formats, 2^(floor(log2 absmax) - floor(log2 largest)), with which some can; its exponent is one
-    of E8M0, -127 to 127. ``nvfp4``: NVIDIA's product of a scale of the tensor, s_t = max|w|/(448·largest) in float32,
-    and one of the group, absmax/largest/s_t rounded to the nearest FP8 E4M3 number, ties to even, from 2^-9 to 448.
+    The others are detached and are multiplied by ``largest``, the largest |level| in the grid's own units:
 
-    A group of zeros alone is allowed at the start under ``mx_power`` and ``nvfp4``, and later under any rule. It has
-    the smallest scale of its format, and at least the smallest normal number of the weights' type.
+    ``msamp_power``: 2^-floor(log2(largest/absmax)), as in MS-AMP; no weight saturates.
+    ``mx_power``: 2^(floor(log2 absmax) - floor(log2 largest)), as in OCP's Microscaling Formats v1.0; weights can
+    saturate. The exponent is clamped to that of E8M0, -127 to 127.
+    ``nvfp4``: s_b·s_t, as in NVIDIA's NVFP4. s_t = max|w|/(448·largest) of the whole tensor, in float32; s_b is
+    absmax/largest/s_t, rounded to the nearest FP8 E4M3 number (ties to even) and clamped to 2^-9 to 448.
+
+    The scale of a group of zeros is the smallest of its format, but at least the smallest normal number of the dtype.
+    Initially, only ``mx_power`` and ``nvfp4`` accept such groups.
     """
 
     name: str
@@ -163,13 +165,13 @@ class MovingScale:
             return (rows.square().mean(1).sqrt() * self.factor).clamp(min=tiny)
         absmax = rows.abs().amax(1).clamp(min=tiny)
         if self.name == "nvfp4":
-            return (self.largest * self._nvfp4(absmax.float())).to(rows.dtype).clamp(min=tiny)
+            return (self.largest * self._nvfp4(absmax.double())).to(rows.dtype).clamp(min=tiny)
         if self.name in ("msamp_power", "mx_power"):
             return (self.largest * torch.exp2(self._exponent(absmax).double())).to(rows.dtype)
         return absmax
 
     def _exponent(self, absmax: Tensor) -> Tensor:
-        """The exponent of the power of two. From mantissas in [1/2, 1), since log2 is inexact near powers of two."""
+        """Exponents of powers of two, by ``frexp``: log2 rounds a number just below a power of two up to it."""
         mantissa, exponent = torch.frexp(absmax)
         largest_mantissa, largest_exponent = math.frexp(self.largest)
         exponent = exponent - largest_exponent
@@ -178,17 +180,18 @@ class MovingScale:
         return exponent + (mantissa.double() > largest_mantissa)
 
     def _nvfp4(self, absmax: Tensor) -> Tensor:
-        """s_b·s_t of each block, exact in float64; from float32, in which a tiny number of float64 may be 0."""
+        """s_b·s_t of each block, exact in float64."""
         absmax = absmax.clamp(min=torch.finfo(torch.float32).tiny)
-        of_tensor = absmax.max() / (E4M3[1] * self.largest)
-        of_block = (absmax / self.largest / of_tensor).clamp(*E4M3).to(torch.float8_e4m3fn)
+        # Divided in float64 and rounded: in float32 a GPU would multiply by the rounded reciprocal of a constant.
+        of_tensor = (absmax.max() / (E4M3[1] * self.largest)).float()
+        of_block = ((absmax / self.largest).float() / of_tensor).clamp(*E4M3).to(torch.float8_e4m3fn)
         return of_block.double() * of_tensor.double()
 
     def of(self, w: Tensor, grouping: Grouping, rounding: Quantizer) -> Tensor:
         """The initial scale of one tensor, as a tensor that broadcasts to the weights.
 
         Raises:
-            ArgumentError: a group has zeros alone; under ``nvfp4`` the tensor, under ``mx_power`` none is refused.
+            ArgumentError: a group has zeros alone (not under ``mx_power``), under ``nvfp4`` the whole tensor.
         """
         rows = grouping.rows(w.detach())
         if self.name != "mx_power":

@@ -14,14 +14,10 @@ from torch import nn
 from qat_ste import Quantization, quantize_weights
 from qat_ste.base.errors import ArgumentError
 from qat_ste.estimators import Ste, Tanh
-from qat_ste.experiment.monitor import DivergenceMonitor
-from qat_ste.fake_quant.fake_quantize import quantized_tensors
-from qat_ste.quantizers.grids import GRIDS, GridQuantizer, make_quantizer
+from qat_ste.quantizers.grids import GRIDS, GridQuantizer
 from qat_ste.quantizers.scales import MovingScale, scale_of
 from qat_ste.theory.equivalence import SteEquivalent
-from tests.app.test_resume import RUN, read
-from tests.conftest import ROOT, SHORT
-from tests.experiment.tiny import network, run
+from tests.conftest import ROOT
 
 FORMATS = {
     name: {"include": ["Linear"]} | yaml.safe_load((ROOT / "conf" / "quantizer" / f"{name}.yaml").read_text())
@@ -252,75 +248,6 @@ def test_a_tensor_of_zeros():
             assert now.dtype == dtype and (now > 0).all(), "during training it keeps a positive scale"
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("name", FORMATS)
-def test_infinity_and_nan_are_refused_before_training(name, value):
-    def broken() -> nn.Module:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 32), nn.Linear(32, 4))
-        with torch.no_grad():
-            model[2].weight[1, 3] = value
-        return model
-
-    with pytest.raises(ValueError, match="2.weight.* holds NaN or infinity|finite.*2.weight"):
-        run(build_model=broken, steps=1, **FORMATS[name] | {"exclude": ["1"]})
-
-
-@pytest.mark.parametrize(
-    "levels", [*GRIDS, [-3.0, -1.0, 0.0, 0.5], [*range(-40, 41)]], ids=[*GRIDS, "four", "binary search"]
-)
-def test_ties(levels):
-    listed = GRIDS.get(str(levels), levels)
-    zero, end = listed.index(0), max(map(abs, listed))
-    even, up = (GridQuantizer(levels, end, ties=ties) for ties in ("even", "up"))
-    for lower, threshold in enumerate(up.thresholds.tolist()):
-        at = torch.tensor([threshold])
-        below, above = (torch.nextafter(at, torch.tensor(end)) for end in (-math.inf, math.inf))
-        for quantizer, at_tie in ((up, lower + 1), (even, lower + (lower - zero) % 2)):
-            indices = [quantizer.index(x).item() for x in (below, at, above)]
-            assert indices == [lower, at_tie, lower + 1]
-            lowest, highest = quantizer.cell(torch.cat([below, above]))
-            assert (quantizer.index(torch.stack([lowest[0], highest[0]])) == lower).all()
-            assert (lowest[1] == torch.nextafter(highest[0], above)).all(), "cells follow each other without a gap"
-
-
-def test_thresholds_of_a_tiny_range_stay_in_order():
-    for power in range(-149, -140):
-        quantizer = GridQuantizer("fp4_e2m1", 2.0**power, ties="even")
-        assert (quantizer.thresholds.diff() >= 0).all()
-        w = torch.arange(-600, 600) * 2.0**-149
-        assert (quantizer.index(w).diff() >= 0).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"levels": [-1, 1]}, "ties must be up for levels without 0, got 'even'"),
-        ({"bits": 2}, "ties must be up for 2^bits levels, which do not include 0, got 'even'"),
-        ({"levels": "int4", "ties": "odd"}, "ties must be one of up, even, got 'odd'"),
-        ({"levels": "int4", "ties": True}, "ties must be one of up, even, got True"),
-    ],
-)
-def test_ties_that_are_refused(arguments, message):
-    with pytest.raises(ArgumentError) as error:
-        make_quantizer(1.0, **{"ties": "even"} | arguments)
-    assert str(error.value) == message
-    assert make_quantizer(1.0, **arguments | {"ties": "up"})
-
-
-def test_a_state_without_ties_is_as_it_was():
-    assert list(GridQuantizer("int4", 1.0).state) == ["levels", "max", "saturation"]
-    for ties in ("up", "even"):
-        quantizer = GridQuantizer("fp4_e2m1", 0.5, "bin", ties)
-        for same in (make_quantizer(**quantizer.state), quantizer.with_max(0.5), quantizer.rescaled(torch.tensor(0.5))):
-            assert (same.ties, same.saturation) == (ties, "bin")
-            assert same(torch.tensor([0.25 / 12])).item() == (0 if ties == "even" else pytest.approx(0.5 / 12))
-    model = quantize_weights(network(), Quantization(levels="int4", ties="even", include=["Conv2d"]), Ste())
-    again = quantize_weights(network(), Quantization(levels="int4", include=["Conv2d"]), Ste())
-    again.load_state_dict(model.state_dict())
-    ((_, _, fake_quantize),) = quantized_tensors(again)
-    assert fake_quantize.quantizer.ties == "even"
-
-
 def test_m_does_not_keep_the_scale_of_nvfp4():
     assert not scale_of("nvfp4", 6.0).kept and not scale_of("nvfp4").has_gradient
     rows = torch.randn(50, 16)
@@ -330,70 +257,3 @@ def test_m_does_not_keep_the_scale_of_nvfp4():
     mapped = SteEquivalent(Tanh(9.0), unit).on(unit.rescaled(ranges[:, None])).weight_map(rows)
     assert (scale.now(mapped) != ranges).any()
     assert torch.equal(unit.rescaled(ranges[:, None])(mapped), unit.rescaled(ranges[:, None])(rows))
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_members_with_blocks(name):
-    members = ["ste", "mirrored", "naive", "replica"]
-    arguments = FORMATS[name] | {"granularity": 8, "lr": 0.002, "steps": 20, "include": ["Linear"]}
-    found = run(**arguments, counterparts=members)
-    assert found.counterparts["replica"].weight_alignment_error == 0
-    assert found.counterparts["mirrored"].initial_quantized_agreement == 1
-    alone = run(**arguments, counterparts=["ste"])
-    assert alone.counterparts["ste"] == found.counterparts["ste"], "no member changes another one's scale"
-
-
-@pytest.mark.parametrize("zeros", ["mxfp4", "nvfp4"])
-def test_a_block_of_zeros_trains(zeros):
-    def with_zeros() -> nn.Module:
-        model = network()
-        with torch.no_grad():
-            model[5].weight[1] = 0
-        return model
-
-    found = run(build_model=with_zeros, steps=20, counterparts=["ste", "mirrored"], **FORMATS[zeros])
-    ((_, latent, _),) = quantized_tensors(found.models["reference"])
-    assert latent[1].any()
-    assert all(math.isfinite(member.weight_alignment_error) for member in found.counterparts.values())
-
-
-SECOND_LAYER = ("quantizer.exclude=[conv1]", "counterparts=[ste,mirrored]")
-
-
-@pytest.mark.parametrize("name", ["nvfp4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mxfp4", "int4"))])
-def test_a_run_that_is_cut_off_continues_with_the_same_numbers(qat_run, monkeypatch, name):
-    overrides = (f"quantizer={name}", *SECOND_LAYER)
-    whole = qat_run(*RUN, *overrides, folder="undisturbed")
-    assert whole.code == 0, whole.err
-    config = whole.read("results.json")["config"]["quantizer"]
-    assert config == config | FORMATS[name] | {"include": ["Conv2d"]}
-    observe = DivergenceMonitor.observe
-
-    def fail(self, step, levels):
-        if step == 23:
-            raise RuntimeError("cut off")
-        observe(self, step, levels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DivergenceMonitor, "observe", fail)
-        assert qat_run(*RUN, *overrides).code == 1
-    again = qat_run(*RUN, *overrides)
-    assert "resumes after step 20" in again.out
-    assert read(again.folder) == read(whole.folder)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["quantizer=mxfp4"], "quantizer.granularity=32: must be tensor, channel, or a divisor of 9, the weights of a channel, as 9 (conv1.weight); for example quantizer.granularity=channel"),
-        (["quantizer.ties=even"], "quantizer.ties=even: must be up for 2^bits levels, which do not include 0; for example quantizer.ties=up"),
-        (["quantizer.ties=even", "quantizer.levels=[-1,1]"], "quantizer.ties=even: must be up for levels without 0; for example quantizer.ties=up"),
-        (["quantizer=int4", "quantizer.ties=odd"], "quantizer.ties=odd: must be one of up, even; for example quantizer.ties=up"),
-        (["quantizer=nvfp4", "quantizer.scale=nvfp"], "quantizer.scale=nvfp: must be a number from"),
-    ],
-)  # fmt: skip
-def test_a_bad_value_is_one_line(qat_run, overrides, message):
-    done = qat_run(*SHORT, *overrides)
-    assert done.code == 2
-    (line,) = done.err.splitlines()
-    assert line.startswith(f"qat-run: {message}")

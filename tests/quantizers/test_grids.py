@@ -9,9 +9,12 @@ import mpmath
 import pytest
 import torch
 
-from qat_ste import GridQuantizer, SteEquivalent, UniformQuantizer, estimators
-from qat_ste.estimators import Acos, Estimator, Power, Tanh
+from qat_ste import GridQuantizer, Quantization, SteEquivalent, UniformQuantizer, estimators, quantize_weights
+from qat_ste.base.errors import ArgumentError
+from qat_ste.estimators import Acos, Estimator, Power, Ste, Tanh
+from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.quantizers.grids import GRIDS, make_quantizer
+from tests.experiment.tiny import network
 from tests.floats import around
 
 UNEVEN = (-1.0, -0.31, 0.05, 0.4, 1.0)
@@ -218,3 +221,59 @@ def test_state_recreates_the_quantizer():
         assert recreated.state == quantizer.state
         assert torch.equal(recreated.levels, quantizer.levels)
     assert repr(GridQuantizer("ternary", 0.5)) == "GridQuantizer(levels=(-1.0, 0.0, 1.0), max=0.5, saturation='range')"
+
+
+@pytest.mark.parametrize(
+    "levels", [*GRIDS, [-3.0, -1.0, 0.0, 0.5], [*range(-40, 41)]], ids=[*GRIDS, "four", "binary search"]
+)
+def test_ties(levels):
+    listed = GRIDS.get(str(levels), levels)
+    zero, end = listed.index(0), max(map(abs, listed))
+    even, up = (GridQuantizer(levels, end, ties=ties) for ties in ("even", "up"))
+    for lower, threshold in enumerate(up.thresholds.tolist()):
+        at = torch.tensor([threshold])
+        below, above = (torch.nextafter(at, torch.tensor(end)) for end in (-math.inf, math.inf))
+        for quantizer, at_tie in ((up, lower + 1), (even, lower + (lower - zero) % 2)):
+            indices = [quantizer.index(x).item() for x in (below, at, above)]
+            assert indices == [lower, at_tie, lower + 1]
+            lowest, highest = quantizer.cell(torch.cat([below, above]))
+            assert (quantizer.index(torch.stack([lowest[0], highest[0]])) == lower).all()
+            assert (lowest[1] == torch.nextafter(highest[0], above)).all(), "cells follow each other without a gap"
+
+
+def test_thresholds_of_a_tiny_range_stay_in_order():
+    for power in range(-149, -140):
+        quantizer = GridQuantizer("fp4_e2m1", 2.0**power, ties="even")
+        assert (quantizer.thresholds.diff() >= 0).all()
+        w = torch.arange(-600, 600) * 2.0**-149
+        assert (quantizer.index(w).diff() >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": [-1, 1]}, "ties must be up for levels without 0, got 'even'"),
+        ({"bits": 2}, "ties must be up for 2^bits levels, which do not include 0, got 'even'"),
+        ({"levels": "int4", "ties": "odd"}, "ties must be one of up, even, got 'odd'"),
+        ({"levels": "int4", "ties": True}, "ties must be one of up, even, got True"),
+    ],
+)
+def test_ties_that_are_refused(arguments, message):
+    with pytest.raises(ArgumentError) as error:
+        make_quantizer(1.0, **{"ties": "even"} | arguments)
+    assert str(error.value) == message
+    assert make_quantizer(1.0, **arguments | {"ties": "up"})
+
+
+def test_a_state_without_ties_is_as_it_was():
+    assert list(GridQuantizer("int4", 1.0).state) == ["levels", "max", "saturation"]
+    for ties in ("up", "even"):
+        quantizer = GridQuantizer("fp4_e2m1", 0.5, "bin", ties)
+        for same in (make_quantizer(**quantizer.state), quantizer.with_max(0.5), quantizer.rescaled(torch.tensor(0.5))):
+            assert (same.ties, same.saturation) == (ties, "bin")
+            assert same(torch.tensor([0.25 / 12])).item() == (0 if ties == "even" else pytest.approx(0.5 / 12))
+    model = quantize_weights(network(), Quantization(levels="int4", ties="even", include=["Conv2d"]), Ste())
+    again = quantize_weights(network(), Quantization(levels="int4", include=["Conv2d"]), Ste())
+    again.load_state_dict(model.state_dict())
+    ((_, _, fake_quantize),) = quantized_tensors(again)
+    assert fake_quantize.quantizer.ties == "even"
