@@ -42,7 +42,7 @@ def e4m3(code: int) -> Fraction | None:
 
 
 def e8m0(code: int) -> Fraction | None:
-    """The scale of OCP's Microscaling Formats v1.0, section 5.4.1: a power of two, bias 127, NaN at code 255."""
+    """The scale of OCP's Microscaling Formats v1.0: a power of two, bias 127, NaN at code 255."""
     return None if code == 255 else Fraction(2) ** (code - 127)
 
 
@@ -149,7 +149,7 @@ def to_nearest(x: np.ndarray, values: list[float]) -> np.ndarray:
 
 
 def slow_mxfp4(w: np.ndarray) -> np.ndarray:
-    """OCP's Microscaling Formats v1.0, section 6.3: the largest power of two <= absmax over that of the largest code."""
+    """OCP's Microscaling Formats v1.0: the largest power of two <= absmax over that of the largest code."""
     absmax = np.abs(w).max(1, keepdims=True).astype(np.float64)
     powers = 2.0 ** np.arange(-150, 129)
     exponent = np.searchsorted(powers, absmax, side="right") - 151
