@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qat_ste.experiment.pretraining import pretrain
     from qat_ste.experiment.results import CounterpartResult, MemberResult
     from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
+    from qat_ste.models.checkpoint_file import load_checkpoint
     from qat_ste.quantizers.grids import GridQuantizer
     from qat_ste.quantizers.quantizer import UniformQuantizer
     from qat_ste.theory.equivalence import SteEquivalent
@@ -43,6 +44,7 @@ _HOME = {
     "compare": "experiment.comparison",
     "estimators": "estimators",
     "pretrain": "experiment.pretraining",
+    "load_checkpoint": "models.checkpoint_file",
     "quantize_weights": "fake_quant.fake_quantize",
     "quantized_tensors": "fake_quant.fake_quantize",
     "remove_quantizers": "fake_quant.fake_quantize",
@@ -68,6 +70,7 @@ __all__ = [
     "compare",
     "estimators",
     "pretrain",
+    "load_checkpoint",
     "quantize_weights",
     "quantized_tensors",
     "remove_quantizers",

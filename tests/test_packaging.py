@@ -51,7 +51,9 @@ def declared(*extras: str) -> set[str]:
     return {re.match(r"[\w.-]+", item)[0].lower() for item in requirements}
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("qat_ste", ()), ("scripts", ("benchmark",)), ("tests", ("test",))])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("qat_ste", ("hf",)), ("scripts", ("benchmark",)), ("tests", ("test",))]
+)
 def test_what_is_imported_is_declared(folder, extras):
     distributions = packages_distributions()
     found = {name: distributions.get(name, [name]) for name in foreign_imports(ROOT / folder)}

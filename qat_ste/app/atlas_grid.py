@@ -95,6 +95,7 @@ def grid_of(overrides: list[str]) -> Grid:
         "quantizer": plain["quantizer"],
         "train": {key: plain["train"][key] for key in TRAIN_KEYS},
     }
+    shared |= components.files
     if atlas["segment"] is not None:  # cells without segments stay those of earlier versions
         shared["segment"] = atlas["segment"]
     estimators, optimizers = (_by_label(group) for group in entries.values())

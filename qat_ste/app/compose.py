@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.app.job import locked_or_leave, outer_rank, refuse
-from qat_ste.app.schema import ConfigError, RunConfig, atlas_schema, problems_in, schema
+from qat_ste.app.schema import MODEL_KEYS, ConfigError, RunConfig, atlas_schema, problems_in, schema
 from qat_ste.app.value_checks import unusable
 from qat_ste.base.files import home_path
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, SECTIONS
@@ -70,6 +70,16 @@ def add_modules_beside(user_dir: str) -> None:
 def search_path(user_dir: str | None) -> list[str]:
     """The override that adds the user's folder to Hydra's search path, if there is a folder."""
     return [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
+
+
+def with_model_keys(arguments: Sequence[str]) -> list[str]:
+    """The arguments, those that set one of ``MODEL_KEYS`` with ++: Hydra then adds the key."""
+    return [f"++{text}" if text.partition("=")[0] in MODEL_KEYS else text for text in arguments]
+
+
+def without_plus(overrides: Sequence[str]) -> list[str]:
+    """The overrides as they were before ``with_model_keys``."""
+    return [text.removeprefix("++") if text[2:].partition("=")[0] in MODEL_KEYS else text for text in overrides]
 
 
 def options(group: str, *folders: str | None) -> dict[str, Path]:
@@ -181,7 +191,7 @@ def compose_file(
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir, version_base="1.3"):
-        return compose(primary, overrides, return_hydra_config=return_hydra_config)
+        return compose(primary, with_model_keys(overrides), return_hydra_config=return_hydra_config)
 
 
 def _reason(error: Exception, choices: Collection[str], override: str, default: DictConfig) -> str:
@@ -197,7 +207,7 @@ def _reason(error: Exception, choices: Collection[str], override: str, default: 
         usual = OmegaConf.to_container(example) if OmegaConf.is_config(example) else example
         return f"must be {kind or _kind(usual)}; for example {key}={shown(usual)}"
     if "Could not override" in text:
-        nearest = get_close_matches(key, list(_keys(OmegaConf.to_container(default))), n=1)
+        nearest = get_close_matches(key, [*_keys(OmegaConf.to_container(default)), *MODEL_KEYS], n=1)
         hint = f"did you mean {nearest[0]}={shown(value)}?" if nearest else "--help shows all"
         return f"there is no such key; {hint}"
     return _one_line(error)

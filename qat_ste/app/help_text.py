@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from qat_ste.app.schema import MODEL_KEYS
 from qat_ste.base.sections import SECTIONS
 from qat_ste.base.text import shown
 
@@ -65,6 +66,9 @@ def commented(cfg: DictConfig) -> str:
             lines += ["", *_entry(f"{name}: {shown(OmegaConf.to_container(cfg)[name])}", ABOUT[name])]  # type: ignore[index, call-overload]
         else:
             lines += ["", *OmegaConf.to_yaml({name: cfg._get_node(name)}).rstrip().splitlines()]
+            for added, meaning in MODEL_KEYS.items():
+                if added.startswith(f"{name}.") and OmegaConf.select(cfg, added) is None:
+                    lines += _entry(f"  {added.partition('.')[2]}: null", meaning)
     return "\n".join(lines[1:])
 
 

@@ -101,7 +101,7 @@ def run(cfg: DictConfig, components: RunComponents, folder: Path, origin: dict[s
     ranks = Ranks()
     _set_up_torch(cfg, ranks)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    run_identity = identity(config) | {"data": components.dataset.fingerprint, "ranks": ranks.size}
+    run_identity = identity(config) | {"data": components.dataset.fingerprint, "ranks": ranks.size} | components.files
     with StopRequest() as stop, nullcontext() if ranks.rank else locked(folder, "hydra.run.dir"):
         checkpoints = Checkpoints(folder, run_identity, parameters(cfg, "checkpoint"))
         if ranks.rank:

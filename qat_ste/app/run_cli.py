@@ -29,6 +29,8 @@ from qat_ste.app.compose import (
     search_path,
     split_user_dir,
     user_dir,
+    with_model_keys,
+    without_plus,
 )
 from qat_ste.app.help_text import run_help
 from qat_ste.app.job import Job, outer_rank, quoted, refuse, tell, tell_fault
@@ -56,7 +58,7 @@ def _job(cfg: DictConfig) -> None:
     job = Job(
         cfg,
         Path(hydra_config.runtime.output_dir),
-        {"command": shlex.join(["qat-run", *hydra_config.overrides.task]), "choices": choices},
+        {"command": shlex.join(["qat-run", *without_plus(hydra_config.overrides.task)]), "choices": choices},
         packaged_default(config_dir(), choices),
         job_logging,
     )
@@ -142,10 +144,12 @@ def main() -> None:
         sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
         sys.argv += ["hydra/launcher=basic"] if {"-m", "--multirun"} & set(sys.argv) else []
     exit_code = 0
+    arguments = sys.argv[1:]
+    sys.argv[1:] = with_model_keys(arguments)
     try:
         _job()
     except COMPOSE_ERRORS as error:
-        refuse(composition_problems(config_dir(), sys.argv[1:], error))
+        refuse(composition_problems(config_dir(), arguments, error))
     except SystemExit as stopped:
         if Sweep.current is None:
             raise

@@ -13,19 +13,21 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from qat_ste.app.components import ComponentBuilder, made_optimizer, make_estimator, make_logger, make_optimizer
-from qat_ste.app.schema import ConfigError, parameters, problem_of
+from qat_ste.app.schema import MODEL_KEYS, ConfigError, parameters, problem_of
 from qat_ste.base.errors import STEPS, ArgumentError
 from qat_ste.base.sections import Execution, Metrics, Quantization, TrainConfig
+from qat_ste.base.text import shown
 from qat_ste.data.dataset import Dataset, Shard
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import COUNTERPART_LIST, MemberSpec, adjust
 from qat_ste.experiment.execution import check_execution, find_device
 from qat_ste.experiment.member import Update
 from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, quantizer_of
+from qat_ste.models.checkpoint_file import CheckpointFile
 from qat_ste.optimizers import Adjustment, MakeOptimizer, adjustment_of
 from qat_ste.quantizers.quantizer import Quantizer
 
@@ -35,6 +37,7 @@ class RunComponents:
     """The checked arguments of ``compare``; ``training`` has steps in place of epochs.
 
     Attributes:
+        files: SHA-256 of the file that the weights start from, by key; a part of the run's identity.
         members: networks, of which ``in_segments`` are trained in segments.
     """
 
@@ -48,6 +51,7 @@ class RunComponents:
     execution: Execution
     device: torch.device
     adjustment: Adjustment
+    files: dict[str, str]
     members: int
     in_segments: int
 
@@ -65,6 +69,7 @@ class RunValidator:
     ) -> None:
         self.builder = ComponentBuilder(cfg, default, problems)
         self.cfg, self.problems = self.builder.cfg, self.builder.problems
+        self._checkpoint: CheckpointFile | None = None
 
     def components(self) -> RunComponents:
         """Builds and checks all components.
@@ -92,6 +97,7 @@ class RunValidator:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
         assert dataset is not None and build_model is not None and training is not None
+        files = {} if self._checkpoint is None else {"model.checkpoint.sha256": self._checkpoint.sha256}
         quantization = parameters(cfg, "quantizer")
         adjustment, equivalent = adjust(
             adjustment_of(optimizer, cfg.optimizer.lr), estimator, quantizer_of(quantization, 1.0)
@@ -106,7 +112,7 @@ class RunValidator:
         metrics, execution = parameters(cfg, "metrics"), parameters(cfg, "runtime")
         return RunComponents(
             estimator, optimizer, dataset, build_model, quantization, training, metrics, execution, device, adjustment,
-            1 + counterparts + in_segments, in_segments,
+            files, 1 + counterparts + in_segments, in_segments,
         )  # fmt: skip
 
     def rule(self) -> tuple[Estimator, Quantizer, MakeOptimizer]:
@@ -167,7 +173,8 @@ class RunValidator:
         """The function that builds the model, with its arguments that depend on the data set."""
         channels, _, width = dataset.image_shape
         facts = {"in_channels": channels, "image_size": width, "num_classes": dataset.num_classes}
-
+        given = (self.cfg.model.pop(key.partition(".")[2], None) for key in MODEL_KEYS)
+        path, rename = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in given)
         images = torch.zeros(2, *dataset.image_shape)
 
         def make_builder(node: DictConfig) -> Callable[[], nn.Module]:
@@ -190,7 +197,25 @@ class RunValidator:
         if self.builder.build("model", make_builder) is None:
             return None
         size = "x".join(map(str, dataset.image_shape))
-        return self.builder.build("model", make_tested_builder, f"cannot be built for images of {size}: ")
+        build = self.builder.build("model", make_tested_builder, f"cannot be built for images of {size}: ")
+        return build if build is None or path is rename is None else self._loading_builder(build, path, rename)
+
+    def _loading_builder(
+        self, build: Callable[[], nn.Module], path: Any, rename: Any
+    ) -> Callable[[], nn.Module] | None:
+        """The function that builds the model and loads the checkpoint, which is read once."""
+        try:
+            if path is None:
+                raise ArgumentError("rename", rename, "null without model.checkpoint=FILE")
+            self._checkpoint = CheckpointFile(path, rename)
+            load = partial(_loaded, build, self._checkpoint)
+            with torch.random.fork_rng(devices=[]):
+                load()
+        except ArgumentError as error:
+            value = shown(rename if error.name == "rename" else path)
+            self.problems.append(f"model.{error.name}={value}: must be {error.allowed}")
+            return None
+        return load
 
     def _checked_model(self, build_model: Callable[[], nn.Module], estimator: Estimator) -> nn.Module | None:
         """A quantized model on the CPU; None where none of its weights can be quantized."""
@@ -250,6 +275,10 @@ class RunValidator:
         if needed > free:
             allowed = f"has {free / 1e9:.2g} GB free, and a checkpoint takes about {needed / 1e9:.2g} GB"
             self.builder.add("paths.output", allowed, "FOLDER_WITH_MORE_ROOM")
+
+
+def _loaded(build: Callable[[], nn.Module], checkpoint: CheckpointFile) -> nn.Module:
+    return checkpoint.load_into(build())
 
 
 def _are_logits(outputs: object, images: int, classes: int) -> bool:
