@@ -24,8 +24,8 @@ from qat_ste.base.sections import (
 from qat_ste.base.text import shown
 
 MODEL_KEYS = {  # of every option of the group model; a configuration has them only where they are given
-    "model.checkpoint": "file with the state_dict to start from: of torch.save, or .safetensors",
-    "model.rename": 'new prefixes of its names, by old prefix: {module.: ""}',
+    "model.checkpoint": "start from this state_dict (.pt, .safetensors)",
+    "model.rename": 'replace prefixes of its names: {module.: ""}',
 }
 
 

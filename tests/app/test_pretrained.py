@@ -77,7 +77,7 @@ def test_wrong_files_are_refused_in_one_line_before_the_run(qat_run, weights, tm
     assert error(f"model.checkpoint={weights}", "model.rename={a: 0.}") == f"qat-run: model.rename={{a:0.0}}: {number}"
     both = error(f"model.checkpoint={absent}", "estimator.k=abc").splitlines()
     assert len(both) == 2
-    assert "did you mean model.checkpoint=a?" in error("model.chekpoint=a")
+    assert "did you mean model.checkpoint=a?" in error("model.checkpoints=a")
 
 
 def test_the_override_that_is_printed_mends_the_run(qat_run, weights):
@@ -128,8 +128,8 @@ def test_a_sweep_over_files_has_a_folder_for_each(weights, tmp_path, monkeypatch
 
 def test_help_and_yaml_files_know_the_keys(weights, tmp_path):
     text = command("--help").out
-    assert re.search(r"\n  checkpoint: null +# file with the state_dict to start from", text)
-    assert re.search(r"\n  rename: null +# new prefixes of its names", text)
+    assert re.search(r"\n  checkpoint: null +# start from this state_dict \(.pt, .safetensors\)\n", text)
+    assert re.search(r"\n  rename: null +# replace prefixes of its names: ", text)
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text(
         f"_target_: qat_ste.models.small_cnn\n_partial_: true\ncheckpoint: {weights}\n"
