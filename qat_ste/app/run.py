@@ -255,6 +255,6 @@ def _compared(
         counterparts=list(cfg.counterparts),
         checkpoints=checkpoints,
         on_row=on_row,
-        on_start=on_start if training.pretrain_steps else None,
+        on_start=on_start if training.pretrain_steps or components.files else None,
         stop=lambda: bool(stop),
     )

@@ -62,4 +62,9 @@ def _config(cfg: DictConfig, components: RunComponents) -> dict[str, Any]:
     train = {key: value for key, value in config["train"].items() if key not in LENGTH}
     parts = {key: config[key] for key in ("dataset", "model", "optimizer")}
     runtime = {"device": components.device.type, "precision": cfg.runtime.precision}
-    return parts | {"train": train, "runtime": runtime, "data": components.dataset.fingerprint}
+    return parts | {
+        "train": train,
+        "runtime": runtime,
+        "data": components.dataset.fingerprint,
+        "files": components.files,
+    }
