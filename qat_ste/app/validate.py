@@ -100,7 +100,10 @@ class RunValidator:
         files = {} if self._checkpoint is None else {"model.checkpoint.sha256": self._checkpoint.sha256}
         quantization = parameters(cfg, "quantizer")
         adjustment, equivalent = adjust(
-            adjustment_of(optimizer, cfg.optimizer.lr), estimator, quantizer_of(quantization, 1.0)
+            adjustment_of(optimizer, cfg.optimizer.lr),
+            estimator,
+            quantizer_of(quantization, 1.0),
+            rotates=quantization.rotation is not None,
         )
         mirrors = Update.of(training).mirrors(adjustment.equivalence)
         specs = [
@@ -226,7 +229,8 @@ class RunValidator:
         try:
             quantize_weights(model, parameters(self.cfg, "quantizer"), estimator)
         except ArgumentError as error:
-            example = {"exclude": "[]", "scale": "initial_absmax", "granularity": "channel"}.get(error.name, "[Conv2d]")
+            examples = {"exclude": "[]", "scale": "initial_absmax", "granularity": "channel", "rotation": "16"}
+            example = examples.get(error.name, "[Conv2d]")
             self.builder.add(f"quantizer.{error.name}", f"must be {error.allowed}", example)
             return None
         self._check_room(model)

@@ -49,6 +49,14 @@ class _Granularity(OneOf):
         return "tensor, channel, or a whole number of at least 1"
 
 
+class _PowerOfTwo:
+    def __contains__(self, value: Any) -> bool:
+        return value in Number(2, 2**14) and value & (value - 1) == 0
+
+    def __str__(self) -> str:
+        return "a power of two from 2 to 16384"
+
+
 @dataclass(frozen=True)
 class Quantization(Parameters):
     """The quantized weights of a model and their levels; section ``quantizer`` of the configuration.
@@ -67,6 +75,7 @@ class Quantization(Parameters):
             names ("layer1.*").
         exclude: modules left alone although ``include`` names them.
         biases: whether the biases of these modules are quantized as well.
+        rotation: size of the blocks of a channel that are rotated before rounding, and back after; see ``Rotation``.
 
     Raises:
         ArgumentError: a field has a value that is not allowed.
@@ -95,6 +104,9 @@ class Quantization(Parameters):
     include: list[Any] = parameter(["Conv2d"], PATTERNS, "types or name patterns of the quantized modules")
     exclude: list[Any] = parameter([], PATTERNS, "modules left alone although `include` names them")
     biases: bool = parameter(False, FLAG, "quantize the biases of these modules as well")
+    rotation: int | None = parameter(
+        None, OrNone(_PowerOfTwo()), "weights of a Hadamard block, rotated before rounding: a power of two", 32
+    )
 
 
 class _Schedule(OneOf):

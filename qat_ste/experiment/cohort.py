@@ -65,6 +65,7 @@ class Cohort:
             require(COUNTERPART_LIST, counterparts=counterparts)
         self.tensors = flat_tensors(model)
         self.scales_move = any(tensor.scale for tensor in self.tensors)
+        self.rotates = any(tensor.rotation for tensor in self.tensors)
         self.quantized_weights = self.tensors[-1].stop
         self.lr = lr
         self.adjustment = adjustment_of(optimizer, lr)
@@ -72,7 +73,9 @@ class Cohort:
         self.stage = 0
         if set(ADJUSTED) & set(counterparts):
             quantizer = _common_quantizer(self.tensors)
-            self.adjustment, self.equivalent = adjust(self.adjustment, estimator, quantizer, self.scales_move)
+            self.adjustment, self.equivalent = adjust(
+                self.adjustment, estimator, quantizer, self.scales_move, self.rotates
+            )
         equivalence, self.update = self.adjustment.equivalence, Update.of(training)
         trained = any(tensor.scale is not None and tensor.scale.has_gradient for tensor in self.tensors)
         mirrors = self.update.mirrors(equivalence) or (
@@ -85,6 +88,8 @@ class Cohort:
                 self.specs.append(spec)
             self.names[name] = self.specs.index(spec, 1)
         self.layout = Layout(ranks or Ranks(), execution.placement, len(self.specs))
+        if self.rotates:
+            self._check_rotation(counterparts, training)
         if self.scales_move and self.layout.groups > 1:
             raise ArgumentError("placement", execution.placement, "together where scales move with the weights")
         share = self.layout.slice_size(self.quantized_weights)
@@ -98,6 +103,23 @@ class Cohort:
         self._like = next(quantized_tensors(model))[1]
         self.chunk_groups = group_chunks(split_into_chunks(self.tensors, 0, self.quantized_weights), self._like)
         self.local: dict[int, Member] = {}
+
+    def _check_rotation(self, counterparts: Sequence[str], training: Training) -> None:
+        """Whether what is trained beside a rotation does not work weight by weight.
+
+        Raises:
+            ArgumentError: it does.
+        """
+        size = next(tensor.rotation.size for tensor in self.tensors if tensor.rotation is not None)
+        reasons = {
+            "scales without a gradient": any(each.scale and each.scale.has_gradient for each in self.tensors),
+            "an estimator that stays the same": len(self.specs[0].estimator.stages) > 1,
+            "no segments": bool(training.segments),
+            "no counterpart 'mirrored', which decays or clips": "mirrored" in counterparts and self.update != Update(),
+            "placement=together": self.layout.groups > 1,
+        }
+        if instead := next((reason for reason, breaks in reasons.items() if breaks), None):
+            raise ArgumentError("rotation", size, f"None, or {instead}")
 
     def make_members(self) -> Cohort:
         """Makes the members, which takes nearly all the memory of a cohort; returns the cohort.
@@ -225,6 +247,7 @@ class Cohort:
             for chunk in split_into_chunks(self.tensors, 0, self.quantized_weights):
                 latent_chunk = weights.buffer[chunk.where]
                 latent_chunk.copy_(self.equivalent.on(chunk.quantizer).weight_map(latent_chunk))
+            weights.rotate_back()
             if weights.scales is not None and not spec.mirrored:
                 weights.rescale(weights.scales.changed_by_map())
         settings = self.training, self.execution, self.layout, self.needs

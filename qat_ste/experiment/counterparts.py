@@ -76,7 +76,11 @@ class MemberSpec:
 
 
 def adjust(
-    adjustment: Adjustment, estimator: Estimator, quantizer: Quantizer, scales_move: bool = False
+    adjustment: Adjustment,
+    estimator: Estimator,
+    quantizer: Quantizer,
+    scales_move: bool = False,
+    rotates: bool = False,
 ) -> tuple[Adjustment, SteEquivalent | None]:
     """What is adjusted for this estimator, where the optimizer calls for ``adjustment``; nothing without α and M.
 
@@ -85,6 +89,9 @@ def adjust(
     if len(estimator.stages) > 1 and adjustment.equivalence is Equivalence.REMAP and adjustment.tested:
         reason = f"{adjustment.reason}, but not how its state changes with the estimator"
         return Adjustment(Equivalence.NONE, reason, tested=True), None
+    if rotates and (adjustment.equivalence is not Equivalence.REMAP or adjustment.tested):
+        reason = "the rotation mixes the gradients of weights, so that factors on them do not cancel"
+        return Adjustment(Equivalence.NONE, reason), None
     try:
         equivalent = SteEquivalent(estimator, quantizer)
     except ValueError as error:

@@ -36,7 +36,7 @@ class ErrorBound:
         """Whether the bound applies to this counterpart: plain SGD on unchanged gradients, and a Lipschitz g."""
         if cohort.layout.ranks.size > 1 or cohort.equivalent is None or not cohort.specs[number].remap:
             return False
-        if cohort.scales_move:
+        if cohort.scales_move or cohort.rotates:
             return False
         if not cohort.adjustment.covered or cohort.update != Update() or len(cohort.specs[0].estimator.stages) > 1:
             return False

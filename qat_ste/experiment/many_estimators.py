@@ -114,6 +114,8 @@ class _Run:
         self.member, self.fault, self.losses = cohort.member(spec), "", list[float]()
         if cohort.scales_move:
             raise ArgumentError("scale", "one that moves", "a fixed one here; use compare or qat-run")
+        if cohort.rotates:
+            raise ArgumentError("rotation", "a size", "None here; use compare or qat-run")
         chunks = split_into_chunks(cohort.tensors, 0, cohort.quantized_weights)
         weights = self.member.weights.buffer[None]
         self.trajectories = Trajectories(weights, [chunks], [cohort.chunk_groups])

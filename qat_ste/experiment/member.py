@@ -184,10 +184,12 @@ class Member:
         except Exception as error:  # a foreign optimizer may raise anything
             allowed = f"one that can take a step with lr={self.lrs[0] * lr_factor:g} ({of_error(error)})"
             raise ArgumentError("optimizer", type(self.optimizer).__name__, allowed) from error
+        self.weights.rotate()
         if before is None or self._equivalent is None:
             self.weights.rescale()
         else:
             follow_scales(self.weights, before, now, self._equivalent)
+            self.weights.rotate_back()
         return value
 
     @torch.no_grad()

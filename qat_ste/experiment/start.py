@@ -63,8 +63,8 @@ def start_of(cohort: Cohort, validation: Iterable[Batch], loss: Loss, seed: int)
     as_float = _evaluated(cohort, model, validation, loss, seed)
     outside, moved, weights = 0.0, 0.0, 0
     equivalent = cohort.equivalent if cohort.adjustment.equivalence is Equivalence.REMAP else None
-    for _, w, fake_quantize in quantized_tensors(cohort.model):
-        quantizer = fake_quantize.quantizer
+    for _, parameter, fake_quantize in quantized_tensors(cohort.model):
+        w, quantizer = fake_quantize.rounded(parameter), fake_quantize.quantizer
         outside += float(quantizer.saturated(w).sum())
         weights += w.numel()
         if equivalent is not None:

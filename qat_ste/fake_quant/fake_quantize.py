@@ -16,6 +16,7 @@ from qat_ste.base.sections import Quantization
 from qat_ste.estimators import Estimator
 from qat_ste.quantizers.grids import largest_level, make_quantizer
 from qat_ste.quantizers.quantizer import Quantizer, check_latent
+from qat_ste.quantizers.rotation import Rotation
 from qat_ste.quantizers.scales import Grouping, InitialScale, LearnedScale, MovingScale, scale_of
 
 Pattern = str | type[nn.Module]
@@ -48,23 +49,31 @@ class FakeQuantize(nn.Module):
         self.estimator = estimator
         self.scale: MovingScale | LearnedScale | None = None  # the rule of a scale that moves; see MemberScales
         self.group_size = 0  # weights that share one
+        self.rotation: Rotation | None = None  # before rounding, and back after
         self.holds_quantized = False  # whether the parameter holds the quantized values now; see FlatWeights
 
     def forward(self, w: Tensor) -> Tensor:
         if self.holds_quantized:
             return w
-        quantized: Tensor = _FakeQuantizeFunction.apply(w, self.quantizer, self.estimator)
-        return quantized
+        quantized: Tensor = _FakeQuantizeFunction.apply(self.rounded(w), self.quantizer, self.estimator)
+        return self.rounded(quantized)
+
+    def rounded(self, w: Tensor) -> Tensor:
+        """The weights that the quantizer rounds: rotated where there is a rotation, which is its own inverse."""
+        return w if self.rotation is None else self.rotation(w)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         """Assigning to the weight sets the latent weight."""
         return w
 
     def get_extra_state(self) -> Tensor:
-        return packed_state(self.quantizer.state)
+        return packed_state(self.quantizer.state | ({"rotation": self.rotation.size} if self.rotation else {}))
 
     def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
-        self.quantizer = make_quantizer(**(unpacked_state(state) if isinstance(state, Tensor) else state))
+        arguments = unpacked_state(state) if isinstance(state, Tensor) else dict(state)
+        size = arguments.pop("rotation", None)
+        self.rotation = None if size is None else Rotation(size)
+        self.quantizer = make_quantizer(**arguments)
 
     def extra_repr(self) -> str:
         return f"{self.quantizer}, {self.estimator}"
@@ -148,8 +157,7 @@ def quantize_weights(
             w = getattr(module, tensor_name)
             if not w.numel():  # a layer without outputs has empty weights
                 continue
-            quantizer = _checked_quantizer(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
-            fake_quantize = FakeQuantize(quantizer, estimator)
+            fake_quantize = _fake_quantize(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
             if max is None and isinstance(scale := _scale(quantization), MovingScale | LearnedScale):
                 fake_quantize.scale, fake_quantize.group_size = scale, Grouping.of(quantization.granularity, w).size
             chosen.append((module, tensor_name, fake_quantize))
@@ -184,15 +192,15 @@ def _refused(quantization: Quantization, reason: str) -> ArgumentError:
     return ArgumentError("include", quantization.include, f"patterns of modules that can be quantized ({reason})")
 
 
-def _checked_quantizer(
+def _fake_quantize(
     module: nn.Module,
     name: str,
     w: Tensor,
     quantization: Quantization,
     estimator: Estimator,
     max: Callable[[Tensor], float | Tensor] | None,
-) -> Quantizer:
-    """The quantizer of the tensor ``name``, if the tensor can be quantized with it."""
+) -> FakeQuantize:
+    """The parametrization of the tensor ``name``, if the tensor can be quantized."""
     if parametrize.is_parametrized(module, name.rpartition(".")[2]):
         raise _refused(quantization, f"{name} is parametrized already")
     if all(w is not tensor for tensor in (*module.parameters(False), *module.buffers(False))):
@@ -203,19 +211,23 @@ def _checked_quantizer(
         raise _refused(quantization, str(error)) from None
     try:
         with torch.no_grad():
-            max_ = max(w.detach()) if max else initial_scale(quantization, w)
+            rotation = Rotation.of(quantization.rotation, w)
+            w = w.detach() if rotation is None else rotation(w)
+            max_ = max(w) if max else initial_scale(quantization, w)
         quantizer = quantizer_of(quantization, max_.detach().clone() if isinstance(max_, Tensor) else max_)
     except ArgumentError as error:
-        where = f" ({name})" if error.name in ("max", "scale", "granularity") else ""
+        where = f" ({name})" if error.name in ("max", "scale", "granularity", "rotation") else ""
         raise ArgumentError(error.name, error.value, f"{error.allowed}{where}") from None
     try:
         estimator.check(quantizer)
     except ValueError as error:
         raise ArgumentError("estimator", estimator, f"one for these levels ({error})") from error
-    if (shape := quantizer(w.detach()).shape) != w.shape:
+    if (shape := quantizer(w).shape) != w.shape:
         expected = f"a function whose result broadcasts to the weight ({name}: {tuple(shape)}, not {tuple(w.shape)})"
         raise ArgumentError("max", max, expected)
-    return quantizer
+    fake_quantize = FakeQuantize(quantizer, estimator)
+    fake_quantize.rotation = rotation
+    return fake_quantize
 
 
 def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FakeQuantize]]:

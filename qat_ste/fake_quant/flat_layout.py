@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.quantizers.quantizer import Quantizer, UniformQuantizer
+from qat_ste.quantizers.rotation import Rotation
 from qat_ste.quantizers.scales import LearnedScale, MovingScale
 
 # Several buffers of this size fit into a CPU's cache, and the overhead of a call is small compared with its work.
@@ -24,6 +25,7 @@ class FlatTensor:
     Args:
         quantizer: with the initial scale.
         scale: the rule of a scale that moves; each ``group_size`` consecutive weights share one.
+        rotation: of the weights before they are quantized; the flat buffer holds rotated ones.
     """
 
     name: str
@@ -32,6 +34,7 @@ class FlatTensor:
     quantizer: Quantizer
     scale: MovingScale | LearnedScale | None = None
     group_size: int = 0
+    rotation: Rotation | None = None
 
     @property
     def initial_scales(self) -> Tensor:

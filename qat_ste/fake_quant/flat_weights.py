@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from qat_ste.estimators import Estimator
 from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
 from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup, FlatTensor, group_chunks, split_into_chunks
 from qat_ste.fake_quant.member_scales import MemberScales, Seen
+from qat_ste.quantizers.rotation import Rotation
 from qat_ste.quantizers.scales import Grouping
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ def flat_tensors(model: nn.Module) -> list[FlatTensor]:
             max_ = quantizer.max.to(parameter.device).expand_as(parameter).reshape(-1)
             quantizer = quantizer.with_max(max_)
         scale, size = fake_quantize.scale, fake_quantize.group_size
-        tensors.append(FlatTensor(name, start, start + parameter.numel(), quantizer, scale, size))
+        stop = start + parameter.numel()
+        tensors.append(FlatTensor(name, start, stop, quantizer, scale, size, fake_quantize.rotation))
         start += parameter.numel()
     return tensors
 
@@ -69,10 +72,13 @@ def _check_weights(model: nn.Module) -> None:
 
 def warn_of_saturation(model: nn.Module) -> None:
     """Warns if many quantized weights lie outside the range, where they keep the outermost level."""
-    counts = [
-        (int(fake_quantize.quantizer.saturated(parameter.detach()).count_nonzero()), parameter.numel(), name)
-        for name, parameter, fake_quantize in quantized_tensors(model)
-    ]
+    counts = []
+    for name, parameter, fake_quantize in quantized_tensors(model):
+        outside = fake_quantize.quantizer.saturated(fake_quantize.rounded(parameter.detach()))
+        if fake_quantize.quantizer.saturation != "none":  # there they get a gradient all the same
+            counts.append((int(outside.count_nonzero()), parameter.numel(), name))
+    if not counts:
+        return
     share = sum(outside for outside, _, _ in counts) / sum(size for _, size, _ in counts)
     if share > MOST_SATURATED:
         most, name = max((outside / size, name) for outside, size, name in counts)
@@ -86,7 +92,9 @@ def warn_of_saturation(model: nn.Module) -> None:
 class FlatWeights:
     """Moves the quantized latent weights of a model into one buffer; the model's parameters become views of it.
 
-    Since optimizers work in place, the buffer is always current, and metrics read it without a copy.
+    Since optimizers work in place, the buffer is always current, and metrics read it without a copy. Where weights are
+    rotated before they are quantized, the buffer holds rotated copies: call ``rotate`` after the weights changed, and
+    ``rotate_back`` after the buffer did.
 
     Args:
         estimator: of all quantized tensors; see ``use``.
@@ -110,9 +118,13 @@ class FlatWeights:
         self.parameters = [by_name[tensor.name] for tensor in tensors]
         self.tensors, self.buffer, self._quantized, self._model = tensors, buffer, quantized, model
         self._fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_of_model]
-        self._latent_views, self._quantized_views = (list(self.views(flat).values()) for flat in (buffer, quantized))
+        self._rotated = [tensor for tensor in tensors if tensor.rotation is not None]
+        self._latent = torch.zeros_like(buffer) if self._rotated else buffer
+        flat = (self._latent, quantized)
+        self._latent_views, self._quantized_views = (list(self.views(values).values()) for values in flat)
         torch._foreach_copy_(self._latent_views, [parameter.detach() for parameter in self.parameters])
         self._set_parameters(self._latent_views, False)
+        self.rotate()
         self.use(estimator)
         self.scales = MemberScales(tensors, buffer) if any(tensor.scale for tensor in tensors) else None
         if self.scales is not None:
@@ -130,6 +142,27 @@ class FlatWeights:
     def all_chunks(self) -> list[Chunk]:
         """Chunks of all weights, with this member's scales."""
         return split_into_chunks(self.tensors, 0, self.tensors[-1].stop) if self.scales is None else self.scales.chunks
+
+    @torch.no_grad()
+    def rotate(self) -> None:
+        """Computes the rotated weights, after the model's weights have changed."""
+        if self._rotated:
+            self.buffer.copy_(self._latent)
+            self._rotate(self.buffer)
+
+    @torch.no_grad()
+    def rotate_back(self) -> None:
+        """Computes the model's weights, after the rotated ones have changed; these change again, by their rounding."""
+        if self._rotated:
+            self._latent.copy_(self.buffer)
+            self._rotate(self._latent)
+            self.rotate()
+            self.forget()
+
+    def _rotate(self, values: Tensor) -> None:
+        for tensor in self._rotated:
+            part = values[tensor.start : tensor.stop]
+            part.copy_(cast(Rotation, tensor.rotation)(part))
 
     def rescale(self, scales: dict[int, Tensor] | None = None) -> None:
         """Sets the scales that move, by default to those of the weights."""
@@ -152,6 +185,7 @@ class FlatWeights:
 
     def read_modules(self) -> None:
         """Takes the scales from the model's modules, as a checkpoint left them there."""
+        self.rotate()
         if self.scales is None:
             return
         fake_quantizes = {id(p): fake_quantize for _, p, fake_quantize in quantized_tensors(self._model)}
@@ -169,7 +203,9 @@ class FlatWeights:
             fake_quantize.estimator = estimator
 
     def remember(self) -> None:
-        """Marks the quantized buffer as current, until a weight changes."""
+        """Marks the quantized buffer, just filled with levels, as current until a weight changes."""
+        with torch.no_grad():
+            self._rotate(self._quantized)
         self._quantized_versions = self._versions()
 
     def forget(self) -> None:
@@ -237,14 +273,16 @@ class FlatWeights:
         # The quantized values are no longer needed: their buffer now takes g, or all gradients side by side.
         self._quantized_versions = []
         gradients, values = [gradient for gradient, _ in with_gradient], [values for _, values in with_gradient]
-        if type(estimator).backward is Estimator.backward:
+        if type(estimator).backward is Estimator.backward and not self._rotated:
             for group, (latent, g) in zip(self.chunk_groups, self._buffers, strict=True):
                 g.copy_(estimator.derivative(latent, group.quantizer))
             torch._foreach_mul_(gradients, values)
         else:
             torch._foreach_copy_(values, gradients)
+            self._rotate(self._quantized)
             for group, (latent, gradient) in zip(self.chunk_groups, self._buffers, strict=True):
                 gradient.copy_(estimator.backward(gradient, latent, group.quantizer))
+            self._rotate(self._quantized)
             torch._foreach_copy_(gradients, values)
         if self.scales is not None and of_scales:
             of_latent = self._gradients()
@@ -260,8 +298,10 @@ class FlatWeights:
 
     @torch.no_grad()
     def _quantize(self) -> None:
+        self.rotate()
         for group, (latent, quantized) in zip(self.chunk_groups, self._buffers, strict=True):
             quantized.copy_(group.quantizer(latent))
+        self._rotate(self._quantized)
 
     def _replaced(self, views: Sequence[Tensor]) -> str:
         """The first tensor whose parameter is no longer one of these views; empty if there is none."""
