@@ -58,7 +58,9 @@ def test_sgd_follows_in_rotated_coordinates_and_adam_does_not():
     comparison = run(build_model=network, **(ROTATED | {"optimizer": ADAM, "lr": 1e-3}))
     assert comparison.equivalence == "none"
     assert comparison.equivalence_reason.startswith("the rotation mixes the gradients of weights")
-    assert run(build_model=network, **(ROTATED | {"optimizer": ADAM, "lr": 1e-3, "rotation": None})).equivalence == "keep"
+    assert (
+        run(build_model=network, **(ROTATED | {"optimizer": ADAM, "lr": 1e-3, "rotation": None})).equivalence == "keep"
+    )
 
 
 def test_a_moving_scale_follows_rotated_weights():

@@ -30,7 +30,9 @@ def test_blocks_are_multiplied_by_hadamard_matrices(size):
 def test_weights_are_rotated_quantized_and_rotated_back():
     layer = nn.Linear(8, 3)
     w = layer.weight.detach().double()
-    quantize_weights(layer_model := nn.Sequential(layer), Quantization(include=["Linear"], scale=0.4, rotation=4), Ste())
+    quantize_weights(
+        layer_model := nn.Sequential(layer), Quantization(include=["Linear"], scale=0.4, rotation=4), Ste()
+    )
     step = 0.8 / 3
     z = torch.tensor(slow(w.numpy(), 4))
     levels = (np.floor(np.clip(z.numpy() / step, -2, 1.999)) + 0.5) * step
