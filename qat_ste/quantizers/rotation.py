@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from scipy.linalg import hadamard
 from torch import Tensor
 
 from qat_ste.base.errors import ArgumentError
@@ -46,4 +45,6 @@ class Rotation:
 
 @cache
 def _matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    from scipy.linalg import hadamard  # late: scipy takes a while to import
+
     return torch.tensor(hadamard(size) / size**0.5, dtype=dtype, device=device)

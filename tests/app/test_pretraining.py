@@ -41,14 +41,14 @@ def test_a_run_without_pretraining_says_nothing_of_the_start(qat_run):
 @pytest.mark.slow
 def test_a_sweep_trains_one_start_a_seed(tmp_path):
     output = tmp_path / "out"
-    code, out, err = sweep(output, *FEW, "estimator=tanh,ewgs,stable_qat,ste", "train.seed=1,2,3")
+    code, out, err = sweep(output, *FEW, "estimator=tanh,ste", "train.seed=1,2")
     assert code == 0, out + err
-    assert len(list((output / "pretrained").iterdir())) == 3
+    assert len(list((output / "pretrained").iterdir())) == 2
 
 
 @pytest.mark.slow
 def test_a_start_that_was_killed_is_continued(tmp_path):
-    few = ("train.steps=6", "metrics.every=3", "logger=none", "train.pretrain_steps=400", "checkpoint.every_steps=50")
+    few = ("train.steps=6", "metrics.every=3", "logger=none", "train.pretrain_steps=200", "checkpoint.every_steps=25")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start(whole, *few, f"hydra.run.dir={whole}/run").communicate(timeout=300)
     process = start(cut, *few, f"hydra.run.dir={cut}/run")
