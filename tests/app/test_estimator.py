@@ -120,7 +120,7 @@ def test_each_wrong_value_is_one_line(command, arguments, lines):
         assert found.startswith(f"qat-estimator: {expected}")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_reader_that_ends_early_is_no_error(tmp_path, unbuffered):
     code = "from qat_ste.app.commands import qat_estimator; qat_estimator()"
     process = subprocess.Popen(

@@ -46,6 +46,7 @@ def test_a_run_starts_from_the_file(qat_run, weights):
     assert losses[1] != pytest.approx(expected, abs=0.5)
 
 
+@pytest.mark.slow
 def test_a_run_without_it_has_the_configuration_of_before(qat_run, weights):
     plain = qat_run(*FEW)
     assert plain.code == 0, plain.err
@@ -97,6 +98,7 @@ def test_a_leading_tilde_is_the_home_folder(qat_run, weights, monkeypatch):
     assert qat_run(*FEW, 'model.checkpoint="~/other.pt"', "dry_run=true").code == 2
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_not_continued(qat_run, weights):
     start = f"model.checkpoint={weights}"
     assert qat_run(*FEW, start).code == 0

@@ -91,6 +91,7 @@ def test_lines_of_progress_without_a_terminal(capsys):
     assert re.match(r"step 20/100  \d+ steps/s  \d+ s left  loss 0.500  alignment error ste 0.0200", lines[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_errors_of_segments_fit_the_width(segment_run, width, count):

@@ -69,6 +69,7 @@ def test_offline_run_holds_the_figures_and_the_page(finished_run):
         assert (files / last[f"{key}.path"]).read_bytes() == path.read_bytes(), key
 
 
+@pytest.mark.slow
 def test_the_environments_id_is_that_of_a_single_run_but_not_of_a_sweep(qat_run, monkeypatch):
     ids = []
     monkeypatch.setattr(WandbLogger, "_start", lambda self, mode, arguments: ids.append(arguments["id"]))

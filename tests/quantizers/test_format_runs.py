@@ -61,7 +61,8 @@ def test_a_block_of_zeros_trains(zeros):
 SECOND_LAYER = ("quantizer.exclude=[conv1]", "counterparts=[ste,mirrored]")
 
 
-@pytest.mark.parametrize("name", ["nvfp4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mxfp4", "int4"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "int4"])
 def test_a_run_that_is_cut_off_continues_with_the_same_numbers(qat_run, monkeypatch, name):
     overrides = (f"quantizer={name}", *SECOND_LAYER)
     whole = qat_run(*RUN, *overrides, folder="undisturbed")
