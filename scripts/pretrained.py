@@ -158,11 +158,11 @@ def dge() -> None:
     for optimizer, (make, lr) in optimizers.items():
         for scale, settings in rules.items():
             quantization = Quantization(levels="fp4_e2m1", ties="even", **settings)
-            found = network.run(quantization, Power(), make, lr, (*MEMBERS, "replica"), segment=[5, 20])
-            errors = [f"{of.weight_alignment_error:.3g}" for of in found.counterparts.values()]
-            delta = max(found.movement_in_memory.values(), default=None)
-            assert found.segments is not None
-            verdicts = found.segments.as_dict()["segment_summary"]["verdicts"]
+            comparison = network.run(quantization, Power(), make, lr, (*MEMBERS, "replica"), segment=[5, 20])
+            errors = [f"{of.weight_alignment_error:.3g}" for of in comparison.counterparts.values()]
+            delta = max(comparison.movement_in_memory.values(), default=None)
+            assert comparison.segments is not None
+            verdicts = comparison.segments.as_dict()["segment_summary"]["verdicts"]
             ratios = [_ratio(verdicts[length]["ste_over_jitter"]) for length in verdicts]
             cells = ["–" if delta is None else f"{delta:.2g}", *errors, *ratios]
             print(f"| {optimizer} | {scale} | {' | '.join(cells)} |", flush=True)
