@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import cast
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from qat_ste.base.errors import ArgumentError
 from qat_ste.estimators import Estimator
-from qat_ste.fake_quant.fake_quantize import plain_name, quantized_tensors
+from qat_ste.fake_quant.fake_quantize import FakeQuantize, plain_name, quantized_tensors
 from qat_ste.fake_quant.flat_layout import Chunk, ChunkGroup, FlatTensor, group_chunks, split_into_chunks
 from qat_ste.fake_quant.member_scales import MemberScales, Seen
 from qat_ste.quantizers.rotation import Rotation
@@ -74,8 +76,8 @@ def warn_of_saturation(model: nn.Module) -> None:
     """Warns if many quantized weights lie outside the range, where they keep the outermost level."""
     counts = []
     for name, parameter, fake_quantize in quantized_tensors(model):
-        outside = fake_quantize.quantizer.saturated(fake_quantize.rounded(parameter.detach()))
         if fake_quantize.quantizer.saturation != "none":  # there they get a gradient all the same
+            outside = fake_quantize.quantizer.saturated(fake_quantize.rounded(parameter.detach()))
             counts.append((int(outside.count_nonzero()), parameter.numel(), name))
     if not counts:
         return
@@ -113,11 +115,14 @@ class FlatWeights:
         buffer: Tensor,
         quantized: Tensor,
     ) -> None:
-        quantized_of_model = list(quantized_tensors(model))
-        by_name = {name: parameter for name, parameter, _ in quantized_of_model}
+        by_name = {}
+        by_parameter: dict[int, list[FakeQuantize]] = defaultdict(list)  # several where weights are tied
+        for name, parameter, fake_quantize in quantized_tensors(model):
+            by_name[name] = parameter
+            by_parameter[id(parameter)].append(fake_quantize)
         self.parameters = [by_name[tensor.name] for tensor in tensors]
-        self.tensors, self.buffer, self._quantized, self._model = tensors, buffer, quantized, model
-        self._fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_of_model]
+        self._fake_quantizes = [by_parameter[id(parameter)] for parameter in self.parameters]
+        self.tensors, self.buffer, self._quantized = tensors, buffer, quantized
         self._rotated = [tensor for tensor in tensors if tensor.rotation is not None]
         self._latent = torch.zeros_like(buffer) if self._rotated else buffer
         flat = (self._latent, quantized)
@@ -177,29 +182,28 @@ class FlatWeights:
         """Gives the model's modules the scales as they are now, as evaluation, export and checkpoints need them."""
         if self.scales is None:
             return
-        fake_quantizes = {id(p): fake_quantize for _, p, fake_quantize in quantized_tensors(self._model)}
         for number, scales in self.scales.values.items():
-            parameter, size = self.parameters[number], self.tensors[number].group_size
-            max_ = Grouping(parameter.shape, size).spread(scales.detach().clone())
-            fake_quantizes[id(parameter)].quantizer = self.tensors[number].quantizer.rescaled(max_)
+            grouping = Grouping(self.parameters[number].shape, self.tensors[number].group_size)
+            quantizer = self.tensors[number].quantizer.rescaled(grouping.spread(scales.detach().clone()))
+            for fake_quantize in self._fake_quantizes[number]:
+                fake_quantize.quantizer = quantizer
 
     def read_modules(self) -> None:
         """Takes the scales from the model's modules, as a checkpoint left them there."""
         self.rotate()
         if self.scales is None:
             return
-        fake_quantizes = {id(p): fake_quantize for _, p, fake_quantize in quantized_tensors(self._model)}
         scales = {}
         for number in self.scales.values:
-            parameter, size = self.parameters[number], self.tensors[number].group_size
-            max_ = torch.as_tensor(fake_quantizes[id(parameter)].quantizer.max)
-            scales[number] = max_.to(self.buffer).expand_as(parameter).reshape(-1)[::size]
+            max_ = torch.as_tensor(self._fake_quantizes[number][0].quantizer.max)
+            flat = max_.to(self.buffer).expand_as(self.parameters[number]).reshape(-1)
+            scales[number] = flat[:: self.tensors[number].group_size]
         self.rescale(scales)
 
     def use(self, estimator: Estimator) -> None:
         """Sets the estimator of all quantized tensors."""
         self.estimator = estimator
-        for fake_quantize in self._fake_quantizes:
+        for fake_quantize in chain.from_iterable(self._fake_quantizes):
             fake_quantize.estimator = estimator
 
     def remember(self) -> None:
@@ -319,5 +323,5 @@ class FlatWeights:
         """
         for parameter, view in zip(self.parameters, values, strict=True):
             parameter.data = view
-        for fake_quantize in self._fake_quantizes:
+        for fake_quantize in chain.from_iterable(self._fake_quantizes):
             fake_quantize.holds_quantized = quantized

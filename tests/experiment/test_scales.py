@@ -141,6 +141,26 @@ def test_models_come_back_with_the_scales_of_their_last_weights():
         assert plain[0].weight.equal(levels)
 
 
+class Tied(nn.Module):
+    """Two layers that share their weights, which makes two quantizers of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+def test_modules_that_share_their_weights_share_the_scale():
+    model = run(build_model=Tied, include=["first", "second"], scale="absmax").models["reference"]
+    (_, w, first), (_, w_again, second) = quantized_tensors(model)
+    assert w is w_again
+    assert first.quantizer.max == second.quantizer.max == w.detach().abs().max()
+    assert torch.equal(model.first.weight, model.second.weight)
+
+
 def test_an_estimator_that_moves_the_ends_of_the_range_is_not_adjusted():
     found = run(scale="absmax", include=["Conv2d"], estimator=ApproxSign(), bits=1, steps=3)
     assert found.equivalence == "none" and "outermost levels" in found.equivalence_reason
