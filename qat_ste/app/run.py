@@ -240,8 +240,11 @@ def _compared(
     def batches(shard: Shard) -> TrainingBatches:
         return dataset.train_batches(training.batch_size, training.shuffle, training.seed, components.device, shard)
 
+    def stopped() -> bool:
+        return bool(stop)
+
     return compare(
-        start_of_run(cfg, components, batches, execution, stop),
+        start_of_run(cfg, components, batches, execution, stopped),
         batches,
         loss=F.cross_entropy,
         estimator=components.estimator,
@@ -256,5 +259,5 @@ def _compared(
         checkpoints=checkpoints,
         on_row=on_row,
         on_start=on_start if training.pretrain_steps or components.files else None,
-        stop=lambda: bool(stop),
+        stop=stopped,
     )

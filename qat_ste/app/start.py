@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +12,13 @@ from torch import nn
 from qat_ste.app.schema import parameters
 from qat_ste.app.validate import RunComponents
 from qat_ste.base.files import home_path
-from qat_ste.base.run_config import identity
+from qat_ste.base.run_config import digest, identity
 from qat_ste.base.sections import Execution
 from qat_ste.data.dataset import Shard, TrainingBatches
 from qat_ste.experiment.pretraining import pretrain
 
 FOLDER = "pretrained"  # in paths.output
-LENGTH = ("steps", "epochs", "steps_per_epoch", "length_scale", "lr_scale", "share", "segment", "clip_at")
+NOT_OF_START = ("steps", "epochs", "steps_per_epoch", "length_scale", "lr_scale", "share", "segment", "clip_at")
 
 
 def start_of_run(
@@ -28,17 +26,13 @@ def start_of_run(
     components: RunComponents,
     batches: Callable[[Shard], TrainingBatches],
     execution: Execution,
-    stop: object,
+    stop: Callable[[], bool],
 ) -> Callable[[], nn.Module]:
-    """The function that builds the network of a run, pretrained if ``train.pretrain_steps`` says so.
-
-    Pretraining ends early once ``stop`` is true.
-    """
+    """The function that builds the network of a run, pretrained if ``train.pretrain_steps`` says so."""
     training = components.training
     if not training.pretrain_steps:
         return components.build_model
     config = _config(cfg, components)
-    name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     return pretrain(
         components.build_model,
         batches,
@@ -48,10 +42,10 @@ def start_of_run(
         lr=cfg.optimizer.lr,
         training=training,
         execution=execution,
-        folder=home_path(cfg.paths.output) / FOLDER / name,
+        folder=home_path(cfg.paths.output) / FOLDER / digest(config)[:16],
         config=config,
         schedule=parameters(cfg, "checkpoint"),
-        stop=lambda: bool(stop),
+        stop=stop,
     )
 
 
@@ -59,7 +53,7 @@ def _config(cfg: DictConfig, components: RunComponents) -> dict[str, Any]:
     """What determines the float network: not what is quantized, nor how the run goes on."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     config = identity(plain)
-    train = {key: value for key, value in config["train"].items() if key not in LENGTH}
+    train = {key: value for key, value in config["train"].items() if key not in NOT_OF_START}
     parts = {key: config[key] for key in ("dataset", "model", "optimizer")}
     runtime = {"device": components.device.type, "precision": cfg.runtime.precision}
     return parts | {

@@ -96,16 +96,19 @@ class RunValidator:
         if self.problems:
             raise ConfigError(self.problems)
         assert estimator is not None and optimizer is not None and device is not None
-        assert dataset is not None and build_model is not None and training is not None
+        assert dataset is not None and build_model is not None and model is not None and training is not None
         files = {} if self._checkpoint is None else {"model.checkpoint.sha256": self._checkpoint.sha256}
         quantization = parameters(cfg, "quantizer")
+        fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_tensors(model)]
+        scales = [fake_quantize.scale for fake_quantize in fake_quantizes if fake_quantize.scale]
         adjustment, equivalent = adjust(
             adjustment_of(optimizer, cfg.optimizer.lr),
             estimator,
             quantizer_of(quantization, 1.0),
-            rotates=quantization.rotation is not None,
+            scales_move=bool(scales),
+            rotates=any(fake_quantize.rotation for fake_quantize in fake_quantizes),
         )
-        mirrors = Update.of(training).mirrors(adjustment.equivalence)
+        mirrors = Update.of(training).mirrors(adjustment.equivalence, scales)
         specs = [
             MemberSpec.of(name, estimator, adjustment.equivalence, equivalent, mirrors) for name in cfg.counterparts
         ]

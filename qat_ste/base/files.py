@@ -111,9 +111,16 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     def refuse(holder: str) -> None:
         raise FolderInUse(f"{key}={folder}: in use by {holder}; wait until it ends, or choose another {key}")
 
+    with waiting_lock(folder, refuse):
+        yield
+
+
+@contextmanager
+def waiting_lock(folder: Path, held: Callable[[str], object]) -> Iterator[None]:
+    """``locked``, but waits while another process holds the lock, unless ``held`` raises; see ``lock``."""
     with (folder / LOCK).open("a+b", buffering=0) as file:
         try:
-            lock(file, refuse)
+            lock(file, held)
         except OSError as error:
             log.warning("%s cannot be locked (%s): make sure that no other process uses it", folder, error.strerror)
         yield

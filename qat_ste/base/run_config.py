@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,11 @@ def identity(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
         elif isinstance(kept.get(section), dict):
             kept[section].pop(name, None)
     return kept
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of a configuration of plain values, in hexadecimal."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def completed(config: Config) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qat_ste.base.files import home_path, remove_unfinished, replacing
-from qat_ste.base.run_config import CheckpointMismatch, completed, differences
+from qat_ste.base.run_config import CheckpointMismatch, completed, differences, digest
 from qat_ste.base.sections import EXECUTIONS, CheckpointSchedule
 from qat_ste.base.text import of_value, one_line
 from qat_ste.experiment.cohort import Cohort
@@ -86,7 +85,7 @@ class Checkpoints:
         try:
             remove_unfinished(self.paths[0])
             with replacing(self.paths[0], durable=True) as file:
-                torch.save(state | {"config": json.dumps(self.config), "config_hash": _hash(self.config)}, file)
+                torch.save(state | {"config": json.dumps(self.config), "config_hash": digest(self.config)}, file)
                 file.flush()  # fails before an older file is lost
                 for younger, older in reversed(list(zip(self.paths, self.paths[1:], strict=False))):
                     if younger.exists():
@@ -136,10 +135,6 @@ def _read(path: Path) -> dict[str, Any]:
     if type(step) is not int or not all(type(row["step"]) is int and 0 < row["step"] <= step for row in rows):
         raise ValueError("its step is missing or wrong")
     return state
-
-
-def _hash(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 ANY_NUMBERS: dict[str, float] = {}  # in an example: any keys whose values are numbers or None

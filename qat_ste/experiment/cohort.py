@@ -22,7 +22,7 @@ from qat_ste.experiment.ranks import Layout, Ranks
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.fake_quant.flat_layout import Chunk, FlatTensor, group_chunks, split_into_chunks
 from qat_ste.fake_quant.flat_weights import FlatWeights, flat_tensors
-from qat_ste.optimizers import Equivalence, MakeOptimizer, adjustment_of
+from qat_ste.optimizers import MakeOptimizer, adjustment_of
 from qat_ste.quantizers.quantizer import Quantizer
 from qat_ste.theory.equivalence import SteEquivalent
 
@@ -77,10 +77,7 @@ class Cohort:
                 self.adjustment, estimator, quantizer, self.scales_move, self.rotates
             )
         equivalence, self.update = self.adjustment.equivalence, Update.of(training)
-        trained = any(tensor.scale is not None and tensor.scale.has_gradient for tensor in self.tensors)
-        mirrors = self.update.mirrors(equivalence) or (
-            (self.scales_move and equivalence is Equivalence.REMAP) or (trained and equivalence is Equivalence.KEEP)
-        )
+        mirrors = self.update.mirrors(equivalence, [tensor.scale for tensor in self.tensors if tensor.scale])
         self.specs, self.names = [MemberSpec(estimator)], {"reference": 0}
         for name in counterparts:
             spec = MemberSpec.of(name, estimator, equivalence, self.equivalent, mirrors)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qat_ste.base.errors import ArgumentError
+from qat_ste.data.dataset import Batch
 from qat_ste.divergence.outputs import inference_metrics, output_sums
 from qat_ste.experiment.checks import explained
 from qat_ste.experiment.cohort import Cohort
@@ -29,32 +31,60 @@ class Evaluation:
     against_reference: dict[str, float | None]
 
 
-@torch.no_grad()
-def evaluate(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, seed: int) -> list[Evaluation]:
-    """Evaluations of all members, in evaluation mode. Memory does not grow with the number of batches."""
-    layout, members = cohort.layout, len(cohort.specs)
-    sums = torch.zeros(members, 10, dtype=torch.float64)  # loss, inputs, and output_sums
+def evaluate(cohort: Cohort, batches: Iterable[Batch], loss: Loss, seed: int) -> list[Evaluation]:
+    """Evaluations of all members, in evaluation mode."""
+    members = len(cohort.specs)
+
+    def outputs_of(inputs: Tensor, draw_again: Callable[[], None]) -> list[Outputs]:
+        local = {}
+        for number, member in cohort.local.items():
+            draw_again()
+            local[number] = member.predict(inputs)
+        return cohort.layout.share_outputs(local, members)
+
     with ExitStack() as stack:
         for member in cohort.local.values():
             stack.enter_context(member.evaluating())
-        for number, (inputs, targets) in enumerate(batches):
-            with explained("validation", (inputs, targets), next(iter(cohort.local.values())).model, loss):
-                local = {}
-                for index, member in cohort.local.items():
-                    seed_noise(seed, number, cohort.device, layout.shard.rank, EVALUATION)
-                    local[index] = member.predict(inputs)
-                outputs = layout.share_outputs(local, members)
-                if are_classes(outputs[0], targets):
-                    for index, output in enumerate(outputs):
-                        sums[index, 2:] += output_sums(outputs[0], output, targets)
-                for index, output in enumerate(outputs):  # last, since the loss may work in place
-                    sums[index, 0] += len(targets) * checked_loss(loss, output, targets.clone()).double().cpu()
-                    sums[index, 1] += len(targets)
+        model = next(iter(cohort.local.values())).model
+        return evaluate_networks(cohort, outputs_of, members, model, batches, loss, seed)
+
+
+@torch.no_grad()
+def evaluate_networks(
+    cohort: Cohort,
+    outputs_of: Callable[[Tensor, Callable[[], None]], Sequence[Outputs]],
+    count: int,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Loss,
+    seed: int,
+) -> list[Evaluation]:
+    """Evaluations of ``count`` networks, of which the first is the reference.
+
+    Memory does not grow with the number of batches.
+
+    Args:
+        outputs_of: inputs -> outputs of all networks; it calls its second argument before each network, so that all
+            draw the same noise.
+        model: one of them; the batches have to fit it.
+    """
+    layout = cohort.layout
+    sums = torch.zeros(count, 10, dtype=torch.float64)  # loss, inputs, and output_sums
+    for number, (inputs, targets) in enumerate(batches):
+        with explained("validation", (inputs, targets), model, loss):
+            draw_again = partial(seed_noise, seed, number, cohort.device, layout.shard.rank, EVALUATION)
+            outputs = outputs_of(inputs, draw_again)
+            if _are_classes(outputs[0], targets):
+                for index, output in enumerate(outputs):
+                    sums[index, 2:] += output_sums(outputs[0], output, targets)
+            for index, output in enumerate(outputs):  # last, since the loss may work in place
+                sums[index, 0] += len(targets) * checked_loss(loss, output, targets.clone()).double().cpu()
+                sums[index, 1] += len(targets)
     sums = layout.ranks.sum(sums if layout.group == 0 else torch.zeros_like(sums))
     return [_evaluation(row) for row in sums]
 
 
-def are_classes(outputs: Outputs, targets: Tensor) -> bool:
+def _are_classes(outputs: Outputs, targets: Tensor) -> bool:
     """Whether these are logits of at least two classes, and targets that number them."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         return False

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.sections import Execution, Training
@@ -21,13 +20,14 @@ from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import MemberSpec
 from qat_ste.experiment.execution import executed
 from qat_ste.experiment.gradient_update import ById, Clipping, L2Penalty, WeightDecay, mirrored
-from qat_ste.experiment.passes import Loss, Outputs, backward, checked_loss
+from qat_ste.experiment.passes import Loss, Outputs, autocast_for, backward, checked_loss, predict
 from qat_ste.experiment.ranks import Layout
 from qat_ste.experiment.scale_update import follow_scales
 from qat_ste.fake_quant.flat_weights import FlatWeights
 from qat_ste.fake_quant.member_scales import Seen
 from qat_ste.optimizers import Equivalence, KerasSGD, MakeOptimizer
 from qat_ste.quantizers.quantizer import Quantizer
+from qat_ste.quantizers.scales import LearnedScale, MovingScale
 from qat_ste.theory.equivalence import SteEquivalent
 
 
@@ -71,8 +71,12 @@ class Update:
         if self.weight_decay is not None:
             self.weight_decay.shrink(model, optimizer, shrunk)
 
-    def mirrors(self, equivalence: Equivalence) -> bool:
-        """Whether ``mirrored`` differs from ``ste``: it decays or clips by the reference's numbers."""
+    def mirrors(self, equivalence: Equivalence, scales: Sequence[MovingScale | LearnedScale]) -> bool:
+        """Whether ``mirrored`` differs from ``ste``: it decays, clips or moves scales by the reference's numbers."""
+        if scales and equivalence is Equivalence.REMAP:
+            return True
+        if equivalence is Equivalence.KEEP and any(scale.has_gradient for scale in scales):
+            return True
         clipping = None if self.clipping is None or self.clipping.before_estimator else self.clipping
         mirrored_changes = {
             Equivalence.REMAP: (self.l2, self.weight_decay, clipping),
@@ -144,10 +148,7 @@ class Member:
             )
         self._set_optimizer_mode("train")
         self.execute(execution.execution)
-        self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if execution.precision == "bf16":
-            device = weights.buffer.device.type
-            self._autocast = partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)  # for CUDA graphs
+        self._autocast = autocast_for(execution.precision, weights.buffer.device)
 
     def execute(self, mode: str) -> None:
         """Computes forward and backward passes in this way of ``EXECUTIONS`` from now on."""
@@ -250,9 +251,7 @@ class Member:
 
     def predict(self, inputs: Tensor) -> Outputs:
         """Outputs in the precision of training; those below float32 as float32."""
-        with torch.set_grad_enabled(self.needs.gradients), self._autocast():
-            outputs = self.model(inputs.clone())
-        return tree_map_only(Tensor, _at_least_float32, outputs)
+        return predict(self.model, inputs, self._autocast, self.needs.gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """State of model and optimizer."""
@@ -281,10 +280,6 @@ def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> bool:
 
 def _bits(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,14 @@ from qat_ste.base.errors import ArgumentError
 
 Outputs = Any  # a tensor, or tensors in tuples, lists, dictionaries or objects
 Loss = Callable[[Outputs, Tensor], Tensor]
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def autocast_for(precision: str, device: torch.device) -> Autocast:
+    """The context of the passes in one of ``PRECISIONS``."""
+    if precision != "bf16":
+        return nullcontext
+    return partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)  # no cache, for CUDA graphs
 
 
 def checked_loss(loss: Loss, outputs: Outputs, targets: Tensor) -> Tensor:
@@ -51,7 +60,7 @@ def backward(
     inputs: Tensor,
     targets: Tensor,
     parts: int = 1,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Autocast = nullcontext,
     unsynchronized: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Tensor, list[Outputs]]:
     """Adds up the gradients of a batch, passed in ``parts``.
@@ -79,3 +88,20 @@ def backward(
             share.backward()
         value = value + share.detach()
     return cast(Tensor, value), outputs_of_parts
+
+
+def predict(
+    forward: Callable[[Tensor], Outputs], inputs: Tensor, autocast: Autocast, gradients: bool = False
+) -> Outputs:
+    """Outputs in the precision of training; those below float32 as float32.
+
+    Args:
+        gradients: whether the forward pass takes derivatives.
+    """
+    with torch.set_grad_enabled(gradients), autocast():
+        outputs = forward(inputs.clone())
+    return tree_map_only(Tensor, _at_least_float32, outputs)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qat_ste.base.errors import FUNCTION, POSITIVE, STEPS, ArgumentError, require
-from qat_ste.base.files import LOCK, lock
+from qat_ste.base.errors import FUNCTION, POSITIVE, STEPS, ArgumentError, Instance, require
+from qat_ste.base.files import home_path, waiting_lock
 from qat_ste.base.sections import CheckpointSchedule, Execution, Training
 from qat_ste.data.dataset import Shard
 from qat_ste.experiment.batch_source import Batches, BatchSource, on_device
@@ -23,7 +23,7 @@ from qat_ste.experiment.checks import BATCHES, check_model, check_optimizer, exp
 from qat_ste.experiment.execution import find_device
 from qat_ste.experiment.lockstep import Stopped
 from qat_ste.experiment.member import Update, set_mode
-from qat_ste.experiment.passes import Loss, backward
+from qat_ste.experiment.passes import Autocast, Loss, autocast_for, backward
 from qat_ste.experiment.randomness import kept_generators, seed_everything, seed_noise
 from qat_ste.experiment.ranks import Ranks
 from qat_ste.experiment.schedules import schedule_of
@@ -69,11 +69,17 @@ def pretrain(
     require(POSITIVE, lr=lr)
     require(STEPS, steps=steps)
     check_optimizer(optimizer, lr)
+    require(Instance(Training), training=training)
+    require(Instance(Execution), execution=execution)
     device, seed = find_device(execution.device), training.seed
-    bf16 = execution.precision == "bf16"
-    autocast = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
-    with kept_generators(device), nullcontext() if folder is None else _waiting(Path(folder)):
-        checkpoints = None if folder is None else Checkpoints(folder, config, schedule)
+    with ExitStack() as stack:
+        stack.enter_context(kept_generators(device))
+        checkpoints = None
+        if folder is not None:
+            folder = home_path(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(waiting_lock(folder, partial(log.info, "waits for the start that %s trains")))
+            checkpoints = Checkpoints(folder, config, schedule)
         if Ranks().size > 1 and (checkpoints is None or checkpoints.step < steps):
             allowed = "0 where several processes train, unless one process has trained this start before"
             raise ArgumentError("pretrain_steps", steps, allowed)
@@ -88,7 +94,7 @@ def pretrain(
                 loss=loss,
                 optimizer=optimizer([{"params": [*model.parameters()], "lr": lr}], lr=lr),
                 training=training,
-                autocast=autocast,
+                autocast=autocast_for(execution.precision, device),
                 checkpoints=checkpoints,
                 state=state,
                 stop=stop,
@@ -104,7 +110,7 @@ def _train(
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     training: Training,
-    autocast: Callable[[], Any],
+    autocast: Autocast,
     checkpoints: Checkpoints | None,
     state: dict[str, Any] | None,
     stop: Callable[[], bool],
@@ -152,15 +158,3 @@ def _with_weights(build_model: Callable[[], nn.Module], state: Mapping[str, Any]
     model = build_model()
     model.load_state_dict(state)
     return model
-
-
-@contextmanager
-def _waiting(folder: Path) -> Iterator[None]:
-    """Locks the folder, after the process that trains there has ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+b", buffering=0) as file:
-        try:
-            lock(file, lambda holder: log.info("waits for the start that %s trains in %s", holder, folder))
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): runs may train the same start", folder, error.strerror)
-        yield

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from qat_ste.data.dataset import Batch
-from qat_ste.divergence.outputs import inference_metrics, output_sums
 from qat_ste.experiment.batch_source import on_device, seeded
-from qat_ste.experiment.checks import explained
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.evaluation import are_classes
+from qat_ste.experiment.evaluation import evaluate_networks
 from qat_ste.experiment.model_copy import copy_model
-from qat_ste.experiment.passes import Loss, checked_loss
-from qat_ste.experiment.randomness import EVALUATION, seed_noise
+from qat_ste.experiment.passes import Loss, Outputs, autocast_for, predict
 from qat_ste.fake_quant.fake_quantize import quantized_tensors
 from qat_ste.optimizers import Equivalence
 
@@ -55,12 +51,22 @@ def _percent(share: float | None) -> str:
 
 @torch.no_grad()
 def start_of(cohort: Cohort, validation: Iterable[Batch], loss: Loss, seed: int) -> Start:
-    """Evaluates copies of the cohort's model on this rank's validation batches; the same on all ranks."""
+    """Evaluates a copy of the cohort's model on this rank's validation batches; the same on all ranks."""
     model = copy_model(cohort.model).eval()
-    quantized = _evaluated(cohort, model, validation, loss, seed)
-    for _, _, fake_quantize in quantized_tensors(model):
-        fake_quantize.holds_quantized = True  # the forward pass takes the weights as they are
-    as_float = _evaluated(cohort, model, validation, loss, seed)
+    fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_tensors(model)]
+    autocast, gradients = autocast_for(cohort.execution.precision, cohort.device), cohort.needs.gradients
+
+    def outputs_of(inputs: Tensor, draw_again: Callable[[], None]) -> list[Outputs]:
+        outputs = []
+        for as_float in (True, False):
+            for fake_quantize in fake_quantizes:
+                fake_quantize.holds_quantized = as_float  # then the forward pass takes the weights as they are
+            draw_again()
+            outputs.append(predict(model, inputs, autocast, gradients))
+        return outputs
+
+    batches = on_device(seeded(validation, seed), cohort.device, "validation")
+    before, after = evaluate_networks(cohort, outputs_of, 2, model, batches, loss, seed)
     outside, moved, weights = 0.0, 0.0, 0
     equivalent = cohort.equivalent if cohort.adjustment.equivalence is Equivalence.REMAP else None
     for _, parameter, fake_quantize in quantized_tensors(cohort.model):
@@ -69,26 +75,4 @@ def start_of(cohort: Cohort, validation: Iterable[Batch], loss: Loss, seed: int)
         weights += w.numel()
         if equivalent is not None:
             moved += float(((equivalent.on(quantizer).weight_map(w) - w) / quantizer.max).abs().sum())
-    return Start(as_float[0], quantized[0], as_float[1], quantized[1], outside / weights, moved / weights)
-
-
-def _evaluated(
-    cohort: Cohort, model: nn.Module, validation: Iterable[Batch], loss: Loss, seed: int
-) -> tuple[float, float | None]:
-    """Mean loss and accuracy of the model."""
-    layout, sums = cohort.layout, torch.zeros(10, dtype=torch.float64)  # loss, inputs, and output_sums
-    bf16 = cohort.execution.precision == "bf16"
-    autocast = partial(torch.autocast, cohort.device.type, torch.bfloat16, enabled=bf16)
-    batches = on_device(seeded(validation, seed), cohort.device, "validation")
-    for number, (inputs, targets) in enumerate(batches):
-        seed_noise(seed, number, cohort.device, layout.shard.rank, EVALUATION)
-        with explained("validation", (inputs, targets), model, loss):
-            with torch.set_grad_enabled(cohort.needs.gradients), autocast():
-                outputs = model(inputs.clone())
-                if are_classes(outputs, targets):
-                    sums[2:] += output_sums(outputs.detach(), outputs.detach(), targets)
-                sums[0] += len(targets) * checked_loss(loss, outputs, targets.clone()).double().cpu()
-            sums[1] += len(targets)
-    sums = layout.ranks.sum(sums if layout.group == 0 else torch.zeros_like(sums))
-    accuracy = inference_metrics(sums[2:]).get("accuracy")
-    return float(sums[0] / sums[1]), accuracy
+    return Start(before.loss, after.loss, before.accuracy, after.accuracy, outside / weights, moved / weights)

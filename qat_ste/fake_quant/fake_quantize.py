@@ -158,8 +158,6 @@ def quantize_weights(
             if not w.numel():  # a layer without outputs has empty weights
                 continue
             fake_quantize = _fake_quantize(module, f"{name}.{tensor_name}", w, quantization, estimator, max)
-            if max is None and isinstance(scale := _scale(quantization), MovingScale | LearnedScale):
-                fake_quantize.scale, fake_quantize.group_size = scale, Grouping.of(quantization.granularity, w).size
             chosen.append((module, tensor_name, fake_quantize))
     if not chosen:
         allowed = "patterns that leave a weight to quantize, together with exclude"
@@ -227,6 +225,8 @@ def _fake_quantize(
         raise ArgumentError("max", max, expected)
     fake_quantize = FakeQuantize(quantizer, estimator)
     fake_quantize.rotation = rotation
+    if max is None and isinstance(scale := _scale(quantization), MovingScale | LearnedScale):
+        fake_quantize.scale, fake_quantize.group_size = scale, Grouping.of(quantization.granularity, w).size
     return fake_quantize
 
 

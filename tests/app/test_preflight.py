@@ -56,6 +56,17 @@ def test_a_dry_run_counts_the_networks_of_segments(qat_run):
         assert run.out.strip().endswith(f"# {members} members x 40 steps of 64")
 
 
+def test_a_dry_run_counts_mirrored_where_it_is_a_network_of_its_own(qat_run):
+    few = ("train.steps=40", "dry_run=true", "counterparts=[ste,mirrored]")
+    for overrides, members in [
+        ((), 2),
+        (("quantizer.scale=absmax",), 3),
+        (("quantizer.scale=absmax", "optimizer=adam"), 2),
+        (("quantizer.scale=learned", "optimizer=adam"), 3),
+    ]:
+        assert qat_run(*few, *overrides).out.strip().endswith(f"# {members} members x 40 steps of 64")
+
+
 def test_a_run_with_segments_says_their_cost_before_it_starts(segment_run, finished_run):
     printed = (segment_run / "stdout.txt").read_text()
     assert "segments of 2, 6 steps: 6 more networks" in printed.partition("step 6/24")[0].splitlines()
