@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-import moving_scales
+from moving_scales import errors, run
 from qat_ste.base.files import read_json
 from qat_ste.estimators import Tanh
 from qat_ste.report.pages import png
@@ -23,6 +21,7 @@ from qat_ste.report.style import STYLE
 
 K = {1: 2.0, 2: 5.5, 4: 18.0}  # of tanh, by bits (arXiv 2405.05171)
 LR, STEPS, SEEDS = 0.01, 200, (1, 2, 3)
+MEMBERS = ("ste", "jitter", "naive")
 SMALLER = (1, 2, 5, 10, 20)  # η is divided by it, and the steps are multiplied
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURE = DOCS / "four_bits" / "error.png"
@@ -38,17 +37,13 @@ def relative_rate(bits: int, factor: float) -> float:
 def on_digits() -> Iterator[Point]:
     """Errors on digits, geometric mean of the seeds; prints a line for each point."""
     print("| bits | η | η/Δ | `ste` | `jitter` | `naive` | ste / jitter |\n|---:|---:|---:|---:|---:|---:|---:|")
-    momentum = partial(torch.optim.SGD, momentum=0.9)
     for bits, k in K.items():
         for less in SMALLER:
-            found = [
-                moving_scales.errors(
-                    moving_scales.run(
-                        LR / less, STEPS * less, seed, "he", momentum, Tanh(k), ["ste", "jitter", "naive"], bits
-                    )
-                )
+            runs = [
+                run(LR / less, STEPS * less, seed, "he", estimator=Tanh(k), counterparts=MEMBERS, bits=bits)
                 for seed in SEEDS
             ]
+            found = map(errors, runs)
             ste, jitter, naive = (statistics.geometric_mean(of) for of in zip(*found, strict=True))
             rate = relative_rate(bits, 1 / less)
             cells = f"{rate:.3g} | {ste:.3g} | {jitter:.3g} | {naive:.3g} | {ste / jitter:.3g}"

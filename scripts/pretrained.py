@@ -25,6 +25,7 @@ from qat_ste.estimators import Estimator, Power, Ste, Tanh
 from qat_ste.experiment.comparison import Comparison
 from qat_ste.models import keras_cnn, small_cnn
 from qat_ste.quantizers.scales import LearnedScale
+from qat_ste.report.tables import shown_estimate
 
 CPU = torch.device("cpu")
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
@@ -60,10 +61,6 @@ class Network:
         """Test batches."""
         return list(islice(self.dataset().test_batches(CPU, shard), self.tested))
 
-    def pretrained(self) -> Callable[[], nn.Module]:
-        """The function that builds the network with trained float weights."""
-        return _pretrained(self)
-
     def run(
         self,
         quantization: Quantization,
@@ -76,7 +73,7 @@ class Network:
     ) -> Comparison:
         """Trains on, at a tenth of the learning rate unless another is given."""
         return compare(
-            self.pretrained(),
+            _pretrained(self),
             self.batches,
             loss=F.cross_entropy,
             estimator=estimator,
@@ -93,6 +90,7 @@ class Network:
 
 @cache
 def _pretrained(network: Network) -> Callable[[], nn.Module]:
+    """The function that builds the network with trained float weights."""
     return pretrain(
         network.build, network.batches, network.float_steps, loss=F.cross_entropy, optimizer=MOMENTUM, lr=network.lr,
         training=Training(seed=1),
@@ -162,15 +160,10 @@ def dge() -> None:
             errors = [f"{of.weight_alignment_error:.3g}" for of in comparison.counterparts.values()]
             delta = max(comparison.movement_in_memory.values(), default=None)
             assert comparison.segments is not None
-            verdicts = comparison.segments.as_dict()["segment_summary"]["verdicts"]
-            ratios = [_ratio(verdicts[length]["ste_over_jitter"]) for length in verdicts]
+            verdicts = comparison.segments.as_dict()["segment_summary"]["verdicts"].values()
+            ratios = [shown_estimate(verdict["ste_over_jitter"], 2) for verdict in verdicts]
             cells = ["–" if delta is None else f"{delta:.2g}", *errors, *ratios]
             print(f"| {optimizer} | {scale} | {' | '.join(cells)} |", flush=True)
-
-
-def _ratio(estimate: Any) -> str:
-    middle, low, high = estimate if isinstance(estimate, list | tuple) else estimate.values()
-    return "–" if middle is None else f"{middle:.2g} ({low:.2g} to {high:.2g})"
 
 
 PARTS = {"scales": scales, "training": training, "dge": dge}
