@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.comparison import COMPARISON, LOGGING, METRICS, METRICS_NET, TEXTBOOK, phases, whole_steps
 from benchmarks.memory import bytes_held
-from benchmarks.networks import Setting
+from benchmarks.networks import OF_GPT, Setting
 from benchmarks.others import other_implementations
 from benchmarks.scaling import WIDTHS, over_members, over_weights
 from benchmarks.timing import Figure
@@ -34,10 +34,13 @@ from qat_ste.base.process import keep_freed_memory
 SMALL, FLAX = Setting("small_cnn", 8, 64, 20, 21), Setting("flax_cnn", 28, 128, 3, 15)
 KERAS = Setting("keras_cnn", 28, 128, 4, 25)
 RESNETS = Setting("resnet18", 224, 16, 1, 7), Setting("resnet50", 64, 16, 1, 9)
+MICRO = Setting("gpt_micro", 128, 32, 2, 11)  # tokens a weight as in GPT-2: 0.5 M to 124 M
+E2M1 = replace(OF_GPT, levels="fp4_e2m1", ties="even", scale="msamp_power")
 STEPS = ((KERAS, 2), (KERAS, 4), (SMALL, 2), (FLAX, 2), *((resnet, 2) for resnet in RESNETS))
 BARS: dict[str, dict[str, float]] = defaultdict(
     dict,
     keras_cnn={COMPARISON: 1.05, TEXTBOOK: 0.60, METRICS: 0.03, METRICS_NET: 0.03, LOGGING: 0.02},
+    gpt={COMPARISON: 1.05},
     resnet18={METRICS: 0.03, METRICS_NET: 0.03},
 )
 MOST_MEMBERS = 8
@@ -51,6 +54,9 @@ SECTIONS: dict[
     str, Callable[[int | None], Iterable[Iterable[Figure]]]
 ] = {  # by number of rounds; None: each setting's default
     "steps": lambda rounds: (whole_steps(_rounds(setting, rounds), n, BARS[setting.network]) for setting, n in STEPS),
+    "language": lambda rounds: (
+        whole_steps(_rounds(MICRO, rounds), 2, BARS["gpt"], quantization) for quantization in (OF_GPT, E2M1)
+    ),
     "phases": lambda rounds: (
         phases(_rounds(setting, rounds or 9), BARS[setting.network]) for setting in (SMALL, KERAS, FLAX, *RESNETS)
     ),

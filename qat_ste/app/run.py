@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +29,7 @@ from qat_ste.base.run_config import identity
 from qat_ste.base.sections import SECTIONS
 from qat_ste.data.dataset import Shard, TrainingBatches
 from qat_ste.data.image_files import BrokenImageError
+from qat_ste.data.task import task_of
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.comparison import Comparison, compare
 from qat_ste.experiment.lockstep import Row, Stopped
@@ -246,7 +246,7 @@ def _compared(
     return compare(
         start_of_run(cfg, components, batches, execution, stopped),
         batches,
-        loss=F.cross_entropy,
+        loss=task_of(components.dataset).loss,
         estimator=components.estimator,
         optimizer=components.optimizer,
         lr=cfg.optimizer.lr * training.lr_scale,

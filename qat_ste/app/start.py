@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -15,6 +14,7 @@ from qat_ste.base.files import home_path
 from qat_ste.base.run_config import digest, identity
 from qat_ste.base.sections import Execution
 from qat_ste.data.dataset import Shard, TrainingBatches
+from qat_ste.data.task import task_of
 from qat_ste.experiment.pretraining import pretrain
 
 FOLDER = "pretrained"  # in paths.output
@@ -37,7 +37,7 @@ def start_of_run(
         components.build_model,
         batches,
         training.pretrain_steps,
-        loss=F.cross_entropy,
+        loss=task_of(components.dataset).loss,
         optimizer=components.optimizer,
         lr=cfg.optimizer.lr,
         training=training,

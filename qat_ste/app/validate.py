@@ -22,6 +22,7 @@ from qat_ste.base.errors import STEPS, ArgumentError
 from qat_ste.base.sections import Execution, Metrics, Quantization, TrainConfig
 from qat_ste.base.text import shown
 from qat_ste.data.dataset import Dataset, Shard
+from qat_ste.data.task import task_of
 from qat_ste.estimators import Estimator
 from qat_ste.experiment.counterparts import COUNTERPART_LIST, MemberSpec, adjust
 from qat_ste.experiment.execution import check_execution, find_device
@@ -177,33 +178,31 @@ class RunValidator:
 
     def _model_builder(self, dataset: Dataset) -> Callable[[], nn.Module] | None:
         """The function that builds the model, with its arguments that depend on the data set."""
-        channels, _, width = dataset.image_shape
-        facts = {"in_channels": channels, "image_size": width, "num_classes": dataset.num_classes}
+        task = task_of(dataset)
         given = (self.cfg.model.pop(key.partition(".")[2], None) for key in MODEL_KEYS)
         path, rename = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in given)
-        images = torch.zeros(2, *dataset.image_shape)
 
         def make_builder(node: DictConfig) -> Callable[[], nn.Module]:
             make = instantiate(node)
             if isinstance(make, nn.Module):
                 raise TypeError("_partial_ must be true, for a function that makes a model")
             wanted = inspect.signature(make).parameters
-            return partial(make, **{name: value for name, value in facts.items() if name in wanted})
+            return partial(make, **{name: value for name, value in task.model_arguments.items() if name in wanted})
 
         def make_tested_builder(node: DictConfig) -> Callable[[], nn.Module]:
             build = make_builder(node)
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                outputs = build()(images)
-            if not _are_logits(outputs, len(images), dataset.num_classes):
+                outputs = build()(task.inputs)
+            if not task.accepts(outputs):
                 shape = f" of shape {'x'.join(map(str, outputs.shape))}" if isinstance(outputs, Tensor) else ""
-                allowed = f"a tensor of images x {dataset.num_classes} classes"
+                dimensions = "images" if task.targets.ndim == 1 else "windows x tokens"
+                allowed = f"a tensor of {dimensions} x {task.num_classes} classes"
                 raise TypeError(f"in training it must return {allowed}, not {type(outputs).__name__}{shape}")
             return build
 
         if self.builder.build("model", make_builder) is None:
             return None
-        size = "x".join(map(str, dataset.image_shape))
-        build = self.builder.build("model", make_tested_builder, f"cannot be built for images of {size}: ")
+        build = self.builder.build("model", make_tested_builder, f"cannot be built for {task.described}: ")
         return build if build is None or path is rename is None else self._loading_builder(build, path, rename)
 
     def _loading_builder(
@@ -286,10 +285,3 @@ class RunValidator:
 
 def _loaded(build: Callable[[], nn.Module], checkpoint: CheckpointFile) -> nn.Module:
     return checkpoint.load_into(build())
-
-
-def _are_logits(outputs: object, images: int, classes: int) -> bool:
-    """Whether the cross-entropy accepts these outputs of a network; it allows more classes than the data have."""
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        return False
-    return outputs.is_floating_point() and outputs.shape[0] == images and outputs.shape[1] >= classes

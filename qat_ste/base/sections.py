@@ -31,6 +31,7 @@ SCHEDULES = ("cosine", "constant", "step")
 CLIP_AT = ("latent", "quantized")
 PLACEMENTS = ("together", "spread")
 PRECISIONS = ("fp32", "bf16")
+MATRICES = "matrices"  # in place of a name pattern
 EXECUTIONS = ("auto", "eager", "compile", "graph")
 PATTERNS = ListOf((str, type), "module types, type names or name patterns")
 NAMES = ListOf((str,), "name patterns")
@@ -139,7 +140,8 @@ class Training(Parameters):
             then includes any warm-up.
         warmup: share of the steps over which the factor grows from 0.
         clip_norm, clip_at: see ``Clipping``.
-        l2, l2_include: see ``L2Penalty``; the theorem does not cover it, the counterpart ``mirrored`` does.
+        l2, l2_include: see ``L2Penalty``; the theorem does not cover it, the counterpart ``mirrored`` does. Beside name
+            patterns, ``matrices`` includes all tensors of two dimensions or more.
         weight_decay: see ``WeightDecay``; acts on the tensors of ``l2_include``.
         accumulate: parts that a batch is split into; their gradients are added up.
         segment: lengths in steps; for each, every counterpart is trained once more, from the reference's mapped
@@ -170,7 +172,11 @@ class Training(Parameters):
     weight_decay: float = parameter(
         0.0, STRENGTH, "w <- w - lr * weight_decay * w beside the optimizer's step, as in AdamW", 1e-2
     )
-    l2_include: list[Any] = parameter(["*"], NAMES, "name patterns of the tensors that l2 and weight_decay act on")
+    l2_include: list[Any] = parameter(
+        ["*"],
+        NAMES,
+        f"name patterns of the tensors that l2 and weight_decay act on; {MATRICES}: those of two dimensions or more",
+    )
     accumulate: int = parameter(1, COUNT, "parts that a batch is split into, their gradients added up")
     seed: int = parameter(42, SEED, "of weights, batches and dropout")
     segment: Any = parameter(

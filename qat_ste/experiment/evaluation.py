@@ -75,8 +75,9 @@ def evaluate_networks(
             draw_again = partial(seed_noise, seed, number, cohort.device, layout.shard.rank, EVALUATION)
             outputs = outputs_of(inputs, draw_again)
             if _are_classes(outputs[0], targets):
-                for index, output in enumerate(outputs):
-                    sums[index, 2:] += output_sums(outputs[0], output, targets)
+                logits = [output.flatten(0, -2) for output in outputs]
+                for index, output in enumerate(logits):
+                    sums[index, 2:] += output_sums(logits[0], output, targets.flatten())
             for index, output in enumerate(outputs):  # last, since the loss may work in place
                 sums[index, 0] += len(targets) * checked_loss(loss, output, targets.clone()).double().cpu()
                 sums[index, 1] += len(targets)
@@ -85,10 +86,12 @@ def evaluate_networks(
 
 
 def _are_classes(outputs: Outputs, targets: Tensor) -> bool:
-    """Whether these are logits of at least two classes, and targets that number them."""
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+    """Whether these are logits of at least two classes, the last dimension, and targets that number them."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[-1] < 2 or targets.is_floating_point():
         return False
-    return targets.ndim == 1 and not targets.is_floating_point()
+    # Classes can also be the second dimension, as of F.cross_entropy; where both fit, nothing is said.
+    second = outputs.ndim > 2 and (outputs.shape[:1] + outputs.shape[2:]) == targets.shape
+    return outputs.shape[:-1] == targets.shape and not second
 
 
 def _evaluation(sums: Tensor) -> Evaluation:

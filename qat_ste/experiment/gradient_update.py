@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from qat_ste.base.errors import POSITIVE, STRENGTH, OneOf
 from qat_ste.base.parameters import Parameters, parameter
-from qat_ste.base.sections import CLIP_AT, NAMES
+from qat_ste.base.sections import CLIP_AT, MATRICES, NAMES
 from qat_ste.fake_quant.fake_quantize import plain_name
 from qat_ste.fake_quant.flat_layout import Chunk
 from qat_ste.theory.equivalence import SteEquivalent
@@ -28,8 +28,8 @@ class _Decay(Parameters):
 
     def _chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
         for name, weights in model.named_parameters():
-            chosen = any(fnmatchcase(plain_name(name), pattern) for pattern in self.include)
-            if chosen and weights.grad is not None:
+            named = any(fnmatchcase(plain_name(name), pattern) for pattern in self.include)
+            if (named or (MATRICES in self.include and weights.ndim >= 2)) and weights.grad is not None:
                 yield weights
 
 

@@ -207,6 +207,7 @@ def _fake_quantize(
         check_latent(w.dtype, name)
     except ValueError as error:
         raise _refused(quantization, str(error)) from None
+    _check_orientation(module, name, quantization, max is None)
     try:
         with torch.no_grad():
             rotation = Rotation.of(quantization.rotation, w)
@@ -228,6 +229,24 @@ def _fake_quantize(
     if max is None and isinstance(scale := _scale(quantization), MovingScale | LearnedScale):
         fake_quantize.scale, fake_quantize.group_size = scale, Grouping.of(quantization.granularity, w).size
     return fake_quantize
+
+
+def _check_orientation(module: nn.Module, name: str, quantization: Quantization, scaled: bool) -> None:
+    """Refuses what takes the first dimension for that of the outputs, where it is that of the inputs.
+
+    Transposed convolutions and the ``Conv1D`` of transformers store their weights so.
+    """
+    kind = type(module).__name__
+    if not (kind == "Conv1D" or isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)):
+        return
+    remedy = "see models.with_linear_layers" if kind == "Conv1D" else "exclude it"
+    problem = f"({name}: the first dimension of {kind}.weight counts inputs; {remedy})"
+    if quantization.granularity != "tensor":
+        raise ArgumentError("granularity", quantization.granularity, f"tensor {problem}")
+    if quantization.rotation is not None:
+        raise ArgumentError("rotation", quantization.rotation, f"None {problem}")
+    if kind == "Conv1D" and scaled and quantization.scale == "he":
+        raise ArgumentError("scale", "he", f"one that does not depend on the number of inputs, as absmax {problem}")
 
 
 def quantized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, FakeQuantize]]:

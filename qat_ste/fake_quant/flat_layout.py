@@ -83,12 +83,16 @@ def split_into_chunks(
 ) -> list[Chunk]:
     """Splits weights ``first`` to ``last`` of the buffer into chunks of one tensor and at most ``CHUNK_WEIGHTS``.
 
-    ``scales`` are those of the member whose weights they are; without them the chunks keep the initial ones.
+    Where scales move, chunks hold whole groups of weights that share one, unless a group is larger. ``scales`` are
+    those of the member whose weights they are; without them the chunks keep the initial ones.
     """
     chunks = []
     for index, tensor in enumerate(tensors):
-        for start in range(max(tensor.start, first), min(tensor.stop, last), CHUNK_WEIGHTS):
-            stop = min(start + CHUNK_WEIGHTS, tensor.stop, last)
+        size = CHUNK_WEIGHTS
+        if tensor.scale is not None and tensor.group_size < size:
+            size -= size % tensor.group_size
+        for start in range(max(tensor.start, first), min(tensor.stop, last), size):
+            stop = min(start + size, tensor.stop, last)
             quantizer = tensor.quantizer
             if isinstance(quantizer.max, Tensor):
                 max_ = quantizer.max[start - tensor.start : stop - tensor.start]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_ste.fake_quant.flat_layout import Chunk, FlatTensor, split_into_chunks
+from qat_ste.quantizers.grouped import GroupedQuantizer
 from qat_ste.quantizers.quantizer import Quantizer
 from qat_ste.quantizers.scales import MovingScale
 
@@ -40,12 +41,16 @@ class MemberScales:
         if key not in self._now:
             tensor, scales = self.tensors[chunk.tensor], self.values[chunk.tensor].detach()
             scales = scales.clone() if tensor.scale and tensor.scale.learned else scales  # trained in place
-            if len(scales) > 1:
-                size, start, stop = tensor.group_size, chunk.part.start, chunk.part.stop
-                first = start // size  # the groups of this chunk alone: a tensor can have many chunks
+            size, start, stop = tensor.group_size, chunk.part.start, chunk.part.stop
+            if len(scales) == 1:
+                self._now[key] = chunk.initial.rescaled(scales[0])
+            elif start % size == 0 == stop % size:
+                quantizer = chunk.initial.rescaled(scales[start // size : stop // size, None])
+                self._now[key] = GroupedQuantizer(quantizer, size)
+            else:  # a group larger than a chunk
+                first = start // size
                 scales = scales[first : -(-stop // size)].repeat_interleave(size)
-                scales = scales[start - first * size :][: stop - start]
-            self._now[key] = chunk.initial.rescaled(scales if len(scales) > 1 else scales[0])
+                self._now[key] = chunk.initial.rescaled(scales[start - first * size :][: stop - start])
         return self._now[key]
 
     @property

@@ -12,6 +12,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import nn
 
+from qat_ste.base.sections import Quantization
 from qat_ste.data.in_memory import InMemoryBatches, Split
 from qat_ste.experiment.evaluation import evaluate
 from qat_ste.loggers.files import RunFolder
@@ -27,13 +28,16 @@ METRICS, METRICS_NET = "metrics, timed directly", "metrics, steps with minus ste
 LOGGING = "a row per step to metrics.jsonl and W&B offline"
 
 
-def whole_steps(setting: Setting, members: int, bars: Mapping[str, float]) -> list[Figure]:
+def whole_steps(
+    setting: Setting, members: int, bars: Mapping[str, float], quantization: Quantization | None = None
+) -> list[Figure]:
     """Measures ratios to plain fp32 steps of as many networks; ``bars`` are targets by name of the figure."""
-    batch, watch, unwatched = setting.batch(), Stopwatch(), Stopwatch()
-    full = Members(setting.build(), members, batch, watch, metrics=True)
+    batch, watch, unwatched, training = setting.batch(), Stopwatch(), Stopwatch(), setting.training
+    of_members = training | {"quantization": quantization}
+    full = Members(setting.build(), members, batch, watch, metrics=True, **of_members)
     contestants: dict[str, Contestant] = {
-        "plain": Plain([setting.build() for _ in range(members)], batch, unwatched).step,
-        "bare": Members(setting.build(), members, batch, unwatched, metrics=False).step,
+        "plain": Plain([setting.build() for _ in range(members)], batch, unwatched, **training).step,
+        "bare": Members(setting.build(), members, batch, unwatched, metrics=False, **of_members).step,
         "full": full.step,
         "row": full.row,
     }
@@ -52,7 +56,8 @@ def whole_steps(setting: Setting, members: int, bars: Mapping[str, float]) -> li
     }
     if "textbook" in seconds:
         results[TEXTBOOK] = ("×", ratios(whole, seconds["textbook"]))
-    where = f"{setting}, {members} members"
+    levels = "" if quantization is None else f", {quantization.levels or f'{quantization.bits} bits'}"
+    where = f"{setting}, {members} members{levels}"
     return [Figure(where, what, unit, *values, bar=bars.get(what)) for what, (unit, values) in results.items()]
 
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from qat_ste import models
 from qat_ste.base.sections import Execution, Quantization
+from qat_ste.data.task import bits_per_token
 from qat_ste.estimators import Tanh
 from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.lockstep import Lockstep
 from qat_ste.experiment.monitor import DivergenceMonitor
+from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.schedules import constant
 from qat_ste.fake_quant.fake_quantize import quantize_weights
-from qat_ste.optimizers import KerasSGD
+from qat_ste.optimizers import KerasSGD, MakeOptimizer
 
 from .timing import Stopwatch
 
@@ -28,11 +30,18 @@ LR = 1e-3
 OPTIMIZER = partial(KerasSGD, momentum=0.9)
 COUNTERPARTS = ("ste", "naive", "jitter", *(f"jitter_{percent}" for percent in (2, 3, 4, 5)))
 GREY = ("small_cnn", "keras_cnn", "flax_cnn")  # networks for grey images
+GPT = "gpt_"  # start of the name of a language model; its size follows
+ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0)
+OF_GPT = Quantization(include=["Linear"], exclude=["head"], scale="absmax", granularity="channel")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A network, its batches, and the ``rounds`` of ``steps`` to measure."""
+    """A network, its batches, and the ``rounds`` of ``steps`` to measure.
+
+    Attributes:
+        image_size: of a language model, the tokens of a window.
+    """
 
     network: str
     image_size: int
@@ -41,9 +50,22 @@ class Setting:
     rounds: int
 
     def __str__(self) -> str:
-        return f"{self.network}, {self.image_size} px, batch {self.batch_size}"
+        unit = "tokens" if self.of_text else "px"
+        return f"{self.network}, {self.image_size} {unit}, batch {self.batch_size}"
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the network is a language model."""
+        return self.network.startswith(GPT)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What ``Plain`` and ``Members`` train with."""
+        return {"loss": bits_per_token, "optimizer": ADAMW} if self.of_text else {}
 
     def build(self) -> nn.Module:
+        if self.of_text:
+            return models.gpt(self.network.removeprefix(GPT), context=self.image_size)
         if self.network in GREY:
             return getattr(models, self.network)()
         return models.torchvision_model(self.network, num_classes=10)
@@ -53,6 +75,9 @@ class Setting:
         return torch.rand(count, channels, self.image_size, self.image_size)
 
     def batch(self) -> tuple[Tensor, Tensor]:
+        if self.of_text:
+            tokens = torch.randint(0, 256, (self.batch_size, self.image_size + 1))
+            return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         images = self.images(self.batch_size)
         if self.network not in GREY:  # those change the layout of their images themselves
             images = images.to(memory_format=torch.channels_last)
@@ -71,19 +96,20 @@ class Plain:
     """fp32 steps of several networks without quantizers, one after another."""
 
     def __init__(
-        self, networks: Sequence[nn.Module], batch: tuple[Tensor, Tensor], watch: Stopwatch, precision: str = "fp32"
-    ) -> None:
-        self.batch, self.watch = batch, watch
+        self, networks: Sequence[nn.Module], batch: tuple[Tensor, Tensor], watch: Stopwatch, precision: str = "fp32",
+        loss: Loss = F.cross_entropy, optimizer: MakeOptimizer = OPTIMIZER,
+    ) -> None:  # fmt: skip
+        self.batch, self.watch, self.loss = batch, watch, loss
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if precision == "bf16":
             self.autocast = partial(torch.autocast, batch[0].device.type, torch.bfloat16)
-        self.trained = [(network, OPTIMIZER(network.parameters(), lr=LR)) for network in networks]
+        self.trained = [(network, optimizer(network.parameters(), lr=LR)) for network in networks]
 
     def step(self) -> None:
         inputs, targets = self.batch
         for network, optimizer in self.trained:
             with self.watch("forward"), self.autocast():
-                loss = F.cross_entropy(network(inputs), targets)
+                loss = self.loss(network(inputs), targets)
             optimizer.zero_grad()
             with self.watch("backward"):
                 loss.backward()
@@ -97,14 +123,18 @@ class Members:
     def __init__(
         self, model: nn.Module, members: int, batch: tuple[Tensor, Tensor], watch: Stopwatch, metrics: bool,
         include: Sequence[str] = ("Conv2d",), execution: Execution = Execution(),
+        quantization: Quantization | None = None,
+        loss: Loss = F.cross_entropy, optimizer: MakeOptimizer = OPTIMIZER,
     ) -> None:  # fmt: skip
         self.batch, self.watch = batch, watch
         estimator = Tanh(5.5)
-        quantized = quantize_weights(model, Quantization(include=list(include), biases=True), estimator)
-        counterparts = COUNTERPARTS[: members - 1]
-        cohort = Cohort(quantized, estimator, OPTIMIZER, LR, counterparts, execution=execution)
+        quantization = quantization or Quantization(include=list(include), biases=True)
+        quantized = quantize_weights(model, quantization, estimator)
+        # Under Adam the first two are one run.
+        counterparts = (COUNTERPARTS if optimizer is OPTIMIZER else COUNTERPARTS[1:])[: members - 1]
+        cohort = Cohort(quantized, estimator, optimizer, LR, counterparts, execution=execution)
         self.cohort = cohort.make_members()
-        self.lockstep = Lockstep(self.cohort, F.cross_entropy, constant(), seed=0)
+        self.lockstep = Lockstep(self.cohort, loss, constant(), seed=0)
         self.monitor = DivergenceMonitor(self.cohort, sequence_weights=1_000_000, seed=0) if metrics else None
         self._steps = 0
 

@@ -22,7 +22,7 @@ OPTIONS = [path.relative_to(CONF) for group in GROUPS for path in sorted((CONF /
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 WITHOUT_EFFECT = {  # arguments of torch's optimizers that change no result
     "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}  # fmt: skip
-SET_BY_THE_RUN = {"params", "in_channels", "image_size", "num_classes", "folder", "name", "config"}
+SET_BY_THE_RUN = {"params", "in_channels", "image_size", "num_classes", "context", "folder", "name", "config"}
 
 
 def composed(*overrides: str):
@@ -93,7 +93,9 @@ def test_the_penalty_of_imagenet_is_on_kernels_alone():
 
 
 def test_all_yaml_files_are_reachable():
-    groups = {f"{group}/" for group in (*GROUPS, "experiment", "quantizer", "recipe", "row", "reproduce", "hydra")}
+    groups = {
+        f"{group}/" for group in (*GROUPS, "experiment", "layers", "quantizer", "recipe", "row", "reproduce", "hydra")
+    }
     for path in CONF.rglob("*.yaml"):
         yaml.safe_load(path.read_text())
         relative = path.relative_to(CONF)
