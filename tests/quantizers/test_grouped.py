@@ -10,9 +10,9 @@ from qat_ste.quantizers.grouped import GroupedQuantizer
 
 SIZE = 8
 KINDS = {
-    "uniform": lambda max, saturation: UniformQuantizer(3, max, saturation),
-    "E2M1": lambda max, saturation: GridQuantizer("fp4_e2m1", max, saturation, "even"),
-    "nf4": lambda max, saturation: GridQuantizer("nf4", max, saturation),
+    "uniform": lambda end, saturation: UniformQuantizer(3, end, saturation),
+    "E2M1": lambda end, saturation: GridQuantizer("fp4_e2m1", end, saturation, "even"),
+    "nf4": lambda end, saturation: GridQuantizer("nf4", end, saturation),
 }
 
 
