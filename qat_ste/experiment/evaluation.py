@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qat_ste.base.errors import ArgumentError
 from qat_ste.data.dataset import Batch
+from qat_ste.data.task import bits_per_token
 from qat_ste.divergence.outputs import inference_metrics, output_sums
 from qat_ste.experiment.checks import explained
 from qat_ste.experiment.cohort import Cohort
@@ -74,7 +75,7 @@ def evaluate_networks(
         with explained("validation", (inputs, targets), model, loss):
             draw_again = partial(seed_noise, seed, number, cohort.device, layout.shard.rank, EVALUATION)
             outputs = outputs_of(inputs, draw_again)
-            if _are_classes(outputs[0], targets):
+            if _are_classes(outputs[0], targets, loss):
                 logits = [output.flatten(0, -2) for output in outputs]
                 for index, output in enumerate(logits):
                     sums[index, 2:] += output_sums(logits[0], output, targets.flatten())
@@ -85,13 +86,13 @@ def evaluate_networks(
     return [_evaluation(row) for row in sums]
 
 
-def _are_classes(outputs: Outputs, targets: Tensor) -> bool:
+def _are_classes(outputs: Outputs, targets: Tensor, loss: Loss) -> bool:
     """Whether these are logits of at least two classes, the last dimension, and targets that number them."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[-1] < 2 or targets.is_floating_point():
         return False
-    # Classes can also be the second dimension, as of F.cross_entropy; where both fit, nothing is said.
-    second = outputs.ndim > 2 and (outputs.shape[:1] + outputs.shape[2:]) == targets.shape
-    return outputs.shape[:-1] == targets.shape and not second
+    # Other losses, as F.cross_entropy, have classes as the second dimension; where both fit, accuracy is left out.
+    second = outputs.ndim > 2 and outputs.shape[:1] + outputs.shape[2:] == targets.shape
+    return outputs.shape[:-1] == targets.shape and (loss is bits_per_token or not second)
 
 
 def _evaluation(sums: Tensor) -> Evaluation:
