@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.comparison import COMPARISON, LOGGING, METRICS, METRICS_NET, TEXTBOOK, phases, whole_steps
-from benchmarks.memory import bytes_held
+from benchmarks.memory import bytes_held, bytes_of_setting
 from benchmarks.networks import OF_GPT, Setting
 from benchmarks.others import other_implementations
 from benchmarks.scaling import WIDTHS, over_members, over_weights
@@ -55,7 +55,8 @@ SECTIONS: dict[
 ] = {  # by number of rounds; None: each setting's default
     "steps": lambda rounds: (whole_steps(_rounds(setting, rounds), n, BARS[setting.network]) for setting, n in STEPS),
     "language": lambda rounds: (
-        whole_steps(_rounds(MICRO, rounds), 2, BARS["gpt"], quantization) for quantization in (OF_GPT, E2M1)
+        [*whole_steps(_rounds(MICRO, rounds), 2, BARS["gpt"], levels), bytes_of_setting(MICRO, levels)]
+        for levels in (OF_GPT, E2M1)
     ),
     "phases": lambda rounds: (
         phases(_rounds(setting, rounds or 9), BARS[setting.network]) for setting in (SMALL, KERAS, FLAX, *RESNETS)

@@ -59,6 +59,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _delta(results: dict[str, Any]) -> float:
+    """The largest of all tensors; 0 for optimizers that have none."""
+    by_tensor: dict[str, float] = results.get("movement_in_memory", {})
+    return max(by_tensor.values(), default=0.0)
+
+
 def _segments(runs: Sequence[dict[str, Any]], length: str) -> str:
     """Error of the STE over that of jitter, by seed."""
     verdicts = [each.get("segment_summary", {}).get("verdicts", {}).get(length) for each in runs]
@@ -73,11 +79,9 @@ def comparisons(runs: dict[str, list[dict[str, Any]]]) -> None:
     )
     for name, of_seeds in runs.items():
         ste = "ste" if "ste" in of_seeds[0]["counterparts"] else "naive"
-        deltas = [
-            max(each["movement_in_memory"].values(), default=0.0) for each in of_seeds if "movement_in_memory" in each
-        ]
+        deltas = [_delta(each) for each in of_seeds]
         cells = [
-            f"{_mean(deltas):.2g}" if deltas and max(deltas) else "–",
+            f"{_mean(deltas):.2g}" if any(deltas) else "–",
             f"{_mean([each['reference']['test_loss'] for each in of_seeds]):.3f}",
             _difference(of_seeds, ste),
             _difference(of_seeds, "jitter"),

@@ -37,7 +37,10 @@ class TrainingBatches(Protocol):
 
 
 class Dataset(Protocol):
-    """Images for training and testing; batches are (float32 N x channels x height x width, int64 N) on a device."""
+    """Images for training and testing; batches are (float32 N x channels x height x width, int64 N) on a device.
+
+    A data set of another kind has a ``task`` in place of the first two attributes; see ``qat_ste.data.task.Task``.
+    """
 
     num_classes: int
     image_shape: tuple[int, int, int]  # channels, height, width of the model's input

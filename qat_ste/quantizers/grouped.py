@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ class GroupedQuantizer(Quantizer):
         self._quantizer, self._size = quantizer, size
         self.num_levels, self.saturation = quantizer.num_levels, quantizer.saturation
 
-    @cached_property
+    @property
     def max(self) -> Tensor:  # type: ignore[override]
-        """One entry a weight."""
+        """One entry a weight, made anew: kept, it would take as much memory as the weights."""
         return self._by_weight(torch.as_tensor(self._quantizer.max))
 
     def with_max(self, max: float | Tensor) -> Quantizer:

@@ -16,9 +16,9 @@ from qat_ste.experiment.cohort import Cohort
 from qat_ste.experiment.monitor import DivergenceMonitor
 from qat_ste.fake_quant.fake_quantize import quantize_weights
 
-from .networks import COUNTERPARTS, LR, OPTIMIZER
+from .networks import COUNTERPARTS, LR, OPTIMIZER, Members, Setting
 from .scaling import one_layer
-from .timing import Figure
+from .timing import Figure, Stopwatch
 
 WIDTH = 1000  # of the layer whose metrics are measured
 
@@ -87,6 +87,23 @@ def bytes_a_member(scale: str, granularity: str | int, counterparts: Sequence[st
             monitor.observe(step, cohort.levels())
         totals.append(sum(_buffers([monitor, cohort], set())))
     return (totals[1] - totals[0]) / width / width
+
+
+def bytes_of_setting(setting: Setting, quantization: Quantization) -> Figure:
+    """Returns bytes per weight that the third member adds to training and metrics, between steps."""
+    totals = []
+    for members in (2, 3):
+        trained = Members(
+            setting.build(), members, setting.batch(), Stopwatch(), True, quantization=quantization, **setting.training
+        )
+        for _ in range(2):
+            trained.step()
+        for member in trained.cohort.local.values():
+            member.optimizer.zero_grad()
+        totals.append(sum(_buffers([trained.monitor, trained.cohort], set())))
+    weights = sum(parameter.numel() for parameter in setting.build().parameters())
+    levels = quantization.levels or f"{quantization.bits} bits"
+    return Figure(f"{setting}, {levels}", "bytes a weight and member", "B", round((totals[1] - totals[0]) / weights, 1))
 
 
 def bytes_held() -> list[Figure]:
