@@ -191,13 +191,13 @@ class Cohort:
             where = of_members[0].where
             if self.scales_move:
                 rows = [group.quantizer.index(self.slices[n, where]) for n, group in enumerate(of_members)]
+                for n, (group, row) in enumerate(zip(of_members, rows, strict=True) if alone else ()):
+                    self._quantized[n, where] = group.quantizer.level(row)
                 level = torch.stack(rows)
-                values = torch.stack([g.quantizer.level(row) for g, row in zip(of_members, rows, strict=True)])
             else:
                 level = of_members[0].quantizer.index(self.slices[:, where])
-                values = of_members[0].quantizer.level(level) if alone else level
-            if alone:
-                self._quantized[:, where] = values
+                if alone:
+                    self._quantized[:, where] = of_members[0].quantizer.level(level)
             yield level
         for member in self.local.values() if alone else ():
             member.weights.remember()
