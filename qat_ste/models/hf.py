@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,12 @@ def hf(path: str | Path | None = None, context: int = 1, num_classes: int = 1) -
         raise ArgumentError("path", path, "a folder with the config.json and model.safetensors of a model")
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError as error:
         raise ArgumentError("path", str(path), "read by transformers (pip install 'qat-ste[hf]')") from error
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # what it would warn of is refused below
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # what it would warn of is refused below
+    logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -59,7 +59,9 @@ def hf(path: str | Path | None = None, context: int = 1, num_classes: int = 1) -
     except Exception as error:  # a foreign loader may raise anything
         raise ArgumentError("path", str(path), f"a folder with a causal language model ({of_error(error)})") from error
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
     network, info = loaded
     problems: dict[str, Any] = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys")}
     for key, names in problems.items():

@@ -106,6 +106,7 @@ def test_the_command_trains_it(gpt2, tmp_path, qat_run):
     few = ("train.steps=4", "train.batch_size=4", "metrics.every=2", "dataset.validation_tokens=512", "logger=none")
     done = qat_run("dataset=text", "model=hf", f"model.path={folder}", "optimizer=adamw", *few)
     assert done.code == 0, done.err
+    assert "Loading" not in done.err, "no progress bar of transformers"
     assert done.read("results.json")["quantized_weights"] == 2 * 12 * 32**2
     refused = qat_run("dataset=text", "model=hf", f"model.path={tmp_path}/nowhere", "optimizer=adamw", folder="b")
     assert refused.code == 2
