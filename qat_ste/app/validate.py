@@ -99,6 +99,7 @@ class RunValidator:
         assert estimator is not None and optimizer is not None and device is not None
         assert dataset is not None and build_model is not None and model is not None and training is not None
         files = {} if self._checkpoint is None else {"model.checkpoint.sha256": self._checkpoint.sha256}
+        files |= getattr(model, "weight_files", {})
         quantization = parameters(cfg, "quantizer")
         fake_quantizes = [fake_quantize for _, _, fake_quantize in quantized_tensors(model)]
         scales = [fake_quantize.scale for fake_quantize in fake_quantizes if fake_quantize.scale]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from qat_ste.base.text import of_error
 
 
 class CausalLanguageModel(nn.Module):
-    """Tokens (int64, windows x tokens) -> logits (windows x tokens x vocabulary) of a network of transformers."""
+    """Tokens (int64, windows x tokens) -> logits (windows x tokens x vocabulary) of a network of transformers.
+
+    Attributes:
+        weight_files: SHA-256 of the files that the weights come from, by key; a part of a run's identity.
+    """
 
     network: nn.Module
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, weight_files: dict[str, str]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.weight_files = network, weight_files
 
     def forward(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
@@ -75,7 +80,15 @@ def hf(path: str | Path | None = None, context: int = 1, num_classes: int = 1) -
     longest = getattr(network.config, "max_position_embeddings", None)
     if longest is not None and longest < context:
         raise ArgumentError("path", str(path), f"a model for windows of {context} tokens; this one takes {longest}")
-    return with_linear_layers(CausalLanguageModel(network))
+    return with_linear_layers(CausalLanguageModel(network, {"model.path.sha256": _digest(folder)}))
+
+
+def _digest(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 @torch.no_grad()

@@ -101,6 +101,26 @@ def test_other_modules_stay_as_they_are(llama):
     assert [id(module) for module in with_linear_layers(llama).modules()] == before
 
 
+def test_a_run_is_not_continued_from_other_weights(gpt2, transformers, tmp_path, qat_run):
+    few = (
+        "train.steps=4",
+        "train.batch_size=4",
+        "dataset.validation_tokens=512",
+        "logger=none",
+        "checkpoint.every_steps=1",
+    )
+    arguments = ("dataset=text", "model=hf", f"model.path={saved(gpt2, tmp_path / 'model')}", "optimizer=adamw", *few)
+    done = qat_run(*arguments)
+    assert done.code == 0, done.err
+    assert "start: accuracy" in done.out, "what quantization does to it is told"
+    (done.folder / "results.json").unlink()
+    (done.folder / "status.json").unlink()
+    saved(transformers.GPT2LMHeadModel(gpt2.config), tmp_path / "model")
+    other = qat_run(*arguments)
+    assert other.code == 2
+    assert "model.path.sha256" in other.err
+
+
 def test_the_command_trains_it(gpt2, tmp_path, qat_run):
     folder = saved(gpt2, tmp_path / "model")
     few = ("train.steps=4", "train.batch_size=4", "metrics.every=2", "dataset.validation_tokens=512", "logger=none")
