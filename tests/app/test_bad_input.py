@@ -13,7 +13,7 @@ from tests.conftest import SHORT, every_fifth
 
 CASES = [
     ("estimator=tanhh", "estimator=tanhh: no such estimator, allowed are acos, approx_sign, arctan, "),
-    ("model=null", "model=null: no such model, allowed are flax_cnn, keras_cnn, resnet50, small_cnn, small_resnet, torchvision; for example model="),
+    ("model=null", "model=null: no such model, allowed are flax_cnn, gpt, hf, keras_cnn, resnet50, small_cnn, small_resnet, torchvision; for example model="),
     ("logger=wand", "logger=wand: no such logger, allowed are none, wandb; for example logger=wandb"),
     ("quantizer.bits=0", "quantizer.bits=0: must be a whole number from 1 to 16; for example quantizer.bits=2"),
     ("train.steps=-1", "train.steps=-1: must be a whole number from 1 to 100000000; for example train.steps=1500"),

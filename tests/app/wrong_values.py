@@ -87,15 +87,15 @@ def needs(chosen: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         LookupError: the option cannot be had here.
     """
-    images = iter(("mnist", "imagenet"))
+    data = iter(("mnist", "text", "imagenet"))
     more: list[str] = []
-    for _ in range(6):
+    for _ in range(8):
         done = command(*chosen, *more, "logger=none", "dry_run=true")
         if not done.code:
             return tuple(more)
         example = done.err.splitlines()[0].rpartition("; for example ")[2].strip("'")
-        if "images of" in done.err:
-            more = [f"dataset={next(images)}"]
+        if "images of" in done.err or "windows of" in done.err:
+            more = [f"dataset={next(data)}"]
         elif example.startswith("paths.data="):
             with_images = "imagenet-sample" if "dataset=imagenet" in (*chosen, *more) else "mnist"
             more.append(f"paths.data={SHARED / 'data' / with_images}")
