@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from qat_ste.base.errors import ArgumentError
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -24,6 +26,22 @@ class Shard(NamedTuple):
 
     rank: int = 0
     ranks: int = 1
+
+    def of_batch(self, batch_size: int, size: int, unit: str) -> slice:
+        """The rows of a batch that the rank reads.
+
+        Args:
+            size: of the split, in ``unit``.
+
+        Raises:
+            ArgumentError: the batch is larger than the split, or not divisible by the number of ranks.
+        """
+        if not 1 <= batch_size <= size:
+            raise ArgumentError("batch_size", batch_size, f"from 1 to {size}, the number of {unit}")
+        if batch_size % self.ranks:
+            raise ArgumentError("batch_size", batch_size, f"a multiple of {self.ranks}, the number of ranks")
+        share = batch_size // self.ranks
+        return slice(self.rank * share, (self.rank + 1) * share)
 
 
 class TrainingBatches(Protocol):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qat_ste.base.errors import ArgumentError
 from qat_ste.data.dataset import Batch, Shard, to_device
 
 
@@ -69,13 +68,8 @@ class EpochOrder:
     """
 
     def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, shard: Shard = Shard()) -> None:
-        if not 1 <= batch_size <= size:
-            raise ArgumentError("batch_size", batch_size, f"from 1 to {size}, the number of images")
-        if batch_size % shard.ranks:
-            raise ArgumentError("batch_size", batch_size, f"a multiple of {shard.ranks}, the number of ranks")
+        self._share = shard.of_batch(batch_size, size, "images")
         self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
-        share = batch_size // shard.ranks
-        self._share = slice(shard.rank * share, (shard.rank + 1) * share)
         self._permutation: tuple[int, Tensor] | None = None  # epoch, rows
 
     @property

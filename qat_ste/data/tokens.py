@@ -129,14 +129,9 @@ class TrainingWindows:
     def __init__(
         self, windows: Windows, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> None:
-        if not 1 <= batch_size <= len(windows):
-            raise ArgumentError("batch_size", batch_size, f"from 1 to {len(windows)}, the number of windows")
-        if batch_size % shard.ranks:
-            raise ArgumentError("batch_size", batch_size, f"a multiple of {shard.ranks}, the number of ranks")
+        self._share = shard.of_batch(batch_size, len(windows), "windows")
         self.windows, self.batch_size, self.shuffle, self.seed = windows, batch_size, shuffle, seed
         self.device = device
-        share = batch_size // shard.ranks
-        self._share = slice(shard.rank * share, (shard.rank + 1) * share)
         self.steps_per_epoch = len(windows) // batch_size
 
     def starting_at(self, step: int) -> Iterator[Batch]:

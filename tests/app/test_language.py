@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 
 import numpy as np
 import pytest
 
+from tests.app.killing import kill_after
 from tests.app.test_run import numbers
 from tests.app.test_sweep import start
 
@@ -78,11 +77,7 @@ def test_killed_and_continued_is_equal_bit_for_bit(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start(tmp_path, *few, f"hydra.run.dir={whole}").communicate(timeout=300)
     process = start(tmp_path, *few, f"hydra.run.dir={cut}")
-    while not list(cut.glob("checkpoint*.pt")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=100)
+    kill_after(process, cut, "checkpoint*.pt")
     assert not (cut / "results.json").exists()
     start(tmp_path, *few, f"hydra.run.dir={cut}").communicate(timeout=300)
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

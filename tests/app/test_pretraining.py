@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import time
 
 import pytest
 
+from tests.app.killing import kill_after
 from tests.app.test_run import numbers
 from tests.app.test_sweep import start, sweep
 
@@ -52,11 +51,7 @@ def test_a_start_that_was_killed_is_continued(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start(whole, *few, f"hydra.run.dir={whole}/run").communicate(timeout=300)
     process = start(cut, *few, f"hydra.run.dir={cut}/run")
-    while not list(cut.glob("pretrained/*/checkpoint.pt")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=100)
+    kill_after(process, cut, "pretrained/*/checkpoint.pt")
     assert not (cut / "run" / "results.json").exists()
     out, _ = start(cut, *few, f"hydra.run.dir={cut}/run").communicate(timeout=300)
     assert results(cut / "run") == results(whole / "run"), out
