@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
-from qat_ste.app.atlas_jobs import Job
-from qat_ste.app.compose import COMPOSE_ERRORS, compose_file, composition_problems, config_dir, packaged_default
+from qat_ste.app.cell_jobs import CellFiles, Job
+from qat_ste.app.cells_cli import worker_count
+from qat_ste.app.compose import compose_file, config_dir
+from qat_ste.app.entries import Entry, by_label, checked
 from qat_ste.app.schema import ConfigError
-from qat_ste.app.validate import RunComponents, RunValidator
 from qat_ste.base.files import home_path
 from qat_ste.base.sections import Quantization, TrainConfig
 from qat_ste.data.dataset import Dataset
@@ -27,6 +26,15 @@ from qat_ste.optimizers import MakeOptimizer
 
 TRAIN_KEYS = ("batch_size", "shuffle", "schedule", "warmup", "l2", "l2_include")
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class AtlasJob(Job):
+    """The cells of one optimizer, seed and learning rate, by estimator."""
+
+    optimizer: str
+    seed: int
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class CellTraining:
     quantization: Quantization
     training: TrainConfig
 
-    def __call__(self, job: Job) -> Mapping[str, Cell]:
+    def __call__(self, job: AtlasJob) -> Mapping[str, Cell]:
         training = replace(self.training, steps=job.steps, seed=job.seed)
         return train_cells(
             self.build_model,
@@ -59,7 +67,7 @@ class CellTraining:
 class Grid:
     """The jobs of an atlas and its folder; ``lrs`` holds the larger and the smaller learning rate by optimizer."""
 
-    jobs: list[Job]
+    jobs: list[AtlasJob]
     training: CellTraining
     folder: Path
     workers: int
@@ -78,9 +86,14 @@ def grid_of(overrides: list[str]) -> Grid:
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    components = _checked(cfg, choices)
+    cfg.runtime.device = "cpu"
+    components = checked(cfg, choices)
+    on_cpu = [*overrides, "runtime.device=cpu"]
     entries = {
-        group: [_Entry(group, text, overrides, choices) for text in dict.fromkeys(cfg.atlas[f"{group}s"])]
+        group: [
+            Entry(f"atlas.{group}s", group, text, "atlas", on_cpu, choices)
+            for text in dict.fromkeys(cfg.atlas[f"{group}s"])
+        ]
         for group in ("estimator", "optimizer")
     }
     problems = [problem for group in entries.values() for entry in group for problem in entry.problems]
@@ -98,9 +111,9 @@ def grid_of(overrides: list[str]) -> Grid:
     shared |= components.files
     if atlas["segment"] is not None:  # cells without segments stay those of earlier versions
         shared["segment"] = atlas["segment"]
-    estimators, optimizers = (_by_label(group) for group in entries.values())
+    estimators, optimizers = (by_label(group) for group in entries.values())
     jobs = [
-        Job(label, seed, lr, steps, _cells(estimators, optimizer.node, shared, seed=seed, lr=lr, steps=steps))
+        AtlasJob(steps, _cells(estimators, optimizer.node, shared, seed=seed, lr=lr, steps=steps), label, seed, lr)
         for seed in dict.fromkeys(atlas["seeds"])
         for divisor in (1, atlas["smaller"])
         for steps in (atlas["steps"] * divisor,)
@@ -116,58 +129,24 @@ def grid_of(overrides: list[str]) -> Grid:
         TrainConfig(**shared["train"], segment=atlas["segment"]),
     )
     lrs = {label: (entry.node["lr"], entry.node["lr"] / atlas["smaller"]) for label, entry in optimizers.items()}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(atlas["workers"] or cores, len(jobs))
+    workers = worker_count(atlas["workers"], len(jobs))
     return Grid(jobs, training, home_path(atlas["output"]), workers, lrs, {**shared, "atlas": atlas})
 
 
-class _Entry:
-    """One option of a group with overrides ("cosine estimator.a=1"), composed and checked."""
-
-    def __init__(self, group: str, text: str, overrides: list[str], choices: dict[str, Any]) -> None:
-        self.text, self.problems = text, list[str]()
-        self.name, *changes = text.split() or [""]
-        self.changes = [change.removeprefix(f"{group}.") for change in changes]
-        valid = list(overrides)
-        for added in ([f"{group}={self.name}"], changes):
-            try:
-                cfg = compose_file(config_dir(), [*valid, *added], "atlas")
-            except COMPOSE_ERRORS as error:
-                problems = composition_problems(config_dir(), added, error, "atlas", valid)
-                self._add(group, [problem.removeprefix(f"{group}={text}: ") for problem in problems])
-                return
-            valid += added
-        self.node: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
-        try:
-            self.components = _checked(cfg, choices | {group: self.name})
-        except ConfigError as error:
-            self._add(group, error.problems)
-
-    def _add(self, group: str, problems: Sequence[Any]) -> None:
-        self.problems = [f"atlas.{group}s=[{self.text}]: {problem}" for problem in problems]
-
-
-def _checked(cfg: DictConfig, choices: dict[str, Any]) -> RunComponents:
-    """Raises ConfigError. Accepts estimators that the theorem does not cover; their cells give the reason."""
-    cfg = cfg.copy()
-    cfg.counterparts = ["naive", "jitter"]
-    cfg.runtime.device = "cpu"
-    return RunValidator(cfg, packaged_default(config_dir(), choices)).components()
-
-
-def _by_label(entries: list[_Entry]) -> dict[str, _Entry]:
-    """Entries by name and changes, with the learning rate only if nothing else tells them apart."""
-    short = [", ".join([e.name, *(c for c in e.changes if not c.startswith("lr="))]) for e in entries]
-    counts = Counter(short)
-    labels = [
-        label if counts[label] == 1 else ", ".join([entry.name, *entry.changes])
-        for label, entry in zip(short, entries, strict=True)
-    ]
-    return dict(zip(labels, entries, strict=True))
-
-
 def _cells(
-    estimators: Mapping[str, _Entry], optimizer: dict[str, Any], shared: dict[str, Any], **settings: float
+    estimators: Mapping[str, Entry], optimizer: dict[str, Any], shared: dict[str, Any], **settings: float
 ) -> dict[str, dict[str, Any]]:
     node = {key: value for key, value in optimizer.items() if key != "lr"}
     return {label: {**shared, "optimizer": node, "estimator": e.node, **settings} for label, e in estimators.items()}
+
+
+def collect(jobs: Sequence[AtlasJob], folder: Path) -> list[dict[str, Any]]:
+    """All cells with their places in the grid; missing cells have the fault "was not trained"."""
+    absent, files = {"fault": "was not trained"}, CellFiles(folder)
+    return [
+        {"estimator": name, "optimizer": job.optimizer, "seed": job.seed, "lr": job.lr, "steps": job.steps}
+        | asdict(Cell())  # cells of earlier versions lack newer keys
+        | (files.cell(config) or absent)
+        for job in jobs
+        for name, config in job.cells.items()
+    ]

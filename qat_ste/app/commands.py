@@ -15,4 +15,5 @@ def _run(module: str) -> None:
 qat_run = partial(_run, "run_cli")
 qat_report = partial(_run, "report_cli")
 qat_atlas = partial(_run, "atlas_cli")
+qat_tune = partial(_run, "tune_cli")
 qat_estimator = partial(_run, "estimator_cli")

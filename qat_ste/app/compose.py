@@ -23,14 +23,24 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.app.job import locked_or_leave, outer_rank, refuse
-from qat_ste.app.schema import MODEL_KEYS, ConfigError, RunConfig, atlas_schema, problems_in, schema
+from qat_ste.app.schema import (
+    MODEL_KEYS,
+    AtlasRunConfig,
+    ConfigError,
+    RunConfig,
+    TuneRunConfig,
+    added_schema,
+    problems_in,
+    schema,
+)
 from qat_ste.app.value_checks import unusable
 from qat_ste.base.files import home_path
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, SECTIONS
 from qat_ste.base.text import shown
 
 ConfigStore.instance().store(name="schema", node=schema(RunConfig))
-ConfigStore.instance().store(name="atlas_schema", node=atlas_schema())
+ConfigStore.instance().store(name="atlas_schema", node=added_schema(AtlasRunConfig))
+ConfigStore.instance().store(name="tune_schema", node=added_schema(TuneRunConfig))
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: an unknown option of a group
 EXTRAS = {"joblib": "joblib", "submitit": "slurm"}  # of this package, by the launcher that it installs

@@ -32,6 +32,7 @@ from qat_ste.data.image_files import BrokenImageError
 from qat_ste.data.task import task_of
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.comparison import Comparison, compare
+from qat_ste.experiment.execution import allow_tf32
 from qat_ste.experiment.lockstep import Row, Stopped
 from qat_ste.experiment.ranks import Ranks
 from qat_ste.experiment.run_report import results_of, write_page
@@ -164,8 +165,7 @@ def _take_part(cfg: DictConfig, components: RunComponents, checkpoints: Checkpoi
 
 def _set_up_torch(cfg: DictConfig, ranks: Ranks) -> None:
     keep_freed_memory()
-    # TF32 rounds to 10 bits, coarser than the measured differences.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.runtime.tf32
+    allow_tf32(cfg.runtime.tf32)
     slurm_cores = os.environ.get("SLURM_CPUS_PER_TASK")
     if cfg.runtime.threads or slurm_cores or ranks.size > 1:
         local_ranks = cfg.runtime.devices if cfg.runtime.devices > 1 else int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -20,6 +20,7 @@ from qat_ste.base.sections import (
     Quantization,
     RuntimeConfig,
     TrainConfig,
+    TuneConfig,
 )
 from qat_ste.base.text import shown
 
@@ -78,6 +79,13 @@ class AtlasRunConfig(RunConfig):
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
+@dataclass
+class TuneRunConfig(RunConfig):
+    """The configuration of ``qat-tune``."""
+
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+
 def schema(kind: type[RunConfig]) -> DictConfig:
     """The typed node of ``kind``, made writable: OmegaConf makes frozen dataclasses read-only."""
     node: DictConfig = OmegaConf.structured(kind)
@@ -87,9 +95,9 @@ def schema(kind: type[RunConfig]) -> DictConfig:
     return node
 
 
-def atlas_schema() -> DictConfig:
-    """The keys that ``qat-atlas`` adds to the schema of ``qat-run``."""
-    node = schema(AtlasRunConfig)
+def added_schema(kind: type[RunConfig]) -> DictConfig:
+    """The keys that ``kind`` adds to the schema of ``qat-run``."""
+    node = schema(kind)
     for key in RunConfig.__dataclass_fields__:
         node[key] = MISSING  # so that merging this node changes none of them
     return node

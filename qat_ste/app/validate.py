@@ -38,6 +38,7 @@ class RunComponents:
     """The checked arguments of ``compare``; ``training`` has steps in place of epochs.
 
     Attributes:
+        lr_factor: α; None where the estimator has none.
         files: SHA-256 of the file that the weights start from, by key; a part of the run's identity.
         members: networks, of which ``in_segments`` are trained in segments.
     """
@@ -52,6 +53,7 @@ class RunComponents:
     execution: Execution
     device: torch.device
     adjustment: Adjustment
+    lr_factor: float | None
     files: dict[str, str]
     members: int
     in_segments: int
@@ -120,7 +122,7 @@ class RunValidator:
         metrics, execution = parameters(cfg, "metrics"), parameters(cfg, "runtime")
         return RunComponents(
             estimator, optimizer, dataset, build_model, quantization, training, metrics, execution, device, adjustment,
-            files, 1 + counterparts + in_segments, in_segments,
+            equivalent.lr_factor if equivalent else None, files, 1 + counterparts + in_segments, in_segments,
         )  # fmt: skip
 
     def rule(self) -> tuple[Estimator, Quantizer, MakeOptimizer]:

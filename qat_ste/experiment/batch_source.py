@@ -5,15 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
+from typing import Any
 
 import torch
 
-from qat_ste.base.errors import ArgumentError
+from qat_ste.base.errors import STEPS, ArgumentError, require
+from qat_ste.base.sections import Training
 from qat_ste.data.dataset import Batch, TrainingBatches, to_device
 from qat_ste.experiment.checks import inputs_and_targets
 from qat_ste.experiment.randomness import BATCHES, EVALUATION, seed_noise
 
 Batches = Iterable[Batch] | TrainingBatches
+
+
+def steps_of(training: Training, batches: Batches) -> tuple[int, int | None]:
+    """The steps of a training, and those of an epoch; None where the batches have no length, as a stream.
+
+    Raises:
+        ArgumentError: the length is in epochs, and nothing says how long one is; or there are too many steps.
+    """
+    steps_per_epoch = training.steps_per_epoch or _length(batches)
+    if training.epochs is not None and steps_per_epoch is None:
+        raise ArgumentError("steps_per_epoch", None, "given where epochs are, since the batches have no length")
+    steps = training.total_steps(steps_per_epoch)
+    require(STEPS, steps=steps)
+    return steps, steps_per_epoch
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
 
 
 class BatchSource:

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qat_ste.base.errors import FLAG, FUNCTION, POSITIVE, STEPS, ArgumentError, Instance, OrNone, require
+from qat_ste.base.errors import FLAG, FUNCTION, POSITIVE, ArgumentError, Instance, OrNone, require
 from qat_ste.base.sections import DEFAULT_COUNTERPARTS, Execution, Metrics, Quantization, Training
 from qat_ste.data.dataset import Batch, Shard
 from qat_ste.divergence.outputs import correlation
 from qat_ste.estimators import Estimator
-from qat_ste.experiment.batch_source import Batches, BatchSource
+from qat_ste.experiment.batch_source import Batches, BatchSource, steps_of
 from qat_ste.experiment.breaking_changes import breaking_changes
 from qat_ste.experiment.checkpoint import Checkpoints
 from qat_ste.experiment.checks import BATCHES, VALIDATION, called, check_model, check_optimizer, of_shard
@@ -187,11 +187,7 @@ def compare(
         shard = cohort.layout.shard
         rank_batches = of_shard("batches", batches, shard, BATCHES)
         rank_validation = None if validation is None else of_shard("validation", validation, shard, VALIDATION)
-        steps_per_epoch = training.steps_per_epoch or _length(rank_batches)
-        if training.epochs is not None and steps_per_epoch is None:
-            raise ArgumentError("steps_per_epoch", None, "given where epochs are, since the batches have no length")
-        steps = training.total_steps(steps_per_epoch)
-        require(STEPS, steps=steps)
+        steps, steps_per_epoch = steps_of(training, rank_batches)
         if progress and cohort.layout.ranks.rank == 0:
             terminal = TerminalLogger(steps, line_seconds=5)
             stack.callback(terminal.close, 0)
@@ -232,18 +228,10 @@ def compare(
     settings: dict[str, Any] = {name: _plain(vars(section)) for name, section in sections.items()} | {
         "counterparts": list(counterparts)
     }
-    settings |= {"estimator": repr(estimator), "optimizer": {"name": _name(optimizer), "lr": lr}}
+    settings |= {"estimator": repr(estimator), "optimizer": {"name": optimizer_name(optimizer), "lr": lr}}
     settings |= {"model": type(model).__name__}
     comparison = _summarize(cohort, monitor, record, drawn, steps, settings)
     return replace(comparison, start=start, segments=None if segments is None else SegmentResults.of(segments))
-
-
-def _length(batches: Any) -> int | None:
-    """Batches of an epoch; None where they have no length, as a stream."""
-    try:
-        return len(batches)
-    except TypeError:
-        return None
 
 
 def _both(first: Callable[[Row], None], second: Callable[[Row], None]) -> Callable[[Row], None]:
@@ -267,7 +255,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _name(optimizer: MakeOptimizer) -> str:
+def optimizer_name(optimizer: MakeOptimizer) -> str:
     """The name of the class behind a partial."""
     made = getattr(optimizer, "func", optimizer)
     return str(getattr(made, "__name__", made))

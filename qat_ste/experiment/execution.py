@@ -45,6 +45,11 @@ def find_device(name: Any, launching: bool = False) -> torch.device:
     return device
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether GPUs may use TF32, which rounds to 10 bits, coarser than the measured differences."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def warn_of_tf32(device: torch.device) -> None:
     """Warns if convolutions or matrix products use TF32, as torch's convolutions do by default."""
     if device.type == "cuda" and _tf32():

@@ -1,4 +1,4 @@
-"""The jobs of an atlas: worker processes train the cells that the folder does not hold yet."""
+"""Jobs of an atlas or a study: worker processes train the cells that a folder does not hold yet."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from functools import partial
 from hashlib import sha256
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from qat_ste.base.files import read_json, write_json
 from qat_ste.base.process import when_parent_ends
 from qat_ste.base.run_config import completed
-from qat_ste.experiment.many_estimators import Cell
+
+J = TypeVar("J", bound="Job")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Cells that are trained on the same batches: those of one optimizer, seed and learning rate.
+    """Cells that are trained on the same batches.
 
     Args:
-        cells: the configuration on which the numbers of a cell depend, by estimator.
+        steps: of each cell.
+        cells: the configuration on which the numbers of a cell depend, by what names the cell within the job.
     """
 
-    optimizer: str
-    seed: int
-    lr: float
     steps: int
-    cells: Mapping[str, Mapping[str, Any]]
+    cells: Mapping[Any, Mapping[str, Any]]
 
     @property
     def work(self) -> int:
@@ -58,28 +57,29 @@ class CellFiles:
         """The cell of this configuration, if the folder holds it."""
         return self._cells.get(_key(config))
 
-    def missing(self, job: Job) -> Job:
-        """The job with only the cells that are missing or ended with a fault."""
+    def missing(self, job: J) -> J:
+        """The job with only the cells that are missing or ended with a fault; one that diverged would do so again."""
         cells = {name: (self.cell(config), config) for name, config in job.cells.items()}
-        return replace(job, cells={name: config for name, (cell, config) in cells.items() if not cell or cell["fault"]})
+        return replace(job, cells={name: config for name, (cell, config) in cells.items() if not _is_done(cell)})
+
+
+def _is_done(cell: Mapping[str, Any] | None) -> bool:
+    return cell is not None and (not cell["fault"] or bool(cell.get("diverged")))
 
 
 def _key(config: Mapping[str, Any]) -> str:
     return json.dumps(completed(config), sort_keys=True)
 
 
-Train = Callable[[Job], Mapping[str, Cell]]
-
-
 def train_jobs(
-    jobs: Sequence[Job], train: Train, folder: Path, workers: int
-) -> Generator[tuple[Job, float], None, None]:
+    jobs: Sequence[J], train: Callable[[J], Mapping[Any, Any]], folder: Path, workers: int
+) -> Generator[tuple[J, float], None, None]:
     """Trains the missing cells; yields each job and its duration in seconds once its files are written.
 
     One worker trains in this process; several are processes with one thread each, which end with this one.
 
     Args:
-        train: trains the cells of a job; sent to the workers.
+        train: trains the cells of a job and returns a dataclass for each; sent to the workers.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a worker was killed.
@@ -102,22 +102,10 @@ def train_jobs(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def collect(jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
-    """All cells with their places in the grid; missing cells have the fault "was not trained"."""
-    absent, files = {"fault": "was not trained"}, CellFiles(folder)
-    return [
-        {"estimator": name, "optimizer": job.optimizer, "seed": job.seed, "lr": job.lr, "steps": job.steps}
-        | asdict(Cell())  # cells of earlier versions lack newer keys
-        | (files.cell(config) or absent)
-        for job in jobs
-        for name, config in job.cells.items()
-    ]
-
-
 _shared: list[Any] = []
 
 
-def _begin(train: Train, folder: Path) -> None:
+def _begin(train: Callable[[Any], Any], folder: Path) -> None:
     """Sets up a worker before its first job."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the launching process handles them
         signal.signal(number, signal.SIG_IGN)
@@ -130,7 +118,7 @@ def _work(job: Job) -> float:
     return _train(job, *_shared)
 
 
-def _train(job: Job, train: Train, folder: Path) -> float:
+def _train(job: Job, train: Callable[[Any], Any], folder: Path) -> float:
     began = time.monotonic()
     cells = train(job)
     seconds = time.monotonic() - began

@@ -1,0 +1,101 @@
+"""``qat-tune``: trains estimators and the STE over one grid of learning rates, and compares the best of each."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from qat_ste.app.cells_cli import checked_jobs, command, parsed, run_in_folder, train_missing, worker_count
+from qat_ste.app.job import refuse
+from qat_ste.base.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from qat_ste.app.tune_grid import TrialJob, TuneGrid
+
+PROGRAM = "qat-tune"
+NOT_TAKEN = ("counterparts", "metrics.", "logger", "checkpoint.", "train.seed", "train.lr_scale", "train.segment",
+             "runtime.devices", "runtime.placement", "runtime.threads", "dry_run", "row=", "hydra.")  # fmt: skip
+DESCRIPTION = (
+    "Trains each estimator and the STE over one grid of learning rates and several seeds, chooses the best rate of "
+    "each on held-out data, and says on one page which estimators are better, worse or equivalent."
+)
+EXAMPLES = """\
+An entry of tune.estimators is an option of qat-run's group `estimator`; quote an entry with overrides:
+  qat-tune estimator=tanh,ewgs optimizer=adam
+  qat-tune estimator=tanh optimizer=sgd 'tune.lr=[1e-3,3e-3,1e-2]' tune.seeds=20
+  qat-tune 'tune.estimators=[tanh,"cosine estimator.a=0.9"]' tune.output=DIR --dry-run
+Other keys are those of qat-run: dataset, model, optimizer, quantizer, train, runtime, experiment. The same command in
+the same folder resumes and skips finished trainings. The grid is:
+"""
+
+
+def main() -> None:
+    """Entry point. Exit codes: 2 for bad input (one line per problem), 1 if a training failed, 130 or 143 if stopped.
+
+    A training that diverged is a result, not a failure.
+    """
+    overrides, dry_run = parsed(PROGRAM, "tune", DESCRIPTION, EXAMPLES, _problem_of)
+    overrides = _with_estimators(overrides)
+    grid = checked_jobs(PROGRAM, "tune", overrides, lambda: _grid(overrides))
+    if dry_run:
+        for job in grid.jobs(grid.places):
+            print(_described(job))  # noqa: T201
+        return
+    raise SystemExit(run_in_folder(PROGRAM, "tune.output", grid.folder, lambda: _train_and_write(grid)))
+
+
+def _problem_of(override: str) -> str | None:
+    key = override.lstrip("+~")
+    if key.startswith("estimator."):
+        return "an entry has the keys of its estimator, for example 'tune.estimators=[\"tanh estimator.k=9\"]'"
+    return f"qat-tune does not take {', '.join(NOT_TAKEN)}" if key.startswith(NOT_TAKEN) else None
+
+
+def _with_estimators(overrides: list[str]) -> list[str]:
+    """The overrides with ``estimator=a,b`` as ``tune.estimators=[a,b]``."""
+    names = [override for override in overrides if override.startswith("estimator=")]
+    if not names:
+        return overrides
+    if len(names) > 1 or any(override.startswith("tune.estimators=") for override in overrides):
+        refuse([f"{names[-1]}: the estimators are given twice; give one of estimator= and tune.estimators="], PROGRAM)
+    others = [override for override in overrides if override not in names]
+    return [*others, f"tune.estimators=[{names[0].partition('=')[2]}]"]
+
+
+def _grid(overrides: list[str]) -> TuneGrid:
+    from qat_ste.app.tune_grid import grid_of
+
+    return grid_of(overrides)
+
+
+def _train_and_write(grid: TuneGrid) -> int:
+    """Trains the missing cells in rounds, writes the numbers and the page; returns the exit code."""
+    from qat_ste.app.cell_jobs import CellFiles
+    from qat_ste.experiment.tuning import TunedStudy, check_metric, next_places
+
+    folder, content = grid.folder / "cells", grid.content | {"command": command(PROGRAM), "cells": []}
+    while places := next_places(content):
+        jobs = grid.jobs(places)
+        train_missing(jobs, grid.training, folder, worker_count(grid.workers, len(jobs)), _described)
+        files = CellFiles(folder)
+        content["cells"] += [grid.cell(place, files) for place in places]
+        try:
+            check_metric(content)
+        except ArgumentError as error:
+            refuse([f"tune.metric: {error}"], PROGRAM)
+    page = TunedStudy(content).report(grid.folder)
+    failed = [cell for cell in content["cells"] if cell["fault"] and not cell["diverged"]]
+    for cell in failed:
+        name = f"{cell['of'] or cell['estimator']}, lr {cell['lr']:g}, seed {cell['seed']}"
+        print(f"{PROGRAM}: {name}: {cell['fault']}", file=sys.stderr)  # noqa: T201
+    print(page.resolve())  # noqa: T201
+    return 1 if failed else 0
+
+
+def _described(job: TrialJob) -> str:
+    names = ", ".join(dict.fromkeys(place.of or place.estimator for place in job.cells))
+    return f"{len(job.cells)} networks of seed {job.seed} ({names})"
+
+
+if __name__ == "__main__":
+    main()
