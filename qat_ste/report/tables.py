@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from qat_ste.report.seeds import Estimate
 
 BEFORE_METRICS = {"test_accuracy": "test accuracy", "test_loss": "test loss"}
 METRICS = {  # of version 0.1.0, whose results.json has no titles
@@ -80,3 +82,27 @@ def shown_estimate(interval: Mapping[str, float | None] | None, digits: int = 3)
 def steps(length: int) -> str:
     """Formats the length of a segment."""
     return "1 step" if length == 1 else f"{length:,} steps"
+
+
+def with_interval(estimate: Estimate | None, written: Callable[[float | None], str] | None = None) -> str:
+    """Mean and 95 % interval, by default to two significant digits: "3.0 (2.1 to 4.3)"."""
+    if estimate is None:
+        return "–"
+    written = written or short
+    if estimate.low is None:
+        return written(estimate.mean)
+    return f"{written(estimate.mean)} ({written(estimate.low)} to {written(estimate.high)})"
+
+
+def short(value: float | None) -> str:
+    """Two significant digits."""
+    if value is None:
+        return "–"
+    if 1e-4 <= abs(value) < 100:
+        return f"{value:#.2g}".removesuffix(".")
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 from qat_ste.base.text import one_line
 from qat_ste.report.sweep.claims import Claim
@@ -19,7 +20,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "…": r"\dots{}", "–": "--", "×": r"$\times$", "≈": r"$\approx$",
-    "α": r"$\alpha$", "η": r"$\eta$", "β": r"$\beta$",
+    "α": r"$\alpha$", "η": r"$\eta$", "β": r"$\beta$", "−": "$-$",
 }  # fmt: skip
 
 
@@ -109,6 +110,34 @@ def _latex_line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
+def latex_table(lines: Sequence[Sequence[str]], left: int, caption: str) -> str:
+    r"""Writes a table for ``\input`` in an article that uses booktabs; the first line is its header.
+
+    Args:
+        lines: of cells.
+        left: number of columns, from the first, that are aligned to the left.
+        caption: above the table.
+    """
+    header, *rows = (_latex_line([latex_text(cell) for cell in line]) for line in lines)
+    return "\n".join(
+        [
+            "% \\usepackage{booktabs}",
+            r"\begin{table}[htbp]",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{latex_text(caption)}}}",
+            rf"\begin{{tabular}}{{@{{}}{'l' * left}{'r' * (len(lines[0]) - left)}@{{}}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
 def _latex_number(text: str) -> str:
     mean, sign, rest = text.partition(" ± ")
     return rf"{latex_text(mean)} {{\tiny $\pm$ {latex_text(rest)}}}" if sign else latex_text(text)
@@ -125,6 +154,19 @@ def to_csv(tables: Sequence[PaperTable]) -> str:
             for metric, cell in zip(table.rows, column.cells, strict=True):
                 numbers = ["", "", 0] if cell is None else [repr(cell.mean), _deviation(cell.sd), cell.n]
                 writer.writerow([*names, csv_text(metric), *numbers])
+    return text.getvalue()
+
+
+def csv_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Writes one line per row; the keys of the first row are the header.
+
+    Floats are written as Python writes them; None is an empty field.
+    """
+    text = StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: csv_text(value) if isinstance(value, str) else value for key, value in row.items()})
     return text.getvalue()
 
 

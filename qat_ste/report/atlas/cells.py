@@ -11,10 +11,9 @@ from typing import Any
 
 from qat_ste.base.files import read_json
 from qat_ste.report.files import no_link
-from qat_ste.report.seeds import interval_of_mean
+from qat_ste.report.seeds import LEAST_SEEDS, Estimate, interval_of_mean, no_interval
 
 SCHEMA = 1
-LEAST_SEEDS = 3  # for the same spread, the interval of two seeds is 3.6 times as wide as that of three
 # Largest distance in per cent of learning rate that counts as near, and smallest order that counts as getting nearer:
 # with an order of 1/4 the error falls 1.5 times where the learning rate falls 5 times.
 NEAR, FALLING = 5.0, 0.25
@@ -24,28 +23,6 @@ NEAR_ONLY, NEARER_ONLY = "near only", "getting nearer only"
 UNDECIDED, NO_NUMBERS = "undecided", "no numbers"
 LABELS = (SAME, DISGUISE, NEAR_ONLY, NEARER_ONLY, NOT, UNDECIDED, NO_NUMBERS)  # in the order of pages
 ADJUSTMENTS = ("remap", "keep", "exact", "none")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over ``n`` seeds with its 95 % confidence interval; ``low`` and ``high`` are None without an interval."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-    def at_most(self, bound: float) -> bool | None:
-        """Whether the interval lies at or below the bound; None if it contains the bound or does not exist."""
-        if self.low is None or self.high is None or self.low <= bound < self.high:
-            return None
-        return self.high <= bound
-
-    def at_least(self, bound: float) -> bool | None:
-        """Whether the interval lies at or above the bound; None if it contains the bound or does not exist."""
-        if self.low is None or self.high is None or self.low < bound <= self.high:
-            return None
-        return self.low >= bound
 
 
 def mean(values: Iterable[float | None]) -> Estimate | None:
@@ -177,11 +154,6 @@ def _doubt(name: str, estimate: Estimate | None, bound: str) -> str:
     if estimate is not None and estimate.n < LEAST_SEEDS:
         return no_interval(estimate.n)
     return f"no interval of the {name}: some errors are 0"
-
-
-def no_interval(seeds: int) -> str:
-    """States that there are too few seeds for an interval."""
-    return f"no interval: {seeds} {'seed' if seeds == 1 else 'seeds'}"
 
 
 @dataclass(frozen=True)

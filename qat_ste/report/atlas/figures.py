@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from qat_ste.report.atlas.cells import FALLING, NEAR, SAME, Atlas, Combination, Estimate
+from qat_ste.report.atlas.cells import FALLING, NEAR, SAME, Atlas, Combination
+from qat_ste.report.seeds import Estimate
 from qat_ste.report.style import COLORS
 
 ADJUSTED = {"remap": "remap: α·η, M(w₀)", "keep": "keep: nothing", "exact": "exact", "none": "none known"}

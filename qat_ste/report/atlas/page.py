@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import StringIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,7 +13,6 @@ from qat_ste.base.files import write
 from qat_ste.report.atlas.cells import (
     DISGUISE,
     LABELS,
-    LEAST_SEEDS,
     NEAR_ONLY,
     NEARER_ONLY,
     NO_NUMBERS,
@@ -23,15 +20,15 @@ from qat_ste.report.atlas.cells import (
     SAME,
     Atlas,
     Combination,
-    Estimate,
-    no_interval,
     read_atlas,
     rule,
 )
 from qat_ste.report.atlas.figures import errors_at_both_rates, heat_maps
 from qat_ste.report.files import no_link
 from qat_ste.report.pages import Picture, draw_all, fill, with_pdf
-from qat_ste.report.writers import csv_text, markdown_lines, markdown_text
+from qat_ste.report.seeds import LEAST_SEEDS, no_interval
+from qat_ste.report.tables import percent, short, with_interval
+from qat_ste.report.writers import csv_lines, markdown_lines, markdown_text
 
 FIGURES: dict[str, tuple[Callable[[Atlas], Figure], str]] = {
     "atlas": (
@@ -64,7 +61,7 @@ def write_atlas(folder: Path) -> dict[str, str]:
         for name, (draw, caption) in FIGURES.items()
     ]
     figures, failures = draw_all(plans, folder / "figures")
-    write(folder / "atlas.csv", to_csv(atlas))
+    write(folder / "atlas.csv", csv_lines(atlas.content["cells"]))
     write(folder / "atlas.md", to_markdown(atlas))
     write(folder / "atlas.html", render(atlas, figures))
     return failures
@@ -134,27 +131,6 @@ def segment_rule(length: int) -> str:
     )
 
 
-def with_interval(estimate: Estimate | None, written: Callable[[float | None], str] | None = None) -> str:
-    """Mean and 95 % interval, by default to two significant digits: "3.0 (2.1 to 4.3)"."""
-    if estimate is None:
-        return "–"
-    written = written or short
-    if estimate.low is None:
-        return written(estimate.mean)
-    return f"{written(estimate.mean)} ({written(estimate.low)} to {written(estimate.high)})"
-
-
-def to_csv(atlas: Atlas) -> str:
-    """A line for each cell. Floats are written as Python writes them; None is an empty field."""
-    text = StringIO()
-    cells = atlas.content["cells"]
-    writer = csv.DictWriter(text, list(cells[0]), lineterminator="\n")
-    writer.writeheader()
-    for cell in cells:
-        writer.writerow({key: csv_text(value) if isinstance(value, str) else value for key, value in cell.items()})
-    return text.getvalue()
-
-
 def to_markdown(atlas: Atlas) -> str:
     """Findings, rule, and label, distance and order of every combination."""
 
@@ -185,17 +161,3 @@ def to_markdown(atlas: Atlas) -> str:
         + (f"Warnings:\n\n{warnings}\n" if warnings else "")
         + f"{rule(atlas.content['smaller'])}\n\n{table}\n"
     )
-
-
-def short(value: float | None) -> str:
-    """Two significant digits."""
-    if value is None:
-        return "–"
-    if 1e-4 <= abs(value) < 100:
-        return f"{value:#.2g}".removesuffix(".")
-    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent."""
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,1 @@
+"""The choice of learning rates in a tuning study, its answers, page and figures."""
