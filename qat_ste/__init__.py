@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qat_ste import estimators
     from qat_ste.base.errors import ArgumentError
-    from qat_ste.base.sections import CheckpointSchedule, Execution, Metrics, Quantization, Training
+    from qat_ste.base.sections import CheckpointSchedule, Execution, Metrics, Quantization, Training, Tuning
     from qat_ste.experiment.card_of import card_of
     from qat_ste.experiment.checkpoint import Checkpoints
     from qat_ste.experiment.comparison import Comparison, compare
     from qat_ste.experiment.gradient_update import Clipping, L2Penalty, WeightDecay
     from qat_ste.experiment.pretraining import pretrain
     from qat_ste.experiment.results import CounterpartResult, MemberResult
+    from qat_ste.experiment.tuning import TunedStudy, tune
     from qat_ste.fake_quant.fake_quantize import quantize_weights, quantized_tensors, remove_quantizers
     from qat_ste.models.checkpoint_file import load_checkpoint
     from qat_ste.quantizers.grids import GridQuantizer
@@ -38,6 +39,8 @@ _HOME = {
     "Quantization": "base.sections",
     "SteEquivalent": "theory.equivalence",
     "Training": "base.sections",
+    "TunedStudy": "experiment.tuning",
+    "Tuning": "base.sections",
     "UniformQuantizer": "quantizers.quantizer",
     "WeightDecay": "experiment.gradient_update",
     "card_of": "experiment.card_of",
@@ -48,6 +51,7 @@ _HOME = {
     "quantize_weights": "fake_quant.fake_quantize",
     "quantized_tensors": "fake_quant.fake_quantize",
     "remove_quantizers": "fake_quant.fake_quantize",
+    "tune": "experiment.tuning",
 }
 __all__ = [
     "ArgumentError",
@@ -64,6 +68,8 @@ __all__ = [
     "Quantization",
     "SteEquivalent",
     "Training",
+    "TunedStudy",
+    "Tuning",
     "UniformQuantizer",
     "WeightDecay",
     "card_of",
@@ -74,6 +80,7 @@ __all__ = [
     "quantize_weights",
     "quantized_tensors",
     "remove_quantizers",
+    "tune",
 ]
 
 

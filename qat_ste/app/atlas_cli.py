@@ -54,17 +54,13 @@ def _grid(overrides: list[str]) -> Grid:
 def _train_and_write(grid: Grid) -> int:
     """Trains the missing cells, writes the numbers and the page; returns the exit code."""
     from qat_ste.app.atlas_grid import collect
+    from qat_ste.app.cell_jobs import Workers
     from qat_ste.experiment.run_report import versions
     from qat_ste.report.atlas.page import write_atlas
 
     folder = grid.folder / "cells"
-    train_missing(
-        grid.jobs,
-        grid.training,
-        folder,
-        grid.workers,
-        lambda job: f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}",
-    )
+    with Workers(grid.training, folder, grid.workers) as workers:
+        train_missing(grid.jobs, workers, lambda job: f"{job.optimizer}, lr {job.lr:g}, seed {job.seed}")
     cells = collect(grid.jobs, folder)
     write_json(
         grid.folder / "atlas.json",

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +23,7 @@ from qat_ste.base.process import when_parent_ends
 from qat_ste.base.run_config import completed
 
 J = TypeVar("J", bound="Job")
+Train = Callable[[Any], Mapping[Any, Any]]  # a job -> a dataclass for each cell
 
 
 @dataclass(frozen=True)
@@ -71,41 +72,51 @@ def _key(config: Mapping[str, Any]) -> str:
     return json.dumps(completed(config), sort_keys=True)
 
 
-def train_jobs(
-    jobs: Sequence[J], train: Callable[[J], Mapping[Any, Any]], folder: Path, workers: int
-) -> Generator[tuple[J, float], None, None]:
-    """Trains the missing cells; yields each job and its duration in seconds once its files are written.
-
-    One worker trains in this process; several are processes with one thread each, which end with this one.
+class Workers:
+    """Processes of this machine that train jobs, each with one thread; they end with this one.
 
     Args:
-        train: trains the cells of a job and returns a dataclass for each; sent to the workers.
-
-    Raises:
-        concurrent.futures.process.BrokenProcessPool: a worker was killed.
+        train: trains the cells of a job and returns a dataclass for each; sent to the processes.
+        folder: of the cells, whose files are written as each job ends.
+        count: 1: trains in this process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files = CellFiles(folder)
-    left = [job for job in map(files.missing, jobs) if job.cells]
-    if workers == 1:
-        for job in left:
-            yield job, _train(job, train, folder)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (train, folder))
-    try:
-        futures = {pool.submit(_work, job): job for job in left}
+
+    def __init__(self, train: Train, folder: Path, count: int) -> None:
+        self.train, self.folder, self.count = train, folder, count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            for process in active_children():  # otherwise they would finish their jobs first
+                process.kill()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, jobs: Sequence[J]) -> Iterator[tuple[J, float]]:
+        """Trains the jobs; yields each and its duration in seconds once its files are written.
+
+        Raises:
+            concurrent.futures.process.BrokenProcessPool: a worker was killed.
+        """
+        if self.count == 1:
+            for job in jobs:
+                yield job, train_job(job, self.train, self.folder)
+            return
+        if self._pool is None:
+            arguments = self.train, self.folder
+            self._pool = ProcessPoolExecutor(self.count, get_context("spawn"), _begin, arguments)
+        futures = {self._pool.submit(_work, job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()
-    finally:
-        for process in active_children():  # otherwise they would finish their jobs first
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 _shared: list[Any] = []
 
 
-def _begin(train: Callable[[Any], Any], folder: Path) -> None:
+def _begin(train: Train, folder: Path) -> None:
     """Sets up a worker before its first job."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the launching process handles them
         signal.signal(number, signal.SIG_IGN)
@@ -115,10 +126,11 @@ def _begin(train: Callable[[Any], Any], folder: Path) -> None:
 
 
 def _work(job: Job) -> float:
-    return _train(job, *_shared)
+    return train_job(job, *_shared)
 
 
-def _train(job: Job, train: Callable[[Any], Any], folder: Path) -> float:
+def train_job(job: Job, train: Train, folder: Path) -> float:
+    """Trains the cells of a job and writes their files; returns the duration in seconds."""
     began = time.monotonic()
     cells = train(job)
     seconds = time.monotonic() - began

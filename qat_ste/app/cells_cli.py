@@ -7,11 +7,12 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -23,7 +24,7 @@ from qat_ste.app.compose import (
     config_dir,
     search_path,
 )
-from qat_ste.app.help_text import commented
+from qat_ste.app.help_text import WIDTH, commented
 from qat_ste.app.job import refuse
 from qat_ste.app.schema import ConfigError
 from qat_ste.base.files import FolderInUse, home_path, locked
@@ -49,7 +50,7 @@ def parsed(
         epilog = examples + commented(OmegaConf.masked_copy(compose_file(config_dir(), [], section), [section]))
     parser = argparse.ArgumentParser(
         prog=program,
-        description=description,
+        description=textwrap.fill(description, WIDTH),
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -114,24 +115,25 @@ def run_in_folder(program: str, key: str, folder: Path, work: Callable[[], int])
     return exit_code
 
 
-def train_missing(
-    jobs: Sequence[J],
-    train: Callable[[J], Mapping[Any, Any]],
-    folder: Path,
-    workers: int,
-    described: Callable[[J], str],
-) -> None:
-    """Trains the cells that the folder lacks, with a line of progress for each job."""
-    from qat_ste.app.cell_jobs import CellFiles, train_jobs
+def train_missing(jobs: Sequence[J], trainer: Trainer, described: Callable[[J], str]) -> None:
+    """Trains the cells that the trainer's folder lacks, with a line of progress for each job."""
+    from qat_ste.app.cell_jobs import CellFiles
     from qat_ste.loggers.jobs import JobsProgress
 
-    files = CellFiles(folder)
-    left = sum(files.missing(job).work for job in jobs)
-    total = sum(job.work for job in jobs)
-    trained = closing(train_jobs(jobs, train, folder, workers))
-    with JobsProgress(total, total - left) as progress, trained as finished:
-        for job, seconds in finished:
+    files = CellFiles(trainer.folder)
+    missing = [files.missing(job) for job in jobs]
+    total, left = (sum(job.work for job in each) for each in (jobs, missing))
+    with JobsProgress(total, total - left) as progress:
+        for job, seconds in trainer.run([job for job in missing if job.cells]):
             progress.advance(job.work, f"{described(job)}: {seconds:.0f} s")
+
+
+class Trainer(Protocol):
+    """Trains jobs, in processes of this machine or on a cluster, and writes their cells to ``folder``."""
+
+    folder: Path
+
+    def run(self, jobs: Sequence[J]) -> Iterable[tuple[J, float]]: ...
 
 
 class _Stopped(BaseException):

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from qat_ste.app.cells_cli import checked_jobs, command, parsed, run_in_folder, train_missing, worker_count
+from qat_ste.app.cells_cli import checked_jobs, command, parsed, run_in_folder, train_missing
 from qat_ste.app.job import refuse
 from qat_ste.base.errors import ArgumentError
 
 if TYPE_CHECKING:
     from qat_ste.app.tune_grid import TrialJob, TuneGrid
+    from qat_ste.experiment.tuning import Place
 
 PROGRAM = "qat-tune"
 NOT_TAKEN = ("counterparts", "metrics.", "logger", "checkpoint.", "train.seed", "train.lr_scale", "train.segment",
-             "runtime.devices", "runtime.placement", "runtime.threads", "dry_run", "row=", "hydra.")  # fmt: skip
+             "runtime.devices", "runtime.placement", "runtime.threads", "dry_run", "row=")  # fmt: skip
 DESCRIPTION = (
     "Trains each estimator and the STE over one grid of learning rates and several seeds, chooses the best rate of "
     "each on held-out data, and says on one page which estimators are better, worse or equivalent."
 )
 EXAMPLES = """\
-An entry of tune.estimators is an option of qat-run's group `estimator`; quote an entry with overrides:
+An entry of tune.estimators is an option of qat-run's group `estimator`; quote
+an entry with overrides:
   qat-tune estimator=tanh,ewgs optimizer=adam
   qat-tune estimator=tanh optimizer=sgd 'tune.lr=[1e-3,3e-3,1e-2]' tune.seeds=20
   qat-tune 'tune.estimators=[tanh,"cosine estimator.a=0.9"]' tune.output=DIR --dry-run
-Other keys are those of qat-run: dataset, model, optimizer, quantizer, train, runtime, experiment. The same command in
-the same folder resumes and skips finished trainings. The grid is:
+  qat-tune estimator=tanh optimizer=adam hydra/launcher=slurm hydra.launcher.partition=gpu
+Other keys are those of qat-run: dataset, model, optimizer, quantizer, train,
+runtime, experiment. The same command in the same folder resumes and skips
+finished trainings. The grid is:
 """
 
 
@@ -73,16 +78,17 @@ def _train_and_write(grid: TuneGrid) -> int:
     from qat_ste.app.cell_jobs import CellFiles
     from qat_ste.experiment.tuning import TunedStudy, check_metric, next_places
 
-    folder, content = grid.folder / "cells", grid.content | {"command": command(PROGRAM), "cells": []}
-    while places := next_places(content):
-        jobs = grid.jobs(places)
-        train_missing(jobs, grid.training, folder, worker_count(grid.workers, len(jobs)), _described)
-        files = CellFiles(folder)
-        content["cells"] += [grid.cell(place, files) for place in places]
-        try:
-            check_metric(content)
-        except ArgumentError as error:
-            refuse([f"tune.metric: {error}"], PROGRAM)
+    content = grid.content | {"command": command(PROGRAM), "cells": []}
+    with grid.trainer() as trainer:
+        while places := next_places(content):
+            print(f"{len(places)} trainings: {_round(places, content)}", flush=True)  # noqa: T201
+            train_missing(grid.jobs(places), trainer, _described)
+            files = CellFiles(trainer.folder)
+            content["cells"] += [grid.cell(place, files) for place in places]
+            try:
+                check_metric(content)
+            except ArgumentError as error:
+                refuse([f"tune.metric: {error}"], PROGRAM)
     page = TunedStudy(content).report(grid.folder)
     failed = [cell for cell in content["cells"] if cell["fault"] and not cell["diverged"]]
     for cell in failed:
@@ -90,6 +96,15 @@ def _train_and_write(grid: TuneGrid) -> int:
         print(f"{PROGRAM}: {name}: {cell['fault']}", file=sys.stderr)  # noqa: T201
     print(page.resolve())  # noqa: T201
     return 1 if failed else 0
+
+
+def _round(places: Sequence[Place], content: Mapping[str, Any]) -> str:
+    """What a round of trainings is for."""
+    if any(place.role != "grid" for place in places):
+        return "the STE at the best rates of the others"
+    if not content["cells"]:
+        return "the grid"
+    return f"rates beyond the edge for {', '.join(dict.fromkeys(place.estimator for place in places))}"
 
 
 def _described(job: TrialJob) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from qat_ste.app.cell_jobs import CellFiles, Job
+from qat_ste.app.cell_jobs import CellFiles, Job, Workers
+from qat_ste.app.cells_cli import worker_count
+from qat_ste.app.cluster import CLUSTERS, ClusterJobs, launcher_name
 from qat_ste.app.compose import compose_file, config_dir
 from qat_ste.app.entries import Entry, by_label, checked
 from qat_ste.app.schema import ConfigError, parameters
@@ -83,11 +85,15 @@ class TuneGrid:
     folder: Path
     tune: TuneConfig
     config_of: Callable[[Place], dict[str, Any]]
+    launcher: dict[str, Any] | None
 
-    @property
-    def workers(self) -> int | None:
-        """As asked for; one on a GPU unless asked for."""
-        return self.tune.workers or (None if self.training.components.device.type == "cpu" else 1)
+    def trainer(self) -> Workers | ClusterJobs:
+        """What trains the jobs: processes of this machine, one on a GPU unless asked for more, or a cluster."""
+        folder = self.folder / "cells"
+        if self.launcher is not None:
+            return ClusterJobs(self.training, folder, self.launcher)
+        asked = self.tune.workers or (None if self.training.components.device.type == "cpu" else 1)
+        return Workers(self.training, folder, worker_count(asked, len(self.jobs(self.places))))
 
     @property
     def places(self) -> list[Place]:
@@ -118,6 +124,10 @@ def grid_of(overrides: list[str]) -> TuneGrid:
     """
     cfg = compose_file(config_dir(), overrides, "tune", return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
+    launcher: Any = OmegaConf.to_container(cfg.hydra.launcher)
+    if launcher_name(launcher) not in ("BasicLauncher", *CLUSTERS):
+        allowed = "must be slurm or submitit_local; tune.workers sets the processes of this machine"
+        raise ConfigError([f"hydra/launcher={choices['hydra/launcher']}: {allowed}"])
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     components, tune = checked(cfg, choices), parameters(cfg, "tune")
@@ -133,6 +143,7 @@ def grid_of(overrides: list[str]) -> TuneGrid:
     lr, pretrains = plain["optimizer"]["lr"], plain["train"]["pretrain_steps"]
     shared = identity(plain, leave_out=OF_RUNS)
     del shared["optimizer"]["lr"]
+    shared["runtime"]["device"] = components.device.type
     shared |= {"data": components.dataset.fingerprint} | components.files
     shared |= {"pretrain_lr": lr} if pretrains else {}
 
@@ -151,7 +162,9 @@ def grid_of(overrides: list[str]) -> TuneGrid:
     content = content_of(tune, lr, metric, about, choices["optimizer"], unit)
     content["settings"] = {**shared, "tune": plain["tune"], "choices": choices}
     estimators = {label: entry.components.estimator for label, entry in labelled.items()}
-    return TuneGrid(content, TrialTraining(cfg, components, estimators), home_path(tune.output), tune, config_of)
+    on_cluster = launcher if launcher_name(launcher) in CLUSTERS else None
+    training = TrialTraining(cfg, components, estimators)
+    return TuneGrid(content, training, home_path(tune.output), tune, config_of, on_cluster)
 
 
 def _check_validation(components: RunComponents) -> None:

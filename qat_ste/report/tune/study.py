@@ -154,7 +154,7 @@ class Study:
         return sorted({rate for _, rate in self._chosen() if rate not in present})
 
     def adjusted(self) -> dict[str, float]:
-        """Best rates of the estimators whose counterpart is trained: equivalence ``remap``, and a learning-rate factor."""
+        """Best rates of the estimators whose counterpart is trained: equivalence ``remap``, and an α."""
         return {label: rate for label, rate in self._chosen() if self.remapped(label)}
 
     def remapped(self, label: str) -> bool:
