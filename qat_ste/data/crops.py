@@ -27,6 +27,20 @@ class ImageSource(Protocol):
     def read(self, index: int) -> Tensor: ...
 
 
+class ImageSubset:
+    """The images of a source at these rows."""
+
+    def __init__(self, source: ImageSource, rows: Tensor) -> None:
+        self.source, self.rows = source, rows
+        self.labels = source.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> Tensor:
+        return self.source.read(int(self.rows[index]))
+
+
 class CropBatch(NamedTuple):
     """Images of equal size (uint8, height x width x channels), their labels, and errors of images that were skipped."""
 

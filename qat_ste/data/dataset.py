@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from qat_ste.base.errors import ArgumentError
+from qat_ste.base.errors import SEED, ArgumentError, require
 
 Batch = tuple[Tensor, Tensor]
 
@@ -85,3 +86,52 @@ class Dataset(Protocol):
 
     def test_batches(self, device: torch.device, shard: Shard = Shard()) -> Iterable[Batch]:
         """All test images once, in order; each of several ranks reads a part."""
+
+    def with_validation(self, seed: int) -> DatasetWithValidation:
+        """A copy that trains without a validation split; the test images stay the same.
+
+        Only tuning needs this method: a data set without it can be used for everything else.
+
+        Args:
+            seed: draws the split. The fingerprint of the copy depends on it.
+
+        Raises:
+            ArgumentError: the seed is not allowed, or there are too few images.
+        """
+
+
+class DatasetWithValidation(Dataset, Protocol):
+    """A data set whose training batches leave out a validation split."""
+
+    def validation_batches(self, device: torch.device, shard: Shard = Shard()) -> Iterable[Batch]:
+        """The whole validation split once, in order, prepared as test images; each of several ranks reads a part."""
+
+
+def split_generator(validation_seed: int | None) -> torch.Generator:
+    """The generator that draws a validation split.
+
+    Raises:
+        ArgumentError: the data set has no validation split, or the seed is not allowed.
+    """
+    if validation_seed is None:
+        raise ArgumentError("validation_seed", None, "set by with_validation")
+    require(SEED, seed=validation_seed)
+    return torch.Generator().manual_seed(validation_seed)
+
+
+def split_rows(groups: Sequence[tuple[int, int]], validation_seed: int | None) -> tuple[Tensor, Tensor]:
+    """The rows for training and those of the validation split, both in order.
+
+    Args:
+        groups: (size, held out) of consecutive groups of rows. From each group that many rows are drawn.
+    """
+    generator = split_generator(validation_seed)
+    held_out = torch.cat([torch.randperm(size, generator=generator) < number for size, number in groups])
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def split_fingerprint(fingerprint: str, validation_seed: int | None) -> str:
+    """The fingerprint of a data set, from that of all its data and the seed of its validation split, if it has one."""
+    if validation_seed is None:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} validation {validation_seed}".encode()).hexdigest()[:16]

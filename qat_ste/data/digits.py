@@ -28,4 +28,5 @@ def digits() -> InMemoryDataset:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images = (torch.from_numpy(pixels).float() / 16).reshape(-1, 1, 8, 8)[order]
     targets = torch.from_numpy(labels).long()[order]
-    return InMemoryDataset(Split(images[:1437], targets[:1437]), Split(images[1437:], targets[1437:]), num_classes=10)
+    train, test = Split(images[:1437], targets[:1437]), Split(images[1437:], targets[1437:])
+    return InMemoryDataset(train, test, num_classes=10, held_out=287)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -10,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from qat_ste.base.errors import Number, OneOf, OrNone, require
+from qat_ste.base.errors import ArgumentError, Number, OneOf, OrNone, require
 from qat_ste.base.files import home_path
-from qat_ste.data.crops import CentreCrops, ImageSource, RandomCrops, training_keys
-from qat_ste.data.dataset import Batch, Shard
+from qat_ste.data.crops import CentreCrops, ImageSource, ImageSubset, RandomCrops, training_keys
+from qat_ste.data.dataset import Batch, Shard, split_fingerprint, split_rows
 from qat_ste.data.decoded_images import DecodedImages, bytes_needed, cache_folder, check_free_space, make_cache
 from qat_ste.data.image_batches import BatchLoader, Normalise, deliver
 from qat_ste.data.image_files import BrokenImageError, ImageFiles, find_images
@@ -71,7 +73,8 @@ class ImageFolderDataset:
         self.skip = on_error == "skip"
         self.cache = None if cache is None else home_path(cache)
         self._skipped: set[str] = set()
-        self._test_loaders: dict[Shard, BatchLoader] = {}
+        self._loaders: dict[tuple[str, Shard], BatchLoader] = {}  # of centre crops
+        self._validation_seed: int | None = None
         if not self.skip:
             for files in (self.train, self.val):
                 files.read(0)
@@ -81,7 +84,8 @@ class ImageFolderDataset:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()[:16]
+        return split_fingerprint(digest, self._validation_seed)
 
     @property
     def skipped(self) -> list[str]:
@@ -101,22 +105,49 @@ class ImageFolderDataset:
     def train_batches(
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> RandomCropBatches:
-        order = EpochOrder(len(self.train), batch_size, shuffle, seed, shard)
+        rows = None if self._validation_seed is None else self._split_rows()[0]
+        order = EpochOrder(len(self.train) if rows is None else len(rows), batch_size, shuffle, seed, shard)
 
         def starting_at(step: int) -> Iterator[Batch]:  # reads nothing earlier: the cache may not exist yet
-            crops = RandomCrops(self._train_images, self.image_shape[1], seed, self.skip)
+            images = self._train_images if rows is None else ImageSubset(self._train_images, rows)
+            crops = RandomCrops(images, self.image_shape[1], seed, self.skip)
             loader = BatchLoader(crops, training_keys(order, step), batch_size // shard.ranks, self.workers)
             return self._deliver(loader, device)
 
         return RandomCropBatches(order.steps_per_epoch, starting_at)
 
     def test_batches(self, device: torch.device, shard: Shard = Shard()) -> CentreCropBatches:
-        if shard not in self._test_loaders:
-            crops = CentreCrops(self._val_images, self.image_shape[1], self.resize, self.skip)
-            firsts = range(shard.rank * TEST_BATCH, len(self.val), shard.ranks * TEST_BATCH)
-            batches = [range(first, min(first + TEST_BATCH, len(self.val))) for first in firsts]
-            self._test_loaders[shard] = BatchLoader(crops, batches, TEST_BATCH, self.workers)
-        loader = self._test_loaders[shard]
+        return self._centre_crops("test", self._val_images, device, shard)
+
+    def with_validation(self, seed: int) -> ImageFolderDataset:
+        """A copy that trains without a tenth of the images of each class, at least one; see ``Dataset``.
+
+        The copy reads the same files and the same cache.
+
+        Raises:
+            ArgumentError: the seed is not allowed, or no class has two training images.
+        """
+        dataset = copy.copy(self)
+        dataset._validation_seed, dataset._skipped, dataset._loaders = seed, set(self._skipped), {}
+        if not len(dataset._split_rows()[1]):
+            raise ArgumentError("root", str(self.train.folder.parent), "a folder with two training images of a class")
+        return dataset
+
+    def validation_batches(self, device: torch.device, shard: Shard = Shard()) -> CentreCropBatches:
+        images = ImageSubset(self._train_images, self._split_rows()[1])
+        return self._centre_crops("validation", images, device, shard)
+
+    def _split_rows(self) -> tuple[Tensor, Tensor]:
+        sizes = self.train.labels.bincount().tolist()  # labels are sorted
+        return split_rows([(size, max((size + 5) // 10, int(size > 1))) for size in sizes], self._validation_seed)
+
+    def _centre_crops(self, name: str, images: ImageSource, device: torch.device, shard: Shard) -> CentreCropBatches:
+        if (name, shard) not in self._loaders:
+            crops = CentreCrops(images, self.image_shape[1], self.resize, self.skip)
+            firsts = range(shard.rank * TEST_BATCH, len(images), shard.ranks * TEST_BATCH)
+            batches = [range(first, min(first + TEST_BATCH, len(images))) for first in firsts]
+            self._loaders[name, shard] = BatchLoader(crops, batches, TEST_BATCH, self.workers)
+        loader = self._loaders[name, shard]
         loader.start()
         return CentreCropBatches(lambda: self._deliver(loader, device))
 

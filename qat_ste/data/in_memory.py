@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from qat_ste.data.dataset import Batch, Shard, to_device
+from qat_ste.base.errors import Number, require
+from qat_ste.data.dataset import Batch, Shard, split_fingerprint, split_rows, to_device
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,26 @@ class Split:
     def to(self, device: torch.device | str) -> Split:
         return Split(self.images.to(device), self.labels.to(device))
 
+    def at(self, rows: Tensor) -> Split:
+        """The images and labels at these rows."""
+        return Split(self.images[rows], self.labels[rows])
+
 
 @dataclass(frozen=True)
 class InMemoryDataset:
-    """Training and test images in memory."""
+    """Training and test images in memory.
+
+    Attributes:
+        train: training images, with those of the validation split.
+        held_out: number of images of a validation split; None: a tenth of the training images.
+        validation_seed: draws the validation split; None: there is none, all of ``train`` is for training.
+    """
 
     train: Split
     test: Split
     num_classes: int
+    held_out: int | None = None
+    validation_seed: int | None = None
     skipped = ()
 
     @property
@@ -43,7 +56,8 @@ class InMemoryDataset:
     @property
     def fingerprint(self) -> str:
         sample = self.train.images[::97].contiguous().numpy()
-        return hashlib.sha256(self.train.labels.numpy().tobytes() + sample.tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256(self.train.labels.numpy().tobytes() + sample.tobytes()).hexdigest()[:16]
+        return split_fingerprint(digest, self.validation_seed)
 
     def prepare(self) -> None:
         """Does nothing."""
@@ -51,10 +65,24 @@ class InMemoryDataset:
     def train_batches(
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> InMemoryBatches:
-        return InMemoryBatches(self.train.to(device), batch_size, shuffle, seed, shard)
+        train = self.train if self.validation_seed is None else self.train.at(self._split_rows()[0])
+        return InMemoryBatches(train.to(device), batch_size, shuffle, seed, shard)
 
     def test_batches(self, device: torch.device, shard: Shard = Shard()) -> EvaluationBatches:
         return EvaluationBatches(self.test.to(device), shard=shard)
+
+    def with_validation(self, seed: int) -> InMemoryDataset:
+        dataset = replace(self, validation_seed=seed)
+        dataset._split_rows()  # checks the arguments
+        return dataset
+
+    def validation_batches(self, device: torch.device, shard: Shard = Shard()) -> EvaluationBatches:
+        return EvaluationBatches(self.train.at(self._split_rows()[1]).to(device), shard=shard)
+
+    def _split_rows(self) -> tuple[Tensor, Tensor]:
+        held_out = max(1, len(self.train) // 10) if self.held_out is None else self.held_out
+        require(Number(1, len(self.train) - 1), held_out=held_out)
+        return split_rows([(len(self.train), held_out)], self.validation_seed)
 
 
 class EpochOrder:

@@ -51,7 +51,7 @@ def mnist(root: str | Path, download: bool = True) -> InMemoryDataset:
         images = torch.from_numpy(arrays[f"{split}-images-idx3-ubyte"]).float().div_(255).unsqueeze(1)
         splits.append(Split(images, torch.from_numpy(arrays[f"{split}-labels-idx1-ubyte"]).long()))
     train, test = splits
-    return InMemoryDataset(train, test, num_classes=10)
+    return InMemoryDataset(train, test, num_classes=10, held_out=5000)
 
 
 def _find(name: str, folders: list[Path]) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,24 +14,33 @@ import torch
 
 from qat_ste.base.errors import COUNT, ArgumentError, OneOf, OrNone, require
 from qat_ste.base.files import home_path, replacing
-from qat_ste.data.dataset import Shard
+from qat_ste.data.dataset import Shard, split_fingerprint, split_generator
 from qat_ste.data.task import Task, bits_per_token
-from qat_ste.data.tokens import EvaluationWindows, Tokens, TrainingWindows, Windows
+from qat_ste.data.tokens import EvaluationWindows, Tokens, TokensWithout, TrainingWindows, Windows
 
 NAMES = OneOf(("kjv", "tinyshakespeare"))
 SHAKESPEARE = "tinyshakespeare.txt"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-TRAINED = 0.9  # share of the tokens; the last tenth is validation
+TRAINED = 0.9  # share of the tokens; the last tenth is for testing
+BLOCKS, TRAINED_BLOCKS = 20, 18  # a validation split is one of the 18 blocks of 5 % in the training tokens
 
 
 @dataclass(frozen=True)
 class TextDataset:
-    """Windows of a sequence of tokens; the first nine tenths are for training."""
+    """Windows of a sequence of tokens; the first nine tenths are for training.
+
+    A validation split is 5 % of all tokens, in one block of the training tokens.
+
+    Attributes:
+        validation_tokens: most tokens that are evaluated, of the test and of the validation split.
+        validation_seed: draws the block; None: there is no validation split.
+    """
 
     tokens: Tokens
     context: int
     validation_tokens: int
+    validation_seed: int | None = None
     skipped = ()
 
     @property
@@ -41,7 +50,7 @@ class TextDataset:
 
     @property
     def fingerprint(self) -> str:
-        return self.tokens.digest
+        return split_fingerprint(self.tokens.digest, self.validation_seed)
 
     @property
     def task(self) -> Task:
@@ -67,10 +76,34 @@ class TextDataset:
         self, batch_size: int, shuffle: bool, seed: int, device: torch.device, shard: Shard = Shard()
     ) -> TrainingWindows:
         windows = Windows(self.tokens, 0, self.trained, self.context)
+        if self.validation_seed is not None:
+            start, stop = self._validation_block()
+            tokens = TokensWithout(self.tokens, start, stop)
+            windows = Windows(tokens, 0, self.trained - (stop - start), self.context)
         return TrainingWindows(windows, batch_size, shuffle, seed, device, shard)
 
     def test_batches(self, device: torch.device, shard: Shard = Shard()) -> EvaluationWindows:
-        windows = Windows(self.tokens, self.trained, self.tokens.count, self.context)
+        return self._evaluation(self.trained, self.tokens.count, device, shard)
+
+    def with_validation(self, seed: int) -> TextDataset:
+        dataset = replace(self, validation_seed=seed)
+        start, stop = dataset._validation_block()
+        if stop - start <= self.context:
+            allowed = f"shorter than a validation split of {stop - start} tokens, 5 % of {self.tokens.name}"
+            raise ArgumentError("context", self.context, allowed)
+        return dataset
+
+    def validation_batches(self, device: torch.device, shard: Shard = Shard()) -> EvaluationWindows:
+        return self._evaluation(*self._validation_block(), device, shard)
+
+    def _validation_block(self) -> tuple[int, int]:
+        """The first token of the validation split and the one after its last."""
+        size = self.tokens.count // BLOCKS
+        start = size * int(torch.randint(TRAINED_BLOCKS, (), generator=split_generator(self.validation_seed)))
+        return start, start + size
+
+    def _evaluation(self, start: int, stop: int, device: torch.device, shard: Shard) -> EvaluationWindows:
+        windows = Windows(self.tokens, start, stop, self.context)
         return EvaluationWindows(windows, max(1, self.validation_tokens // self.context), device, shard)
 
 
@@ -92,7 +125,8 @@ def text(
         file: replaces ``name``: UTF-8 text, or 16-bit tokens in ``*.bin``, as nanoGPT prepares them.
         vocabulary: see ``Tokens``.
         context: tokens of a window.
-        validation_tokens: tokens of the last tenth that are evaluated, in windows that are spread evenly.
+        validation_tokens: tokens of the last tenth, or of a validation split, that are evaluated, in windows that are
+            spread evenly.
         download: whether a missing ``tinyshakespeare.txt`` may be downloaded into ``root``.
 
     Raises:
@@ -111,7 +145,7 @@ def text(
         tokens = Tokens("the King James Bible", lambda: content, vocabulary or 256)
     dataset = TextDataset(tokens, context, validation_tokens)
     if tokens.count - dataset.trained <= context:
-        allowed = f"shorter than the validation split: {tokens.name} has {tokens.count} tokens, a tenth of them there"
+        allowed = f"shorter than the test split: {tokens.name} has {tokens.count} tokens, a tenth of them there"
         raise ArgumentError("context", context, allowed)
     return dataset
 

@@ -80,6 +80,20 @@ class Tokens:
         return values
 
 
+class TokensWithout:
+    """A sequence of tokens without those from ``start`` to ``stop``; a window may straddle the seam."""
+
+    def __init__(self, tokens: Tokens, start: int, stop: int) -> None:
+        self.tokens, self.start, self.stop = tokens, start, stop
+        self.vocabulary = tokens.vocabulary
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """As ``Tokens.read``; ``start`` counts the tokens that are left."""
+        before = min(max(self.start - start, 0), count)
+        ranges = ((start, before), (start + before + self.stop - self.start, count - before))
+        return np.concatenate([self.tokens.read(first, number) for first, number in ranges if number])
+
+
 def _check_text(path: Path) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
@@ -96,7 +110,7 @@ def _check_text(path: Path) -> None:
 class Windows:
     """Windows of ``context`` tokens from ``start`` to ``stop``, each with the token that follows."""
 
-    tokens: Tokens
+    tokens: Tokens | TokensWithout
     start: int
     stop: int
     context: int

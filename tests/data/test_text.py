@@ -130,7 +130,7 @@ def _sampled(tokens: Tokens, where: int) -> bool:
         ("a.txt", "é".encode()[:1], "UTF-8 text"),
         ("a.txt", b"", "not empty"),
         ("a.bin", b"abc" * 999, "unsigned 16-bit tokens"),
-        ("a.txt", b"abc" * 50, "shorter than the validation split"),
+        ("a.txt", b"abc" * 50, "shorter than the test split"),
         ("missing.txt", None, "can be read"),
     ],
 )
