@@ -39,6 +39,7 @@ from qat_ste.experiment.results import CounterpartResult, MemberResult
 from qat_ste.experiment.schedules import schedule_of
 from qat_ste.experiment.segment_results import SegmentResults
 from qat_ste.experiment.segments import Segments
+from qat_ste.experiment.settings import optimizer_name, plain
 from qat_ste.experiment.start import Start, start_of
 from qat_ste.experiment.verdict import Verdict, decide
 from qat_ste.fake_quant.fake_quantize import packed_model, quantize_weights, unpacked_model
@@ -225,7 +226,7 @@ def compare(
             segments=segments,
         )
     sections = {"quantizer": quantization, "train": training, "metrics": metrics, "runtime": execution}
-    settings: dict[str, Any] = {name: _plain(vars(section)) for name, section in sections.items()} | {
+    settings: dict[str, Any] = {name: plain(vars(section)) for name, section in sections.items()} | {
         "counterparts": list(counterparts)
     }
     settings |= {"estimator": repr(estimator), "optimizer": {"name": optimizer_name(optimizer), "lr": lr}}
@@ -240,25 +241,6 @@ def _both(first: Callable[[Row], None], second: Callable[[Row], None]) -> Callab
         second(row)
 
     return call
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it; types and functions by name."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return (
-        value
-        if value is None or isinstance(value, bool | int | float | str)
-        else getattr(value, "__name__", str(value))
-    )
-
-
-def optimizer_name(optimizer: MakeOptimizer) -> str:
-    """The name of the class behind a partial."""
-    made = getattr(optimizer, "func", optimizer)
-    return str(getattr(made, "__name__", made))
 
 
 def _summarize(

@@ -19,10 +19,10 @@ from qat_ste.estimators import Estimator, Ste
 from qat_ste.experiment.batch_source import Batches
 from qat_ste.experiment.checks import check_model, check_optimizer
 from qat_ste.experiment.cohort import Cohort
-from qat_ste.experiment.comparison import optimizer_name
 from qat_ste.experiment.passes import Loss
 from qat_ste.experiment.randomness import kept_generators
 from qat_ste.experiment.run_report import versions
+from qat_ste.experiment.settings import optimizer_name, plain
 from qat_ste.experiment.trials import Trial, TrialResult, train_trials
 from qat_ste.fake_quant.fake_quantize import quantize_weights
 from qat_ste.optimizers import Adjustment, MakeOptimizer
@@ -187,6 +187,9 @@ def tune(
         lr_factor = cohort.equivalent.lr_factor if cohort.equivalent else None
         about[name] = described(estimator, cohort.adjustment, lr_factor)
     content = content_of(tuning, lr, tuning.metric or "accuracy", about, optimizer_name(optimizer), "")
+    sections = {"quantizer": quantization, "train": training, "tune": tuning, "runtime": execution}
+    content["command"] = "qat_ste.tune"
+    content["settings"] = {name: plain(vars(section)) for name, section in sections.items()}
     all_estimators = {STE: Ste(), **estimators}
     while places := next_places(content):
         for seed in content["seeds"]:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qat_ste import ArgumentError, Quantization, Training
-from qat_ste.estimators import Annealed, Dsq, Estimator, Tanh
+from qat_ste import ArgumentError, Quantization, Training, compare
+from qat_ste.estimators import Dsq, Estimator, Tanh
+from qat_ste.estimators.annealed import Annealed
 from qat_ste.experiment.trials import Trial, train_trials
 from tests.arguments import WEIGHTS
-from tests.experiment.tiny import ADAM, SGD, batches, network, run
+from tests.experiment.tiny import ADAM, SGD, batches, network
 
 TEST, VALIDATION = batches(2), batches(3)[2:]
 MOVING = replace(WEIGHTS, scale="absmax", granularity="channel")
@@ -42,15 +43,22 @@ def trained(trials, *, quantization=WEIGHTS, steps=40, seed=0, optimizer=SGD, bu
     [
         (Tanh(5.5), SGD, WEIGHTS),
         (Tanh(5.5), ADAM, MOVING),
-        (Annealed([Dsq(0.4), Dsq(0.2)]), ADAM, WEIGHTS),
+        (Annealed(Dsq, "alpha", 0.4, 0.1, stages=4), ADAM, WEIGHTS),
         (Tanh(5.5), SGD, replace(WEIGHTS, scale="learned")),
     ],
     ids=["sgd", "moving scales", "annealed", "learned scales"],
 )
 def test_a_trial_is_a_run_of_compare(estimator, optimizer, quantization):
-    trials = {"it": Trial(estimator, 0.05), "its STE": Trial(estimator, 0.05, adjusted=True), "else": Trial(Tanh(9), 0.1)}
+    trials = {
+        "it": Trial(estimator, 0.05),
+        "its STE": Trial(estimator, 0.05, adjusted=True),
+        "else": Trial(Tanh(9), 0.1),
+    }
     results = trained(trials, quantization=quantization, optimizer=optimizer)
-    comparison = run(estimator=estimator, optimizer=optimizer, quantization=quantization, counterparts=["ste"])
+    comparison = compare(
+        network, batches(), loss=F.cross_entropy, estimator=estimator, optimizer=optimizer, lr=0.05,
+        quantization=quantization, training=Training(steps=40, seed=0), validation=TEST, counterparts=["ste"],
+    )  # fmt: skip
     for name, member in (("it", comparison.reference), ("its STE", comparison.counterparts["ste"])):
         assert (results[name].test_accuracy, results[name].test_loss) == (member.test_accuracy, member.test_loss), name
     assert results["else"].test_loss != results["it"].test_loss
