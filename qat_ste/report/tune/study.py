@@ -85,6 +85,11 @@ class Curve:
         return all(rate in self.faults or seeds <= set(self.cells.get(rate, ())) for rate in self.planned)
 
     @property
+    def settled(self) -> bool:
+        """Whether the best rate is final: nothing is missing, and no rate is to be added."""
+        return self.finished and self.next_rate is None
+
+    @property
     def at_edge(self) -> bool:
         """Whether the best rate is the smallest or the largest one."""
         return self.best in (self.planned[0], self.planned[-1])
@@ -149,12 +154,12 @@ class Study:
         }
 
     def swap_rates(self) -> list[float]:
-        """Best rates of estimators that the STE's curve lacks, ascending; of estimators with finished curves."""
-        present = self.curves[STE].planned
-        return sorted({rate for _, rate in self._chosen() if rate not in present})
+        """Best rates of estimators that the STE's curve lacks, ascending; empty until that curve is settled."""
+        ste = self.curves[STE]
+        return sorted({rate for _, rate in self._chosen() if rate not in ste.rates}) if ste.settled else []
 
     def adjusted(self) -> dict[str, float]:
-        """Best rates of the estimators whose counterpart is trained: equivalence ``remap``, and an α."""
+        """Best rates of the estimators whose counterpart is trained: ``remap``, and a learning-rate factor."""
         return {label: rate for label, rate in self._chosen() if self.remapped(label)}
 
     def remapped(self, label: str) -> bool:
@@ -185,17 +190,17 @@ class Study:
         return {seed: cells[seed]["fault"] for seed in self.seeds if seed in cells and cells[seed]["fault"]}
 
     def _chosen(self) -> Iterator[tuple[str, float]]:
-        """The estimators whose curves are finished, with their best rates."""
+        """The estimators whose curves are settled, with their best rates."""
         for label in self.labels:
             curve = self.curves[label]
-            if curve.best is not None and curve.finished and curve.next_rate is None:
+            if curve.best is not None and curve.settled:
                 yield label, curve.best
 
     def _cells(self, **wanted: str) -> dict[float, dict[int, Mapping[str, Any]]]:
         """Cells with these values, by rate and seed."""
         cells: dict[float, dict[int, Mapping[str, Any]]] = {}
         for cell in self.content["cells"]:
-            if all(cell[key] == value for key, value in wanted.items()):
+            if all(cell.get(key) == value for key, value in wanted.items()):
                 cells.setdefault(cell["lr"], {})[cell["seed"]] = cell
         return cells
 
