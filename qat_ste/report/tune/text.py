@@ -117,7 +117,7 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """What limits the answers: few seeds, missing cells, grids that were too short, faults, a network that learned little."""
+    """What limits the answers: few seeds, missing runs, short grids, failed runs, a network that learned little."""
     study = comparison.study
     sentences = []
     if len(study.seeds) < LEAST_SEEDS:
@@ -166,8 +166,9 @@ def rule(comparison: Comparison) -> str:
         f"within the margin; its interval shows it. Undecided: neither, or fewer than {LEAST_SEEDS} seeds. Seeds to "
         f"decide: the number that decides with {100 * POWER:.0f} % probability if mean and standard deviation stay as "
         f"estimated, for a difference (at Bonferroni's level) or for equivalence, whichever needs fewer. All "
-        f"share the grid, so a difference may come from where its rates lie; the adjusted STE, at rate × α, does not share "
-        f"it. Intervals are 95 % unless stated otherwise and not corrected. They are over seeds; the test split is the same for all seeds."
+        f"share one grid, so a difference may come from where its rates lie; the adjusted STE, at the estimator's rate "
+        f"times α, is free of that. Intervals are 95 % unless stated otherwise, without correction. The intervals are "
+        f"over seeds; the test split is the same for all seeds."
     )
 
 
@@ -214,7 +215,8 @@ def table(comparison: Comparison) -> list[list[str]]:
     unit = written.difference.strip()
     header = [
         "estimator", "answer", "best rate", "× α", f"test {written.metric}",
-        f"difference to the STE{f' ({unit})' if unit else ''}", "Holm's p", "seeds to decide", "careless swap loses", "adjusted STE gains", "distance of best rates (steps)",
+        f"difference to the STE{f' ({unit})' if unit else ''}", "Holm's p", "seeds to decide", "careless swap loses",
+        "adjusted STE gains", "distance of best rates (steps)",
     ]  # fmt: skip
     ste = [STE, "–", rate_of(comparison.ste.best), "–", with_interval(comparison.ste_test(), written.shown), *["–"] * 6]
     return [header, ste, *(_line(row, written, seeds) for row in comparison.rows)]
