@@ -134,7 +134,8 @@ class ImageFolderDataset:
         return dataset
 
     def validation_batches(self, device: torch.device, shard: Shard = Shard()) -> CentreCropBatches:
-        images = ImageSubset(self._train_images, self._split_rows()[1])
+        rows = self._split_rows()[1]  # first, since it refuses a data set without a split
+        images = ImageSubset(self._train_images, rows)
         return self._centre_crops("validation", images, device, shard)
 
     def _split_rows(self) -> tuple[Tensor, Tensor]:
