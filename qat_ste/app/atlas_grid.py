@@ -14,7 +14,7 @@ from torch import nn
 
 from qat_ste.app.cell_jobs import CellFiles, Job
 from qat_ste.app.cells_cli import worker_count
-from qat_ste.app.compose import compose_file, config_dir
+from qat_ste.app.compose import SEARCH_PATH, compose_file, config_dir
 from qat_ste.app.entries import Entry, by_label, checked
 from qat_ste.app.schema import ConfigError
 from qat_ste.base.files import home_path
@@ -88,10 +88,10 @@ def grid_of(overrides: list[str]) -> Grid:
     del cfg["hydra"]
     cfg.runtime.device = "cpu"
     components = checked(cfg, choices)
-    on_cpu = [*overrides, "runtime.device=cpu"]
+    search = [override for override in overrides if override.startswith(SEARCH_PATH)]
     entries = {
         group: [
-            Entry(f"atlas.{group}s", group, text, "atlas", on_cpu, choices)
+            Entry(f"atlas.{group}s", group, text, cfg, choices, search)
             for text in dict.fromkeys(cfg.atlas[f"{group}s"])
         ]
         for group in ("estimator", "optimizer")

@@ -27,6 +27,7 @@ from qat_ste.app.compose import (
 from qat_ste.app.help_text import WIDTH, commented
 from qat_ste.app.job import refuse
 from qat_ste.app.schema import ConfigError
+from qat_ste.base.errors import ArgumentError
 from qat_ste.base.files import FolderInUse, home_path, locked
 from qat_ste.base.text import of_error
 
@@ -103,7 +104,7 @@ def run_in_folder(program: str, key: str, folder: Path, work: Callable[[], int])
         folder.mkdir(parents=True, exist_ok=True)
         with _signals_raise(), locked(folder, key):
             return work()
-    except FolderInUse as error:
+    except (FolderInUse, ArgumentError) as error:
         refuse([str(error)], program)
     except _Stopped as stopped:
         exit_code, reason = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"

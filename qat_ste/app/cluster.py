@@ -54,14 +54,32 @@ class ClusterJobs:
                 submitted.cancel()
 
     def run(self, jobs: Sequence[J]) -> Iterator[tuple[J, float]]:
-        """Trains the jobs; yields each and its duration in seconds once its files are written."""
-        waiting = list(zip(jobs, self._executor.map_array(_OnNode(self.train, self.folder), jobs), strict=True))
-        self._submitted = [submitted for _, submitted in waiting]
+        """Trains the jobs; yields each and its duration in seconds once its files are written.
+
+        Raises:
+            Exception: what a job raised, or submitit's error where a job ended without a result.
+        """
+        submitted = self._executor.map_array(_OnNode(self.train, self.folder), jobs)
+        waiting = list(zip(jobs, submitted, strict=True))
+        self._submitted = [each for _, each in waiting]
         while waiting:
-            for pair in [pair for pair in waiting if pair[1].done()]:
-                waiting.remove(pair)
-                yield pair[0], pair[1].result()
+            for job, each in [pair for pair in waiting if pair[1].done()]:
+                if (seconds := _seconds(each)) is not None:
+                    waiting.remove((job, each))
+                    yield job, seconds
             time.sleep(POLL_SECONDS if waiting else 0.0)
+
+
+def _seconds(submitted: Any) -> float | None:
+    """What the job returned; None where it was called done while it was queued again."""
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        return float(submitted.result())
+    except UncompletedJobError:
+        if submitted.done(force_check=True):
+            raise
+        return None
 
 
 class _OnNode:

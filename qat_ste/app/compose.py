@@ -43,6 +43,7 @@ ConfigStore.instance().store(name="atlas_schema", node=added_schema(AtlasRunConf
 ConfigStore.instance().store(name="tune_schema", node=added_schema(TuneRunConfig))
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: an unknown option of a group
+SEARCH_PATH = "hydra.searchpath="
 EXTRAS = {"joblib": "joblib", "submitit": "slurm"}  # of this package, by the launcher that it installs
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _KINDS = {bool: KINDS["Boolean"], int: KINDS["Integer"], float: KINDS["Float"], dict: "keys and values"}
@@ -79,7 +80,7 @@ def add_modules_beside(user_dir: str) -> None:
 
 def search_path(user_dir: str | None) -> list[str]:
     """The override that adds the user's folder to Hydra's search path, if there is a folder."""
-    return [] if user_dir is None else [f"hydra.searchpath=['file://{Path(user_dir).resolve()}']"]
+    return [] if user_dir is None else [f"{SEARCH_PATH}['file://{Path(user_dir).resolve()}']"]
 
 
 def with_model_keys(arguments: Sequence[str]) -> list[str]:

@@ -18,28 +18,32 @@ class Entry:
 
     Args:
         key: that holds the entry, for messages.
-        primary: the YAML file that ``overrides`` change.
+        base: the configuration that the option is a part of. Keys that it sets for another option are left out.
         choices: the option of each group there.
+        search: overrides that make the user's options known.
     """
 
     def __init__(
-        self, key: str, group: str, text: str, primary: str, overrides: list[str], choices: dict[str, Any]
+        self, key: str, group: str, text: str, base: DictConfig, choices: dict[str, Any], search: list[str]
     ) -> None:
         self._key, self.text, self.problems = key, text, list[str]()
         self.name, *changes = text.split() or [""]
         self.changes = [change.removeprefix(f"{group}.") for change in changes]
-        valid = list(overrides)
+        valid = list(search)
         for added in ([f"{group}={self.name}"], changes):
             try:
-                cfg = compose_file(config_dir(), [*valid, *added], primary)
+                cfg = compose_file(config_dir(), [*valid, *added])
             except COMPOSE_ERRORS as error:
-                problems = composition_problems(config_dir(), added, error, primary, valid)
+                problems = composition_problems(config_dir(), added, error, "atlas", valid)
                 self._add([problem.removeprefix(f"{group}={text}: ") for problem in problems])
                 return
             valid += added
-        self.node: dict[str, Any] = OmegaConf.to_container(cfg[group], resolve=True)  # type: ignore[assignment]
+        whole = base.copy()
+        if changes or self.name != choices[group]:
+            whole[group] = cfg[group]
+        self.node: dict[str, Any] = OmegaConf.to_container(whole[group], resolve=True)  # type: ignore[assignment]
         try:
-            self.components = checked(cfg, choices | {group: self.name})
+            self.components = checked(whole, choices | {group: self.name})
         except ConfigError as error:
             self._add(error.problems)
 

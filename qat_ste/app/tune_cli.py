@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from qat_ste.app.cells_cli import checked_jobs, command, parsed, run_in_folder, train_missing
 from qat_ste.app.job import refuse
-from qat_ste.base.errors import ArgumentError
 
 if TYPE_CHECKING:
     from qat_ste.app.tune_grid import TrialJob, TuneGrid
@@ -85,10 +84,7 @@ def _train_and_write(grid: TuneGrid) -> int:
             train_missing(grid.jobs(places), trainer, _described)
             files = CellFiles(trainer.folder)
             content["cells"] += [grid.cell(place, files) for place in places]
-            try:
-                check_metric(content)
-            except ArgumentError as error:
-                refuse([f"tune.metric: {error}"], PROGRAM)
+            check_metric(content)
     page = TunedStudy(content).report(grid.folder)
     failed = [cell for cell in content["cells"] if cell["fault"] and not cell["diverged"]]
     for cell in failed:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from qat_ste.app.cell_jobs import CellFiles, Job, Workers
 from qat_ste.app.cells_cli import worker_count
 from qat_ste.app.cluster import CLUSTERS, ClusterJobs, launcher_name
-from qat_ste.app.compose import compose_file, config_dir
+from qat_ste.app.compose import SEARCH_PATH, compose_file, config_dir
 from qat_ste.app.entries import Entry, by_label, checked
 from qat_ste.app.schema import ConfigError, parameters
 from qat_ste.app.start import start_of_run
@@ -132,7 +132,8 @@ def grid_of(overrides: list[str]) -> TuneGrid:
     del cfg["hydra"]
     components, tune = checked(cfg, choices), parameters(cfg, "tune")
     texts = [STE, *dict.fromkeys(tune.estimators or [choices["estimator"]])]
-    entries = [Entry("tune.estimators", "estimator", text, "tune", overrides, choices) for text in texts]
+    search = [override for override in overrides if override.startswith(SEARCH_PATH)]
+    entries = [Entry("tune.estimators", "estimator", text, cfg, choices, search) for text in texts]
     if problems := [problem for entry in entries for problem in entry.problems]:
         raise ConfigError(problems)
     components.dataset.prepare()

@@ -50,8 +50,8 @@ def slurm(tmp_path_factory):
     shutil.rmtree(home, ignore_errors=True)
 
 
-def start(slurm: dict, folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "qat_ste.app.run_cli", *arguments]
+def start(slurm: dict, folder: Path, *arguments: str, module: str = "run_cli") -> subprocess.Popen:
+    command = [sys.executable, "-m", f"qat_ste.app.{module}", *arguments]
     return subprocess.Popen(command, cwd=folder, env=slurm, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -117,6 +117,22 @@ def test_preempted_queued_again_and_continued(slurm, undisturbed, tmp_path):
     assert re.search(r"SIGUSR2: stopped after step \d+", (folder / "run.log").read_text())
     assert re.search(r"resumes after step \d+", (folder / "run.log").read_text())
     assert read(folder) == read(undisturbed)
+
+
+def test_a_study_whose_jobs_are_preempted_and_queued_again(slurm, tmp_path):
+    few = ("estimator=tanh", "optimizer=sgd", "tune.lr=[1e-3,1e-2]", "tune.seeds=1", "tune.extensions=0",
+           "tune.together=2", "train.steps=800")  # fmt: skip
+    process = start(slurm, tmp_path, *few, *SMALL[:3], "tune.output=there", module="tune_cli")
+    until(lambda: any("Starting" in path.read_text() for path in tmp_path.rglob("submitit/*.out")))
+    time.sleep(3)  # the job is in the middle of its imports or of its training
+    urgent(slurm)
+    code, out, err = finish(process)
+    assert code == 0, out + err
+    assert any("SIGUSR2" in path.read_text() for path in tmp_path.rglob("submitit/*.*")), "a job was preempted"
+    code, out, err = finish(start(slurm, tmp_path, *few, "tune.output=here", "tune.workers=2", module="tune_cli"))
+    assert code == 0, out + err
+    here, there = (json.loads((tmp_path / name / "tune.json").read_text()) for name in ("here", "there"))
+    assert here["cells"] == there["cells"]
 
 
 def submit(slurm: dict, folder: Path, *arguments: str) -> subprocess.Popen:

@@ -97,7 +97,7 @@ def test_entries_and_dry_run(qat_tune):
         ("counterparts=[ste]", "counterparts=[ste]: qat-tune does not take counterparts, metrics., "),
         ("train.seed=3", "train.seed=3: qat-tune does not take counterparts, "),
         ("tune.lr=[1e-3]", "tune.lr=[0.001]: must be null or a list of different positive numbers, at least 2; for example "),
-        ("tune.lr=[1e-3,1e-3]", "tune.lr=[0.001, 0.001]: must be null or a list of different positive numbers, at least 2; "),
+        ("tune.lr=[1e-3,1e-3]", "tune.lr=[0.001,0.001]: must be null or a list of different positive numbers, at least 2; "),
         ("tune.seeds=0", "tune.seeds=0: must be a whole number from 1 to 1000; for example tune.seeds=5"),
         ("tune.metric=f1", "tune.metric=f1: must be null or one of accuracy, loss; for example tune.metric=loss"),
         ("tune.margin=0", "tune.margin=0.0: must be a number between 0 and 1, both excluded; for example tune.margin=0.01"),
@@ -185,3 +185,17 @@ def test_text_is_tuned_by_its_loss(qat_tune):
     )  # fmt: skip
     assert run.code == 0
     assert read()["metric"] == "accuracy", "of the next token, where it is asked for"
+
+
+def test_what_the_first_batch_shows_is_refused_in_one_line(qat_tune, tmp_path, monkeypatch):
+    (tmp_path / "odd.py").write_text(
+        "import torch\n\nSHARED = torch.Generator()\n\n\nclass Odd(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(1, 10, 8)\n\n    def forward(self, images):\n"
+        "        noise = torch.rand(len(images), 1, generator=SHARED) if self.training else 1\n"
+        "        return self.conv(images).flatten(1) * noise\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = qat_tune(*SMALL, *TWO, "model._target_=odd.Odd")
+    assert run.code == 2
+    assert run.err.startswith("qat-tune: build_model must be ")
+    assert run.err.count("\n") == 1
