@@ -29,6 +29,7 @@ from benchmarks.networks import OF_GPT, Setting
 from benchmarks.others import other_implementations
 from benchmarks.scaling import WIDTHS, over_members, over_weights
 from benchmarks.timing import Figure
+from benchmarks.tuning import rates_together
 from qat_ste.base.process import keep_freed_memory
 
 SMALL, FLAX = Setting("small_cnn", 8, 64, 20, 21), Setting("flax_cnn", 28, 128, 3, 15)
@@ -65,6 +66,10 @@ SECTIONS: dict[
     "weights": lambda rounds: (over_weights(width, steps, rounds or 5) for width, steps in WIDTHS.items()),
     "members": lambda rounds: [over_members(_rounds(replace(KERAS, steps=2, rounds=11), rounds), MOST_MEMBERS)],
     "memory": lambda rounds: [bytes_held()],
+    "tuning": lambda rounds: (
+        [rates_together(_rounds(replace(setting, rounds=5), rounds), steps)]
+        for setting, steps in ((SMALL, 100), (KERAS, 20))
+    ),
 }
 
 
