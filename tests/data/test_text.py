@@ -148,12 +148,14 @@ def test_a_changed_file_is_another_data_set(file):
     assert text(file=file).fingerprint != before
 
 
-def test_memory_stays_flat_on_a_large_file(tmp_path):
+@pytest.mark.parametrize("split", [False, True])
+def test_memory_stays_flat_on_a_large_file(tmp_path, split):
     """A sparse file of 50 million tokens; mapped once and for all, it would fill the memory with what was read."""
     path = tmp_path / "large.bin"
     with path.open("wb") as out:
         out.truncate(100_000_000)
     dataset = text(file=path, context=1024)
+    dataset = dataset.with_validation(1) if split else dataset
     batches(dataset, 3, size=16)
     before = _resident()
     batches_of_it = dataset.train_batches(16, True, 1, CPU).starting_at(0)
