@@ -37,7 +37,7 @@ class ClusterJobs:
 
         cluster = CLUSTERS[launcher_name(launcher)]
         self.train, self.folder, self._submitted = train, folder, list[Any]()
-        settings = {key: value for key, value in launcher.items() if key not in ("_target_", "submitit_folder")}
+        settings = {key: value for key, value in launcher.items() if key != "_target_"}
         requeued = settings.pop("max_num_timeout", None)
         limits = {} if requeued is None else {f"{cluster}_max_num_timeout": requeued}
         self._executor = submitit.AutoExecutor(folder.parent / "submitit", cluster=cluster, **limits)

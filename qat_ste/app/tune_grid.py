@@ -124,11 +124,8 @@ def grid_of(overrides: list[str]) -> TuneGrid:
     """
     cfg = compose_file(config_dir(), overrides, "tune", return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
-    launcher: Any = OmegaConf.to_container(cfg.hydra.launcher)
-    if launcher_name(launcher) not in ("BasicLauncher", *CLUSTERS):
-        allowed = "must be slurm or submitit_local; tune.workers sets the processes of this machine"
-        raise ConfigError([f"hydra/launcher={choices['hydra/launcher']}: {allowed}"])
     OmegaConf.set_struct(cfg, False)
+    launcher = _cluster(cfg, choices)
     del cfg["hydra"]
     components, tune = checked(cfg, choices), parameters(cfg, "tune")
     texts = [STE, *dict.fromkeys(tune.estimators or [choices["estimator"]])]
@@ -163,9 +160,24 @@ def grid_of(overrides: list[str]) -> TuneGrid:
     content = content_of(tune, lr, metric, about, choices["optimizer"], unit)
     content["settings"] = {**shared, "tune": plain["tune"], "choices": choices}
     estimators = {label: entry.components.estimator for label, entry in labelled.items()}
-    on_cluster = launcher if launcher_name(launcher) in CLUSTERS else None
     training = TrialTraining(cfg, components, estimators)
-    return TuneGrid(content, training, home_path(tune.output), tune, config_of, on_cluster)
+    return TuneGrid(content, training, home_path(tune.output), tune, config_of, launcher)
+
+
+def _cluster(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of the launcher for a cluster; None without one.
+
+    Raises:
+        ConfigError: it is another launcher.
+    """
+    # Without the folder of submitit's files, which is in that of a sweep.
+    node = {key: value for key, value in cfg.hydra.launcher.items() if key != "submitit_folder"}
+    launcher: Any = OmegaConf.to_container(OmegaConf.create(node))
+    name = launcher_name(launcher)
+    if name not in ("BasicLauncher", *CLUSTERS):
+        allowed = "must be slurm or submitit_local; tune.workers sets the processes of this machine"
+        raise ConfigError([f"hydra/launcher={choices['hydra/launcher']}: {allowed}"])
+    return launcher if name in CLUSTERS else None
 
 
 def _check_validation(components: RunComponents) -> None:
