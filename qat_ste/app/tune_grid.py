@@ -171,7 +171,7 @@ def _cluster(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any] | No
         ConfigError: it is another launcher.
     """
     # Without the folder of submitit's files, which is in that of a sweep.
-    node = {key: value for key, value in cfg.hydra.launcher.items() if key != "submitit_folder"}
+    node = {key: cfg.hydra.launcher[key] for key in cfg.hydra.launcher if key != "submitit_folder"}
     launcher: Any = OmegaConf.to_container(OmegaConf.create(node))
     name = launcher_name(launcher)
     if name not in ("BasicLauncher", *CLUSTERS):
