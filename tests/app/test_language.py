@@ -73,7 +73,7 @@ def test_block_formats_replace_the_scale_of_the_layers(qat_run):
 
 @pytest.mark.slow
 def test_killed_and_continued_is_equal_bit_for_bit(tmp_path):
-    few = (*FEW, "train.steps=80", "train.segment=[5,20]", "checkpoint.every_steps=10")
+    few = (*FEW, "train.steps=40", "train.segment=[5,20]", "checkpoint.every_steps=10")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start(tmp_path, *few, f"hydra.run.dir={whole}").communicate(timeout=300)
     process = start(tmp_path, *few, f"hydra.run.dir={cut}")
