@@ -79,15 +79,15 @@ class Curve:
         return sorted({*self.study.grid, *self.rates})
 
     @property
-    def finished(self) -> bool:
-        """Whether every planned rate has cells of all seeds, or a fault."""
+    def unfinished(self) -> list[float]:
+        """The planned rates that have neither cells of all seeds nor a fault, ascending."""
         seeds = set(self.study.seeds)
-        return all(rate in self.faults or seeds <= set(self.cells.get(rate, ())) for rate in self.planned)
+        return [rate for rate in self.planned if rate not in self.faults and not seeds <= set(self.cells.get(rate, ()))]
 
     @property
     def settled(self) -> bool:
         """Whether the best rate is final: nothing is missing, and no rate is to be added."""
-        return self.finished and self.next_rate is None
+        return not self.unfinished and self.next_rate is None
 
     @property
     def at_edge(self) -> bool:
@@ -96,11 +96,14 @@ class Curve:
 
     @property
     def next_rate(self) -> float | None:
-        """The rate to add: beyond the best rate if it is at the edge, at the ratio of the two outermost rates.
+        """The rate to train beyond the grid: an added one that lacks cells, otherwise a new one.
 
-        None if the best rate is inside, no rate is eligible, cells are missing, or no more rates may be added.
+        A new one lies beyond the best rate if that is at the edge, at the ratio of the two outermost rates. None if the
+        best rate is inside, no rate is eligible, cells of the grid are missing, or no more rates may be added.
         """
-        if not (self.finished and self.at_edge) or self.added >= self.study.extensions:
+        if self.unfinished:
+            return next((rate for rate in self.unfinished if rate not in self.study.grid), None)
+        if not self.at_edge or self.added >= self.study.extensions:
             return None
         rates = self.planned
         edge, neighbour = rates[:2] if self.best == rates[0] else rates[:-3:-1]
