@@ -63,7 +63,7 @@ def invented(
     names: Sequence[str] = NAMES, seeds: Sequence[int] = SEEDS, grid: Sequence[float] = GRID, metric: str = "accuracy",
     noise: float = 0.004, **other: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """A finished study: bell-shaped curves over log rates, the last but three estimators off by several margins."""
+    """Bell-shaped curves over log rates, four estimators off by up to 20 margins; ``laplace`` lacks a rate beyond 0.1."""
     random_ = random.Random(7)
     factors = {name: 1.0 if name == "ste (again)" else round(random_.uniform(0.3, 2.2), 3) for name in names}
     gains = {name: {3: -0.03, 5: 0.022, 8: -0.2, 11: 0.006}.get(n, 0.0) for n, name in enumerate(names)}
@@ -91,7 +91,7 @@ def invented(
             if name == "ste (again)":
                 for each in cells[-len(seeds) :]:
                     each["estimator"] = name
-    for name, factor in list(factors.items())[:-1]:
+    for name, factor in factors.items():
         add("ste", 0.01, factor, 0.0, role="adjusted", of=name)
         add("ste", 0.03, factor, 0.0, role="adjusted", of=name)
     refused = names[6] if len(names) > 6 else None

@@ -14,6 +14,7 @@ from qat_ste.report.seeds import CONFIDENCE, LEAST_SEEDS, Estimate
 from qat_ste.report.tune.answers import ANSWERS, INNER, Answers, Array, Sample, answers, summarize
 from qat_ste.report.tune.study import STE, Cells, Curve, Study, complete
 
+SINGLE = 2.0**-24  # an α below: single precision rounds the STE's steps away at weights that the estimator moves
 LITTLE = 0.5  # accuracy below which a network has learned little
 
 
@@ -41,7 +42,7 @@ class Row:
     Attributes:
         best: its best learning rate.
         counterpart: the rate of the STE that corresponds to it: α times the best rate.
-        distance: from the STE's best rate to ``counterpart``, in steps of the grid.
+        distance: from the STE's best rate to ``counterpart``, in steps of the grid; None for an α below ``SINGLE``.
         test: its test metric at the best rate.
         difference: to the STE, each at its own best rate; positive where the estimator is better.
         answer: one of ``ANSWERS``.
@@ -86,8 +87,8 @@ class Comparison:
         best = [study.curves[label].best for label in study.labels]
         tests = [_at(study.curves[label], rate) for label, rate in zip(study.labels, best, strict=True)]
         differences = np.stack([self._paired(values, _at(self.ste, self.ste.best)) for values in tests])
-        found = answers(differences, self._bound)
-        return tuple(self._row(n, label, found) for n, label in enumerate(study.labels))
+        result = answers(differences, self._bound)
+        return tuple(self._row(n, label, result) for n, label in enumerate(study.labels))
 
     def counts(self) -> dict[str, list[str]]:
         """The estimators by answer, in the order of ``ANSWERS``; answers that no estimator has are left out."""
@@ -116,18 +117,18 @@ class Comparison:
     def _bound(self) -> float:
         return math.nan if self.margin is None else self.margin
 
-    def _row(self, n: int, label: str, found: Answers) -> Row:
+    def _row(self, n: int, label: str, result: Answers) -> Row:
         study, curve, ste = self.study, self.study.curves[label], self.ste.best
-        best, answer, seeds = curve.best, str(found.answer[n]), float(found.seeds[n])
+        best, answer, seeds = curve.best, str(result.answer[n]), float(result.seeds[n])
         counterpart = None if best is None else best * study.factor(label)
         distance = None
-        if counterpart is not None and ste is not None:
+        if counterpart is not None and ste is not None and study.factor(label) >= SINGLE:
             distance = math.log(counterpart / ste) / math.log(grid_factor(study.grid))
         return Row(
             label, best, counterpart, distance, _estimate(_at(curve, best)),
-            self._difference(Sample(found.sample.mean[n], found.sample.sd[n], found.sample.n)),
+            self._difference(Sample(result.sample.mean[n], result.sample.sd[n], result.sample.n)),
             answer,
-            None if math.isnan(found.p[n]) else float(found.p[n]),
+            None if math.isnan(result.p[n]) else float(result.p[n]),
             None if math.isnan(seeds) else int(seeds),
             self._swap(best),
             self._adjusted(label) if study.remapped(label) else None,

@@ -25,6 +25,7 @@ from qat_ste.report.tune.text import (
     findings,
     headline,
     p_of,
+    paper_table,
     rate_of,
     rule,
     seeds_of,
@@ -46,7 +47,7 @@ FIGURES: dict[str, tuple[Callable[[Comparison], Figure], str]] = {
         "Validation metric by learning rate, which chooses the best rate (dots). Lines: means over seeds; bands: "
         "smallest to largest seed. Black: the estimator; grey: the STE; dashed blue: the STE at its rate divided by α, "
         "which the theorem predicts to coincide with the estimator. ×: a seed failed. Lines leave the panel where the "
-        "metric is far worse.",
+        "metric is far worse; an arrow points to a best value outside the panel.",
     ),
 }
 
@@ -70,7 +71,7 @@ def write_study(folder: Path) -> dict[str, str]:
     write(folder / "tune.csv", csv_lines(records(comparison)))
     write(folder / "tune_cells.csv", csv_lines(comparison.study.content["cells"]))
     write(folder / "tune.md", to_markdown(comparison))
-    write(folder / "tune.tex", latex_table(table(comparison), left=2, caption=headline(comparison)))
+    write(folder / "tune.tex", latex_table(paper_table(comparison), left=2, caption=headline(comparison)))
     write(folder / "tune.html", render(comparison, pictures))
     return failed
 
@@ -101,13 +102,11 @@ def render(comparison: Comparison, pictures: Sequence[Picture] = ()) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Headline, findings, warnings, rule, and a line for each estimator."""
-    lists = [*findings(comparison), *(f"Warning: {warning}" for warning in warnings(comparison))]
-    items = "".join(f"- {markdown_text(item)}.\n" for item in lists)
-    return (
-        f"{markdown_text(headline(comparison))}.\n\n{items}\n{markdown_text(rule(comparison))}\n\n"
-        f"{markdown_lines(table(comparison), left=2)}\n"
-    )
+    """Headline, findings, warnings, a line for each estimator, and the rule."""
+    sentences = [*findings(comparison), *(f"Warning: {warning}" for warning in warnings(comparison))]
+    items = "".join(f"- {markdown_text(sentence)}.\n" for sentence in sentences)
+    terms = "".join(f"- **{term}.** {markdown_text(explanation)}\n" for term, explanation in rule(comparison))
+    return f"{markdown_text(headline(comparison))}.\n\n{items}\n{markdown_lines(table(comparison), left=2)}\n\n{terms}"
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

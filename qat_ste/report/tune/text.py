@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qat_ste.report.seeds import LEAST_SEEDS, Estimate, no_interval
 from qat_ste.report.tables import short, with_interval
-from qat_ste.report.tune.answers import ALPHA, BETTER, MOST_SEEDS, POWER, WORSE
+from qat_ste.report.tune.answers import ALPHA, BETTER, MOST_SEEDS, NO_NUMBERS, POWER, WORSE
 from qat_ste.report.tune.comparison import LITTLE, Comparison, Difference, Row
 from qat_ste.report.tune.study import STE, Study
 
@@ -31,6 +31,11 @@ class Units:
     difference: str
     factor: int
     decimals: int
+
+    @property
+    def in_brackets(self) -> str:
+        """Unit of a difference in brackets, after a space; empty if it has none."""
+        return f" ({self.difference.strip()})" if self.difference else ""
 
     def shown(self, value: float | None) -> str:
         """A metric."""
@@ -59,15 +64,25 @@ def units(comparison: Comparison) -> Units:
 
 def headline(comparison: Comparison) -> str:
     """The answers counted, number of seeds and margin."""
-    study = comparison.study
+    study, counts = comparison.study, comparison.counts()
     seeds, number = len(study.seeds), len(study.labels)
-    counts = [f"{len(labels)} {answer}" for answer, labels in comparison.counts().items()]
-    subject = "The one estimator" if number == 1 else f"Of {number} estimators"
+    clauses = [_clause(answer, len(labels)) for answer, labels in counts.items()]
+    if number == 1:
+        clauses[0] = f"{study.labels[0]} {clauses[0].removeprefix('1 ')}"
+    elif len(counts) == 1:
+        clauses[0] = f"all {clauses[0].replace(' ', ' estimators ', 1)}"
+    else:
+        clauses[0] = clauses[0].replace(" ", f" of {number} estimators ", 1)
     basis = f"{seeds} seeds" if seeds >= LEAST_SEEDS else no_interval(seeds)
-    return (
-        f"{subject}, each at its own best learning rate, compared with the STE at its best: {', '.join(counts)} "
-        f"({basis}, margin {margin(comparison)})"
-    )
+    sentence = " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+    return f"Compared with the STE, each at its best learning rate, {sentence} ({basis}, margin: {margin(comparison)})"
+
+
+def _clause(answer: str, number: int) -> str:
+    """For example "2 are equivalent"."""
+    if answer == NO_NUMBERS:
+        return f"{number} {'has' if number == 1 else 'have'} {answer}"
+    return f"{number} {'is' if number == 1 else 'are'} {answer}"
 
 
 def margin(comparison: Comparison) -> str:
@@ -87,19 +102,25 @@ def findings(comparison: Comparison) -> list[str]:
     written = units(comparison)
     if distances := {label: abs(steps) for label, steps in comparison.distances().items()}:
         farthest = max(distances, key=lambda label: distances[label])
-        remapped = " (multiplied by α)" if any(map(comparison.study.remapped, distances)) else ""
+        rates = "rates times α" if any(map(comparison.study.remapped, distances)) else "learning rates"
+        median = f" in the median, at most {distances[farthest]:.1f} ({farthest})" if len(distances) > 1 else ""
+        vanishing = [row.label for row in comparison.rows if row.counterpart is not None and row.distance is None]
+        without = f"; without {_names(vanishing)}, whose α is below single precision" if vanishing else ""
         sentences.append(
-            f"Best learning rates{remapped}: in median {statistics.median(distances.values()):.1f} steps of the grid "
-            f"from the STE's best rate, at most {distances[farthest]:.1f} ({farthest})"
+            f"Best {rates}: {statistics.median(distances.values()):.1f} steps of the grid from the STE's best "
+            f"rate{median}{without}"
         )
     costs = {row.label: row.swap.mean.mean for row in comparison.rows if row.swap.mean is not None}
     diverged = [row.label for row in comparison.rows if row.swap.diverged]
-    if costs or diverged:
-        sentences.append("The STE at an estimator's best rate: " + "; ".join(
-            [f"loses at most {written.signed(cost).lstrip('+')}{written.difference} ({label})"
-             for label, cost in sorted(costs.items(), key=lambda item: -item[1])[:1]]
-            + [f"diverges at that of {', '.join(diverged)}"] * bool(diverged)
-        ))  # fmt: skip
+    effects = []
+    if costs:
+        label, cost = max(costs.items(), key=lambda item: item[1])
+        most = f"at most {written.shown(cost)}{written.difference} ({label})"
+        effects.append(f"loses {most if cost > 0 else 'nothing'}")
+    if diverged:
+        effects.append(f"diverges at that of {_names(diverged)}")
+    if effects:
+        sentences.append(f"The STE at an estimator's best rate {' and '.join(effects)}")
     if rows := comparison.adjusted():
         equivalent = sum(row.adjusted is not None and row.adjusted.equivalent for row in rows)
         sentences.append(f"Adjusted STE: equivalent to its estimator for {equivalent} of {len(rows)}")
@@ -134,10 +155,13 @@ def warnings(comparison: Comparison) -> list[str]:
     ]
     if edges:
         sentences.append(f"The best rate is still the smallest or largest one tried for {_names(edges)}")
-    for label, curve in study.curves.items():
-        if curve.faults:
-            rates = [f"{rate_of(rate)} ({len(faults)} of {len(study.seeds)})" for rate, faults in curve.faults.items()]
-            sentences.append(f"{label} failed at {_names(rates)} seeds; such rates cannot be chosen")
+    failed = [
+        f"{label} at {rate_of(rate)} ({len(faults)} of {len(study.seeds)} seeds)"
+        for label, curve in study.curves.items()
+        for rate, faults in curve.faults.items()
+    ]
+    if failed:
+        sentences.append(f"Training failed at rates that can therefore not be chosen: {_names(failed)}")
     accuracy = comparison.best_accuracy()
     if accuracy is not None and accuracy < LITTLE:
         sentences.append(
@@ -147,29 +171,32 @@ def warnings(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def rule(comparison: Comparison) -> str:
-    """Explains the choice of rates and the answers."""
+def rule(comparison: Comparison) -> list[tuple[str, str]]:
+    """Explains the choice of rates and the answers: terms with their explanations."""
     study = comparison.study
     number, metric = len(study.labels), study.metric
     percent = f"{100 * ALPHA:.0f} %"
-    family = f"the {number} estimators" if number > 1 else "the one estimator"
-    return (
-        f"Choice: each estimator and the STE train at each learning rate with each seed. The validation split chooses: "
-        f"the best rate has the best mean validation {metric} over seeds, among the rates at which no seed failed; of "
-        f"equal rates it is the smallest. If the best rate is the smallest or largest one tried, a rate beyond it is "
-        f"added, at most {study.extensions} for each. Comparison: the test {metric} of the estimator at its best rate "
-        f"against that of the STE at its own, paired by seed; the test split takes no part in the choice. Positive "
-        f"differences favour the estimator. Equivalent: the 90 % interval of the difference (Student's t) lies within "
-        f"the margin of ±{margin(comparison)}, which is two one-sided t-tests at {percent}, for each estimator on its "
-        f"own, without correction for their number. Better, worse: a two-sided paired t-test, with Holm's correction "
-        f"over {family} (familywise {percent}). Equivalent takes precedence: a difference may be certain and still lie "
-        f"within the margin; its interval shows it. Undecided: neither, or fewer than {LEAST_SEEDS} seeds. Seeds to "
-        f"decide: the number that decides with {100 * POWER:.0f} % probability if mean and standard deviation stay as "
-        f"estimated, for a difference (at Bonferroni's level) or for equivalence, whichever needs fewer. All "
-        f"share one grid, so a difference may come from where its rates lie; the adjusted STE, at the estimator's rate "
-        f"times α, is free of that. Intervals are 95 % unless stated otherwise, without correction. The intervals are "
-        f"over seeds; the test split is the same for all seeds."
-    )
+    correction = f" after Holm's correction over the {number} estimators (familywise {percent})" if number > 1 else ""
+    return [
+        ("Choice", f"Each estimator and the STE train at each learning rate with each seed. The best rate has the best "
+         f"mean validation {metric} over seeds, the smallest of equal ones. Rates at which a seed failed cannot be "
+         f"chosen. If the best rate is the smallest or largest one tried, a rate beyond it is added, at most "
+         f"{study.extensions} for each estimator."),
+        ("Difference", f"Test {metric} of the estimator and of the STE, each at its own best rate, paired by seed. "
+         f"Positive: the estimator is better. The test split takes no part in the choice."),
+        ("Equivalent", f"The 90 % interval of the difference (Student's t) lies within the margin of "
+         f"±{margin(comparison)}. These are two one-sided t-tests at {percent} for each estimator, without correction "
+         f"for the number of estimators."),
+        ("Better, worse", f"A two-sided paired t-test is significant at {percent}{correction}. Equivalent takes "
+         f"precedence: a significant difference can lie within the margin."),
+        ("Undecided", f"Neither, or fewer than {LEAST_SEEDS} seeds."),
+        ("Seeds to decide", f"The number of seeds that decides with a probability of {100 * POWER:.0f} % if the true "
+         f"mean and standard deviation are those measured: for a difference (at Bonferroni's level) or for "
+         f"equivalence, whichever needs fewer."),
+        ("Limits", "All estimators share one grid, so a difference may come from where its rates lie. The adjusted STE "
+         "is free of that: it trains at the estimator's rate times α. Intervals have 95 % unless stated otherwise and "
+         "are not corrected. They cover seeds only: the test split is the same for all seeds."),
+    ]  # fmt: skip
 
 
 def rate_of(rate: float | None) -> str:
@@ -212,14 +239,20 @@ def difference_of(difference: Difference | None, written: Units, seeds: int) -> 
 def table(comparison: Comparison) -> list[list[str]]:
     """Header, the STE, and a line for each estimator."""
     written, seeds = units(comparison), len(comparison.study.seeds)
-    unit = written.difference.strip()
     header = [
-        "estimator", "answer", "best rate", "× α", f"test {written.metric}",
-        f"difference to the STE{f' ({unit})' if unit else ''}", "Holm's p", "seeds to decide", "careless swap loses",
-        "adjusted STE gains", "distance of best rates (steps)",
+        "estimator", "answer", "best rate", "rate × α", f"test {written.metric}",
+        f"difference to the STE{written.in_brackets}", "Holm's p", "seeds to decide",
+        f"careless swap loses{written.in_brackets}", f"adjusted STE gains{written.in_brackets}",
+        "distance of best rates (steps)",
     ]  # fmt: skip
     ste = [STE, "–", rate_of(comparison.ste.best), "–", with_interval(comparison.ste_test(), written.shown), *["–"] * 6]
     return [header, ste, *(_line(row, written, seeds) for row in comparison.rows)]
+
+
+def paper_table(comparison: Comparison) -> list[list[str]]:
+    """The columns of ``table`` that fit the width of an article's text, up to Holm's p and without α."""
+    return [[cell.replace("difference to the STE", "difference") for cell in (*line[:3], *line[4:7])]
+            for line in table(comparison)]  # fmt: skip
 
 
 def _line(row: Row, written: Units, seeds: int) -> list[str]:
