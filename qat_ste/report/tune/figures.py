@@ -109,8 +109,8 @@ def curves(comparison: Comparison) -> Figure:
             axis.tick_params(labelbottom=True)
             axis.set_xlabel("learning rate", fontsize=8)
     rates = [rate for curve in study.curves.values() for rate in (*study.grid, *curve.rates)]
-    if (ste := study.curves[STE].best) is not None:
-        shifted = [ste / factor for factor in map(study.factor, study.labels) if factor >= SINGLE]
+    if (best := study.curves[STE].best) is not None:
+        shifted = [best / factor for factor in map(study.factor, study.labels) if factor >= SINGLE]
         rates += [rate for rate in shifted if min(rates) / 10 <= rate <= max(rates) * 10]
     low, high = min(rates), max(rates)
     axes[0].set(xscale="log", xlim=(low / (high / low) ** 0.06, high * (high / low) ** 0.06), ylim=limits)

@@ -126,7 +126,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
         | {"margin": comparison.margin, "holm_p": row.p, "seeds_to_decide": row.seeds}
         | interval("swap_loss", row.swap.mean)
         | {"swap_diverged": row.swap.diverged}
-        | interval("adjusted_gain", row.adjusted and row.adjusted.mean)
-        | {"adjusted_equivalent": row.adjusted and row.adjusted.equivalent}
+        | interval("adjusted_gain", row.adjusted.mean if row.adjusted else None)
+        | {"adjusted_equivalent": row.adjusted.equivalent if row.adjusted else None}
         for row in comparison.rows
     ]  # fmt: skip
