@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qat_ste import ArgumentError, Quantization, Training, compare
+from qat_ste import ArgumentError, Execution, Quantization, Training, compare
 from qat_ste.estimators import Dsq, Estimator, Tanh
 from qat_ste.estimators.annealed import Annealed
 from qat_ste.experiment.trials import Trial, train_trials
@@ -31,10 +31,13 @@ class Raises(Estimator):
         return torch.ones_like(u)
 
 
-def trained(trials, *, quantization=WEIGHTS, steps=40, seed=0, optimizer=SGD, build=network, loss=F.cross_entropy):
+def trained(
+    trials, *, quantization=WEIGHTS, steps=40, seed=0, optimizer=SGD, build=network, loss=F.cross_entropy, device="cpu"
+):
     return train_trials(
         build, batches(), trials, loss=loss, optimizer=optimizer, quantization=quantization,
         training=Training(steps=steps, seed=seed), validation=VALIDATION, test=TEST,
+        execution=Execution(device=device),
     )  # fmt: skip
 
 
@@ -113,3 +116,12 @@ def test_what_cannot_be_trained_is_refused_before_training():
             network, iter(batches()), {1: Trial(Tanh(5.5), 0.05)}, loss=F.cross_entropy, optimizer=SGD,
             quantization=WEIGHTS, training=Training(epochs=2), validation=TEST, test=TEST,
         )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    trials = {lr: Trial(Tanh(5.5), lr) for lr in (0.05, 1e20)}
+    on_gpu, on_cpu = (trained(trials, steps=5, device=device) for device in ("cuda", "cpu"))
+    assert on_gpu[0.05].test_loss == pytest.approx(on_cpu[0.05].test_loss, rel=0.05)
+    assert on_gpu[1e20].diverged
