@@ -25,8 +25,8 @@ An entry of tune.estimators is an option of qat-run's group `estimator`; quote
 an entry with overrides:
   qat-tune estimator=tanh,ewgs optimizer=adam
   qat-tune estimator=tanh optimizer=sgd 'tune.lr=[1e-3,3e-3,1e-2]' tune.seeds=20
-  qat-tune 'tune.estimators=[tanh,"cosine estimator.a=0.9"]' tune.output=DIR --dry-run
-  qat-tune estimator=tanh optimizer=adam hydra/launcher=slurm hydra.launcher.partition=gpu
+  qat-tune 'tune.estimators=[tanh,"cosine estimator.a=0.9"]' --dry-run
+  qat-tune estimator=tanh hydra/launcher=slurm hydra.launcher.partition=gpu
 Other keys are those of qat-run: dataset, model, optimizer, quantizer, train,
 runtime, experiment. The same command in the same folder resumes and skips
 finished trainings. The grid is:
@@ -52,6 +52,8 @@ def _problem_of(override: str) -> str | None:
     key = override.lstrip("+~")
     if key.startswith("estimator."):
         return "an entry has the keys of its estimator, for example 'tune.estimators=[\"tanh estimator.k=9\"]'"
+    if key.startswith("optimizer=") and "," in key:
+        return "a study has one optimizer; call qat-tune once for each, with its own rates and tune.output"
     return f"qat-tune does not take {', '.join(NOT_TAKEN)}" if key.startswith(NOT_TAKEN) else None
 
 

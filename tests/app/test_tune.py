@@ -94,6 +94,7 @@ def test_entries_and_dry_run(qat_tune):
         ('tune.estimators=["tanh estimator.k=0"]', "tune.estimators=[tanh estimator.k=0]: estimator.k=0: must be a positive finite number; "),
         ("estimator=tanh tune.estimators=[dsq]", "estimator=tanh: the estimators are given twice; "),
         ("estimator.k=3", "estimator.k=3: an entry has the keys of its estimator, for example 'tune.estimators=[\"tanh estimator.k=9\"]'"),
+        ("optimizer=sgd,adam", "optimizer=sgd,adam: a study has one optimizer; call qat-tune once for each, "),
         ("counterparts=[ste]", "counterparts=[ste]: qat-tune does not take counterparts, metrics., "),
         ("train.seed=3", "train.seed=3: qat-tune does not take counterparts, "),
         ("tune.lr=[1e-3]", "tune.lr=[0.001]: must be null or a list of different positive numbers, at least 2; for example "),
