@@ -39,6 +39,12 @@ COURSES = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Leaves the figures out of pages whose text is tested."""
+    monkeypatch.setattr("qat_ste.report.atlas.page.FIGURES", {})
+
+
 def write(
     folder: Path,
     names: dict[str, str] | None = None,
@@ -125,6 +131,7 @@ def test_an_interval_that_contains_its_bound_leaves_the_label_undecided(tmp_path
     assert both in (folder / "atlas.html").read_text()
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
 def test_with_fewer_than_three_seeds_nothing_is_decided(tmp_path, seeds):
     folder = write(tmp_path / "atlas", seeds=seeds)
@@ -155,6 +162,7 @@ def set_accuracy(folder: Path, **accuracies: float) -> None:
     (folder / "atlas.json").write_text(json.dumps(content))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_network_that_learned_little_is_marked(folder):
     assert read_atlas(folder / "atlas.json").learned_little() == {}
     set_accuracy(folder, adam=0.44, muon=0.46)
@@ -168,6 +176,7 @@ def test_a_network_that_learned_little_is_marked(folder):
     assert list(read_atlas(folder / "atlas.json").learned_little()) == ["sgd", "adam", "signsgd", "muon"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_of_an_older_version_is_made(tmp_path):
     shutil.copytree(ROOT / "tests" / "kept" / "atlas", tmp_path / "atlas")
     assert write_atlas(tmp_path / "atlas") == {}
@@ -262,6 +271,7 @@ def segmented(folder: Path, outcomes: Sequence[str]) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("seeds", "outcomes", "expected", "interval"),
     [
@@ -286,6 +296,7 @@ def test_segments_are_a_second_measure(tmp_path, seeds, outcomes, expected, inte
         assert expected in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_without_segments_the_page_has_none(folder):
     write_atlas(folder)
     assert "segment" not in (folder / "atlas.html").read_text() + (folder / "atlas.md").read_text()
