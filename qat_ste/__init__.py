@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qat_ste import estimators
     from qat_ste.base.errors import ArgumentError
-    from qat_ste.base.sections import CheckpointSchedule, Execution, Metrics, Quantization, Training, Tuning
+    from qat_ste.base.grid_sections import Tuning
+    from qat_ste.base.sections import CheckpointSchedule, Execution, Metrics, Quantization, Training
     from qat_ste.experiment.card_of import card_of
     from qat_ste.experiment.checkpoint import Checkpoints
     from qat_ste.experiment.comparison import Comparison, compare
@@ -40,7 +41,7 @@ _HOME = {
     "SteEquivalent": "theory.equivalence",
     "Training": "base.sections",
     "TunedStudy": "experiment.tuning",
-    "Tuning": "base.sections",
+    "Tuning": "base.grid_sections",
     "UniformQuantizer": "quantizers.quantizer",
     "WeightDecay": "experiment.gradient_update",
     "card_of": "experiment.card_of",

@@ -10,17 +10,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_ste.base.errors import POSITIVE, ArgumentError
+from qat_ste.base.grid_sections import AtlasConfig, TuneConfig
 from qat_ste.base.sections import (
     DEFAULT_COUNTERPARTS,
     SECTIONS,
-    AtlasConfig,
     CheckpointSchedule,
     Metrics,
     PathsConfig,
     Quantization,
     RuntimeConfig,
     TrainConfig,
-    TuneConfig,
 )
 from qat_ste.base.text import shown
 

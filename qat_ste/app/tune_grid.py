@@ -21,8 +21,8 @@ from qat_ste.app.start import start_of_run
 from qat_ste.app.validate import RunComponents
 from qat_ste.base.errors import ArgumentError
 from qat_ste.base.files import home_path
+from qat_ste.base.grid_sections import TuneConfig
 from qat_ste.base.run_config import identity
-from qat_ste.base.sections import TuneConfig
 from qat_ste.data.dataset import Shard, TrainingBatches
 from qat_ste.data.task import bits_per_token, task_of
 from qat_ste.estimators import Estimator

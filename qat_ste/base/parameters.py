@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,6 +22,18 @@ def parameter(default: Any, rule: Rule | None, about: str, example: Any = None) 
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+class _Path:
+    def __contains__(self, value: Any) -> bool:
+        parts = os.fsencode(value).split(b"/")
+        return bool(value.strip()) and "\0" not in value and max(map(len, parts)) <= 255
+
+    def __str__(self) -> str:
+        return "a path, no part of it longer than 255 bytes"
+
+
+PATH = _Path()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import nn
 
 from qat_ste.base.errors import FUNCTION, POSITIVE, ArgumentError, Instance, require
 from qat_ste.base.files import home_path, write_json
-from qat_ste.base.sections import Execution, Quantization, Training, Tuning
+from qat_ste.base.grid_sections import Tuning
+from qat_ste.base.sections import Execution, Quantization, Training
 from qat_ste.data.dataset import Batch
 from qat_ste.estimators import Estimator, Ste
 from qat_ste.experiment.batch_source import Batches
