@@ -52,7 +52,7 @@ def declared(*extras: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("qat_ste", ("hf",)), ("scripts", ("benchmark",)), ("tests", ("test", "hf"))]
+    ("folder", "extras"), [("qat_ste", ("hf", "slurm")), ("scripts", ("benchmark",)), ("tests", ("test", "hf"))]
 )
 def test_what_is_imported_is_declared(folder, extras):
     distributions = packages_distributions()
