@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
+
+from qat_ste.base.files import read_json
 
 
 class LinkError(OSError):
@@ -19,6 +22,18 @@ def no_link(path: Path) -> Path:
     if path.is_symlink():
         raise LinkError(f"{path.name} is a symbolic link, which is not followed; put the file itself there")
     return path
+
+
+def read_content(path: Path, schema: int) -> dict[str, Any]:
+    """The content of a JSON file that has this ``schema``.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is unreadable, a symbolic link, or of another schema.
+    """
+    content: dict[str, Any] = read_json(no_link(path))
+    if content["schema"] != schema:
+        raise ValueError(f"{path}: schema {content['schema']} is not supported, only {schema} is")
+    return content
 
 
 def regular(path: Path, most_bytes: int) -> Path:

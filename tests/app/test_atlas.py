@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from qat_ste.app import atlas_cli
+from tests.app.in_process import in_process
 from tests.conftest import every_fifth
 
 SMALL = ("atlas.steps=4", "atlas.smaller=2", "atlas.seeds=[1]", "atlas.workers=1", "train.batch_size=16")
@@ -24,16 +24,7 @@ GRID = ('atlas.estimators=[tanh,"cosine estimator.a=1"]', 'atlas.optimizers=[sgd
 def qat_atlas(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["qat-atlas", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            atlas_cli.main()
-            raise SystemExit(0)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=exited.value.code or 0, out=out, err=err)
-
-    return call
+    return in_process("qat-atlas", atlas_cli.main, monkeypatch, capsys)
 
 
 def read(folder: Path = Path("outputs/atlas")) -> dict:

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from qat_ste.app import tune_cli
+from tests.app.in_process import in_process
 from tests.app.killing import kill_after
 from tests.conftest import every_fifth
 
@@ -22,16 +22,7 @@ TWO = ("estimator=tanh,ste", "tune.lr=[1e-3,1e-2]", "tune.extensions=1")
 def qat_tune(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["qat-tune", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            tune_cli.main()
-            raise SystemExit(0)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=exited.value.code or 0, out=out, err=err)
-
-    return call
+    return in_process("qat-tune", tune_cli.main, monkeypatch, capsys)
 
 
 def read(folder: str = "outputs/tune") -> dict:

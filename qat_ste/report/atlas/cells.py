@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qat_ste.base.files import read_json
-from qat_ste.report.files import no_link
+from qat_ste.report.files import read_content
 from qat_ste.report.seeds import LEAST_SEEDS, Estimate, interval_of_mean, no_interval
 
 SCHEMA = 1
@@ -227,9 +226,7 @@ def read_atlas(path: Path) -> Atlas:
     Raises:
         OSError, ValueError, KeyError: the file is unreadable, or qat-atlas did not write it.
     """
-    content = read_json(no_link(path))
-    if content["schema"] != SCHEMA:
-        raise ValueError(f"{path}: schema {content['schema']} is not supported, only {SCHEMA} is")
+    content = read_content(path, SCHEMA)
     grouped: dict[tuple[str, str], list[list[Any]]] = {}
     for cell in content["cells"]:
         by_lr = grouped.setdefault((cell["estimator"], cell["optimizer"]), [[], []])

@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qat_ste.base.files import read_json
-from qat_ste.report.files import no_link
+from qat_ste.report.files import read_content
 
 SCHEMA = 1
 STE = "ste"
@@ -220,9 +219,7 @@ def read_study(path: Path) -> Study:
     Raises:
         OSError, ValueError, KeyError: the file is unreadable, or qat-tune did not write it.
     """
-    content = read_json(no_link(path))
-    if content["schema"] != SCHEMA:
-        raise ValueError(f"{path}: schema {content['schema']} is not supported, only {SCHEMA} is")
+    content = read_content(path, SCHEMA)
     if content["metric"] not in METRICS:
         raise ValueError(f"{path}: metric {content['metric']!r} is not supported, only {' and '.join(METRICS)} are")
     return Study(content)
