@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -42,6 +43,10 @@ class Job:
     def work(self) -> int:
         """The cost, in steps times cells."""
         return self.steps * len(self.cells)
+
+
+class JobLost(RuntimeError):
+    """A job ended without a result; the cells that are finished are kept."""
 
 
 class CellFiles:
@@ -99,7 +104,7 @@ class Workers:
         """Trains the jobs; yields each and its duration in seconds once its files are written.
 
         Raises:
-            concurrent.futures.process.BrokenProcessPool: a worker was killed.
+            JobLost: a worker was killed.
         """
         if self.count == 1:
             for job in jobs:
@@ -110,7 +115,11 @@ class Workers:
             self._pool = ProcessPoolExecutor(self.count, get_context("spawn"), _begin, arguments)
         futures = {self._pool.submit(_work, job): job for job in jobs}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            try:
+                seconds = future.result()
+            except BrokenProcessPool as error:
+                raise JobLost("a worker was killed") from error
+            yield futures[future], seconds
 
 
 _shared: list[Any] = []

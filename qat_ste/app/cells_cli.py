@@ -98,7 +98,7 @@ def run_in_folder(program: str, key: str, folder: Path, work: Callable[[], int])
     Args:
         key: that names the folder.
     """
-    from concurrent.futures.process import BrokenProcessPool
+    from qat_ste.app.cell_jobs import JobLost
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,8 +108,8 @@ def run_in_folder(program: str, key: str, folder: Path, work: Callable[[], int])
         refuse([str(error)], program)
     except _Stopped as stopped:
         exit_code, reason = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
-    except BrokenProcessPool:
-        exit_code, reason = 1, "a worker was killed"
+    except JobLost as lost:
+        exit_code, reason = 1, str(lost)
     except OSError as error:
         exit_code, reason = 1, of_error(error)
     print(f"{program}: {reason}; the same command goes on from there: {command(program)}", file=sys.stderr)  # noqa: T201

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import Any
 
 import torch
 
-from qat_ste.app.cell_jobs import J, Job, Train, train_job
+from qat_ste.app.cell_jobs import J, Job, JobLost, Train, train_job
 
 CLUSTERS = {"SlurmLauncher": "slurm", "LocalLauncher": "local"}  # of submitit, by the launcher's class
 PLAIN = ("cpus_per_task", "gpus_per_node", "mem_gb", "name", "nodes", "stderr_to_stdout", "tasks_per_node",
          "timeout_min")  # fmt: skip
 POLL_SECONDS = 5.0
+# submitit handles these signals only once Python has loaded the job; by default they would end it before.
+PYTHON = f'sh -c \'trap "" TERM USR1 USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
 
 
 def launcher_name(launcher: Mapping[str, Any]) -> str:
@@ -38,9 +42,8 @@ class ClusterJobs:
         cluster = CLUSTERS[launcher_name(launcher)]
         self.train, self.folder, self._submitted = train, folder, list[Any]()
         settings = {key: value for key, value in launcher.items() if key != "_target_"}
-        requeued = settings.pop("max_num_timeout", None)
-        limits = {} if requeued is None else {f"{cluster}_max_num_timeout": requeued}
-        self._executor = submitit.AutoExecutor(folder.parent / "submitit", cluster=cluster, **limits)
+        limits = {"slurm_max_num_timeout": settings.pop("max_num_timeout")} if "max_num_timeout" in settings else {}
+        self._executor = submitit.AutoExecutor(folder.parent / "submitit", cluster, slurm_python=PYTHON, **limits)
         named = {key if key in PLAIN else f"{cluster}_{key}": value for key, value in settings.items()}
         self._executor.update_parameters(**{key: value for key, value in named.items() if value is not None})
 
@@ -57,28 +60,41 @@ class ClusterJobs:
         """Trains the jobs; yields each and its duration in seconds once its files are written.
 
         Raises:
-            Exception: what a job raised, or submitit's error where a job ended without a result.
+            submitit.core.utils.FailedJobError: a job raised this.
+            JobLost: jobs ended without a result; raised once the others ended.
         """
         submitted = self._executor.map_array(_OnNode(self.train, self.folder), jobs)
         waiting = list(zip(jobs, submitted, strict=True))
         self._submitted = [each for _, each in waiting]
+        lost = list[str]()
         while waiting:
             for job, each in [pair for pair in waiting if pair[1].done()]:
-                if (seconds := _seconds(each)) is not None:
-                    waiting.remove((job, each))
+                try:
+                    if (seconds := _seconds(each)) is None:
+                        continue
                     yield job, seconds
+                except JobLost as error:
+                    lost.append(str(error))
+                waiting.remove((job, each))
             time.sleep(POLL_SECONDS if waiting else 0.0)
+        if lost:
+            raise JobLost(", ".join(lost))
 
 
 def _seconds(submitted: Any) -> float | None:
     """What the job returned; None where it was called done while it was queued again."""
-    from submitit.core.utils import UncompletedJobError
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
         return float(submitted.result())
+    except FailedJobError:
+        raise
     except UncompletedJobError:
         if submitted.done(force_check=True):
-            raise
+            message = (
+                f"job {submitted.job_id} ended as {submitted.state} without a result, log {submitted.paths.stderr}"
+            )
+            raise JobLost(message) from None
         return None
 
 

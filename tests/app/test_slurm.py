@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -119,20 +121,51 @@ def test_preempted_queued_again_and_continued(slurm, undisturbed, tmp_path):
     assert read(folder) == read(undisturbed)
 
 
-def test_a_study_whose_jobs_are_preempted_and_queued_again(slurm, tmp_path):
-    few = ("estimator=tanh", "optimizer=sgd", "tune.lr=[1e-3,1e-2]", "tune.seeds=1", "tune.extensions=0",
-           "tune.together=2", "train.steps=800")  # fmt: skip
-    process = start(slurm, tmp_path, *few, *SMALL[:3], "tune.output=there", module="tune_cli")
-    until(lambda: any("Starting" in path.read_text() for path in tmp_path.rglob("submitit/*.out")))
-    time.sleep(3)  # the job is in the middle of its imports or of its training
+STUDY = ("estimator=tanh", "optimizer=sgd", "tune.lr=[1e-3,1e-2]", "tune.seeds=1", "tune.extensions=0",
+         "tune.together=2", "train.steps=800")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory) -> dict:
+    """Those of the study without a cluster."""
+    folder = tmp_path_factory.mktemp("study")
+    code, out, err = finish(start(dict(os.environ), folder, *STUDY, "tune.output=here", "tune.workers=2",
+                                  module="tune_cli"))  # fmt: skip
+    assert code == 0, out + err
+    return json.loads((folder / "here" / "tune.json").read_text())["cells"]
+
+
+def on_node(folder: Path, signals: str) -> list[int]:
+    """Processes of submitit for this folder whose mask ``signals`` in /proc has SIGUSR2."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"submitit.core._submit\0{folder}" in (process / "cmdline").read_text():
+                mask = re.search(rf"{signals}:\s*(\w+)", (process / "status").read_text())[1]
+                found += [int(process.name)] * (int(mask, 16) >> (signal.SIGUSR2 - 1) & 1)
+    return found
+
+
+@pytest.mark.parametrize(("signals", "preempted"), [("SigIgn", False), ("SigCgt", True)], ids=["starts", "trains"])
+def test_a_study_whose_job_is_preempted_while_it(slurm, cells, tmp_path, signals, preempted):
+    process = start(slurm, tmp_path, *STUDY, *SMALL[:3], "tune.output=there", module="tune_cli")
+    until(lambda: on_node(tmp_path, signals))
     urgent(slurm)
     code, out, err = finish(process)
     assert code == 0, out + err
-    assert any("SIGUSR2" in path.read_text() for path in tmp_path.rglob("submitit/*.*")), "a job was preempted"
-    code, out, err = finish(start(slurm, tmp_path, *few, "tune.output=here", "tune.workers=2", module="tune_cli"))
-    assert code == 0, out + err
-    here, there = (json.loads((tmp_path / name / "tune.json").read_text()) for name in ("here", "there"))
-    assert here["cells"] == there["cells"]
+    logs = [path.read_text() for path in tmp_path.rglob("submitit/*.*") if path.suffix in (".out", ".err")]
+    assert any("SIGUSR2" in log for log in logs) == preempted
+    assert json.loads((tmp_path / "there" / "tune.json").read_text())["cells"] == cells
+
+
+def test_a_study_that_loses_a_job_keeps_the_others(slurm, tmp_path):
+    process = start(slurm, tmp_path, *STUDY, *SMALL[:3], "tune.output=there", module="tune_cli")
+    until(lambda: on_node(tmp_path, "SigCgt"))
+    os.kill(on_node(tmp_path, "SigCgt")[0], signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 1
+    assert re.match(r"qat-tune: job \d+_\d ended as FAILED without a result, log .*; the same command", err), err
+    assert list(tmp_path.rglob("there/*/*.json"))
 
 
 def submit(slurm: dict, folder: Path, *arguments: str) -> subprocess.Popen:
