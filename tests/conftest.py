@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import fcntl
 import io
 import json
 import signal
@@ -22,6 +23,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from qat_ste.app import run_cli as cli
+from tests.undrawn import undrawn
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ("train.steps=24", "metrics.every=6", "train.steps_per_epoch=8")
@@ -66,13 +68,26 @@ def check_run() -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """One short run of the installed command with offline W&B."""
-    return trained(tmp_path_factory.mktemp("finished"), *SHORT, "logger=wandb")
+    return trained_once(tmp_path_factory, "finished", *SHORT, "logger=wandb")
 
 
 @pytest.fixture(scope="session")
 def segment_run(tmp_path_factory) -> Path:
     """One short run of the installed command with 12 segments of 2 steps, which have intervals, and 4 of 6 steps."""
-    return trained(tmp_path_factory.mktemp("segments"), *SHORT, "logger=none", "train.segment=[6,2]")
+    return trained_once(tmp_path_factory, "segments", *SHORT, "logger=none", "train.segment=[6,2]")
+
+
+def trained_once(tmp_path_factory, name: str, *overrides: str) -> Path:
+    """The folder of a run that the processes of the tests share."""
+    base = tmp_path_factory.getbasetemp()
+    shared_by_all = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    output, link = shared_by_all / name, shared_by_all / f"{name}.finished"
+    with (shared_by_all / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not link.exists():
+            output.mkdir(exist_ok=True)
+            link.symlink_to(trained(output, *overrides))
+    return link.resolve()
 
 
 def trained(output: Path, *overrides: str) -> Path:
@@ -87,11 +102,18 @@ def trained(output: Path, *overrides: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_drawing():
+    """Figures of pages are made but not drawn."""
+    with undrawn():
+        yield
+
+
 def command(*arguments: str) -> SimpleNamespace:
-    """Runs the command in this process, which has torch already; gives exit code and streams."""
+    """Runs the command in this process, which has torch already, without drawing; gives exit code and streams."""
     GlobalHydra.instance().clear()
     code, out, err = 0, io.StringIO(), io.StringIO()
-    with patch.object(sys, "argv", ["qat-run", *arguments]), redirect_stdout(out), redirect_stderr(err):
+    with patch.object(sys, "argv", ["qat-run", *arguments]), redirect_stdout(out), redirect_stderr(err), undrawn():
         try:
             cli.main()
         except SystemExit as stopped:

@@ -1,4 +1,4 @@
-"""Calls a command in this process."""
+"""Calls a command in this process, without drawing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+
+from tests.undrawn import undrawn
 
 
 def in_process(
@@ -17,7 +19,7 @@ def in_process(
     def call(*arguments: str) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", [program, *arguments])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
+        with undrawn(), pytest.raises(SystemExit) as exited:
             main()
             raise SystemExit(0)
         out, err = capsys.readouterr()

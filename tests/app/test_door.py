@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -40,12 +39,9 @@ def call(*arguments: str, **changes: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
-def test_help_and_configuration_import_nothing_heavy_and_are_quick(flag):
-    """In processor time, of which a busy machine takes no more; torch alone takes longer to import."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+def test_help_and_configuration_import_nothing_heavy(flag):
     done = call(flag)
     assert done.stdout.rstrip().endswith("EXIT 0 HEAVY []"), done.stdout + done.stderr
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
 
 
 @pytest.mark.slow

@@ -39,12 +39,6 @@ COURSES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def without_figures(monkeypatch):
-    """Leaves the figures out of pages whose text is tested."""
-    monkeypatch.setattr("qat_ste.report.atlas.page.FIGURES", {})
-
-
 def write(
     folder: Path,
     names: dict[str, str] | None = None,
@@ -114,6 +108,7 @@ def test_labels_follow_from_distance_and_order(folder):
     ]
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_an_interval_that_contains_its_bound_leaves_the_label_undecided(tmp_path):
     """The orders 0.24 and 0.26 have opposite labels only if their intervals exclude 0.25."""
     folder = write(tmp_path / "atlas", spread=0.05, order_spread=0.05)
@@ -131,7 +126,7 @@ def test_an_interval_that_contains_its_bound_leaves_the_label_undecided(tmp_path
     assert both in (folder / "atlas.html").read_text()
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
 def test_with_fewer_than_three_seeds_nothing_is_decided(tmp_path, seeds):
     folder = write(tmp_path / "atlas", seeds=seeds)
@@ -162,7 +157,7 @@ def set_accuracy(folder: Path, **accuracies: float) -> None:
     (folder / "atlas.json").write_text(json.dumps(content))
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("no_drawing")
 def test_a_network_that_learned_little_is_marked(folder):
     assert read_atlas(folder / "atlas.json").learned_little() == {}
     set_accuracy(folder, adam=0.44, muon=0.46)
@@ -176,7 +171,7 @@ def test_a_network_that_learned_little_is_marked(folder):
     assert list(read_atlas(folder / "atlas.json").learned_little()) == ["sgd", "adam", "signsgd", "muon"]
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("no_drawing")
 def test_the_page_of_an_older_version_is_made(tmp_path):
     shutil.copytree(ROOT / "tests" / "kept" / "atlas", tmp_path / "atlas")
     assert write_atlas(tmp_path / "atlas") == {}
@@ -219,6 +214,7 @@ def test_page_and_tables_have_the_numbers_of_the_cells(folder):
     assert "sine &lt;is&gt; not positive" in page
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_fault_is_shown_and_leaves_other_numbers(folder):
     content = json.loads((folder / "atlas.json").read_text())
     broken = next(cell for cell in content["cells"] if (cell["estimator"], cell["optimizer"]) == ("tanh", "sgd"))
@@ -231,6 +227,7 @@ def test_a_fault_is_shown_and_leaves_other_numbers(folder):
     assert "tanh under sgd, seed 1, lr 0.05: the loss is nan" in (folder / "atlas.html").read_text()
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_strange_names_are_escaped(tmp_path):
     strange = {"tanh": "<img src=x onerror=alert(1)>", "sgd": "=1+1|`$x$`", "muon": "a" * 300}
     folder = write(tmp_path / "strange", strange)
@@ -271,7 +268,7 @@ def segmented(folder: Path, outcomes: Sequence[str]) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize(
     ("seeds", "outcomes", "expected", "interval"),
     [
@@ -296,7 +293,7 @@ def test_segments_are_a_second_measure(tmp_path, seeds, outcomes, expected, inte
         assert expected in text
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("no_drawing")
 def test_without_segments_the_page_has_none(folder):
     write_atlas(folder)
     assert "segment" not in (folder / "atlas.html").read_text() + (folder / "atlas.md").read_text()

@@ -94,6 +94,7 @@ def test_a_figure_that_fails_is_named(tmp_path, monkeypatch):
     assert (tmp_path / "tune.html").read_text().count("data:image/png") == 1
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_names_are_escaped_in_every_file(tmp_path):
     study = flat({"ste": INSIDE, HOSTILE: INSIDE | {0.09: BAD}, "=1+1": INSIDE})
     study["estimators"][HOSTILE]["refused"] = "<b>not</b> odd"
