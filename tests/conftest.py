@@ -80,14 +80,12 @@ def segment_run(tmp_path_factory) -> Path:
 def trained_once(tmp_path_factory, name: str, *overrides: str) -> Path:
     """The folder of a run that the processes of the tests share."""
     base = tmp_path_factory.getbasetemp()
-    shared_by_all = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    output, link = shared_by_all / name, shared_by_all / f"{name}.finished"
-    with (shared_by_all / f"{name}.lock").open("w") as lock:
+    output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    output.mkdir(exist_ok=True)
+    with (output / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not link.exists():
-            output.mkdir(exist_ok=True)
-            link.symlink_to(trained(output, *overrides))
-    return link.resolve()
+        done = list(output.glob("*/*/stdout.txt"))  # written last
+        return done[0].parent if done else trained(output, *overrides)
 
 
 def trained(output: Path, *overrides: str) -> Path:

@@ -70,11 +70,13 @@ class ClusterJobs:
         while waiting:
             for job, each in [pair for pair in waiting if pair[1].done()]:
                 try:
-                    if (seconds := _seconds(each)) is None:
-                        continue
-                    yield job, seconds
+                    seconds = _seconds(each)
                 except JobLost as error:
                     lost.append(str(error))
+                else:
+                    if seconds is None:
+                        continue
+                    yield job, seconds
                 waiting.remove((job, each))
             time.sleep(POLL_SECONDS if waiting else 0.0)
         if lost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -38,10 +39,24 @@ def call(*arguments: str, **changes: str) -> subprocess.CompletedProcess:
                           env=ENVIRONMENT | changes)  # fmt: skip
 
 
+def used() -> float:
+    """Seconds of processor time of the processes that ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
+
+@pytest.fixture(scope="module")
+def torch_seconds() -> float:
+    before = used()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return used() - before
+
+
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
-def test_help_and_configuration_import_nothing_heavy(flag):
+def test_help_and_configuration_import_nothing_heavy_and_are_quick(flag, torch_seconds):
+    before = used()
     done = call(flag)
     assert done.stdout.rstrip().endswith("EXIT 0 HEAVY []"), done.stdout + done.stderr
+    assert used() - before < torch_seconds, "quicker than to import torch on this machine"
 
 
 @pytest.mark.slow

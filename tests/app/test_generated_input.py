@@ -22,7 +22,7 @@ from tests.app import wrong_values
 from tests.app.wrong_values import Input, drawn
 from tests.conftest import command
 
-SLOWEST = 300  # seconds on the clock to do anything at all
+SLOWEST = 60  # seconds on the clock to do anything at all
 ROOM = 6 << 30  # bytes that a wrong value may have the command ask for
 LONGEST_LINE = 1500
 SHORT = ("train.steps=2", "metrics.every=1", "counterparts=[ste]", "logger=none")

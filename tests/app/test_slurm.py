@@ -129,8 +129,9 @@ STUDY = ("estimator=tanh", "optimizer=sgd", "tune.lr=[1e-3,1e-2]", "tune.seeds=1
 def cells(tmp_path_factory) -> dict:
     """Those of the study without a cluster."""
     folder = tmp_path_factory.mktemp("study")
-    code, out, err = finish(start(dict(os.environ), folder, *STUDY, "tune.output=here", "tune.workers=2",
-                                  module="tune_cli"))  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = start(environment, folder, *STUDY, "tune.output=here", "tune.workers=2", module="tune_cli")
+    code, out, err = finish(process)
     assert code == 0, out + err
     return json.loads((folder / "here" / "tune.json").read_text())["cells"]
 

@@ -163,8 +163,8 @@ def test_names_in_figures_are_not_clipped(many, draw):
 def test_a_backend_that_is_missing_does_not_matter(backend, monkeypatch):
     """A notebook passes MPLBACKEND on to the commands that it starts."""
     monkeypatch.setenv("MPLBACKEND", backend)
-    modules = ", ".join(f"qat_ste.report.{name}" for name in ("run.page", "sweep.page", "atlas.page", "tune.page",
-                                                              "card.figure"))  # fmt: skip
+    drawing = ("run.page", "sweep.page", "atlas.page", "tune.page", "card.figure")
+    modules = ", ".join(f"qat_ste.report.{name}" for name in drawing)
     code = (
         f"import os, {modules}; from qat_ste.report.pages import png; "
         f"from matplotlib.figure import Figure; png(Figure()); assert os.environ['MPLBACKEND'] == {backend!r}"
